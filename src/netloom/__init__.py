@@ -1,0 +1,51 @@
+"""netloom: from labelled pictures to a classifier you can trust."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from netloom.data.imageset import ImageSet as ImageSet
+    from netloom.errors import NetloomError as NetloomError
+    from netloom.recipe import Recipe as Recipe
+    from netloom.recipe import load_recipe as load_recipe
+    from netloom.training.callbacks import Callback as Callback
+    from netloom.workflows.evaluate import evaluate as evaluate
+    from netloom.workflows.inspect import audit_source as audit  # noqa: F401
+    from netloom.workflows.predict import predict as predict
+    from netloom.workflows.runs import Run as Run
+    from netloom.workflows.runs import load as load
+    from netloom.workflows.summarize import summary as summary
+    from netloom.workflows.train import train as train
+
+# Public names and where they live. They are imported when first used, so that `netloom --help` and the processes
+# that decode pictures never import torch.
+_PUBLIC = {
+    "Callback": ("netloom.training.callbacks", "Callback"),
+    "ImageSet": ("netloom.data.imageset", "ImageSet"),
+    "NetloomError": ("netloom.errors", "NetloomError"),
+    "Recipe": ("netloom.recipe", "Recipe"),
+    "Run": ("netloom.workflows.runs", "Run"),
+    "audit": ("netloom.workflows.inspect", "audit_source"),
+    "evaluate": ("netloom.workflows.evaluate", "evaluate"),
+    "load": ("netloom.workflows.runs", "load"),
+    "load_recipe": ("netloom.recipe", "load_recipe"),
+    "predict": ("netloom.workflows.predict", "predict"),
+    "summary": ("netloom.workflows.summarize", "summary"),
+    "train": ("netloom.workflows.train", "train"),
+}
+__all__ = [*sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'netloom' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

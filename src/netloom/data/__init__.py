@@ -1,0 +1,1 @@
+"""What pictures are there, decoded once, split honestly, augmented per sample."""

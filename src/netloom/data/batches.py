@@ -1,0 +1,149 @@
+"""Batches of decoded pictures, augmented and scaled on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from netloom.data.augment import Augmenter
+from netloom.randomness import permutation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Named inputs and named targets.
+
+    Attributes:
+        inputs: Tensors by input name; a picture is `image`, float32 `[B, C, H, W]` in channels-last memory.
+        targets: Tensors by head name; a class is `label`, int64 `[B]`.
+        weights: Float32 `[B]`, or None where every sample weighs 1.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    targets: dict[str, torch.Tensor]
+    weights: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True)
+class InputScaling:
+    """`(pixel / 255 - mean) / std` for each channel; it belongs to the model and travels with its weights.
+
+    Attributes:
+        mean: One value per channel, in units of the full range 0..1.
+        std: Likewise.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale `[B, C, H, W]` pixels of 0..255, uint8 or float32, to float32 network inputs."""
+        pixels = images.to(torch.float32)
+        factor = torch.tensor([1 / (255 * s) for s in self.std], device=images.device)
+        offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device)
+        return torch.addcmul(offset.view(1, -1, 1, 1), pixels, factor.view(1, -1, 1, 1))
+
+    @classmethod
+    def unit(cls, channels: int) -> InputScaling:
+        """Pixels to 0..1, as `rescale=1/255` does."""
+        return cls((0.0,) * channels, (1.0,) * channels)
+
+    @classmethod
+    def none(cls, channels: int) -> InputScaling:
+        """Pixels as they are, 0..255."""
+        return cls((0.0,) * channels, (1 / 255,) * channels)
+
+    @classmethod
+    def standardizing(cls, images: torch.Tensor, indices: npt.NDArray[np.int64]) -> InputScaling:
+        """Mean 0 and standard deviation 1 per channel over `images[indices]`, at most 10,000 of them evenly spaced."""
+        chosen = indices[:: max(1, len(indices) // 10_000)]
+        channels = images.shape[1]
+        total, squares, count = torch.zeros(channels), torch.zeros(channels), 0
+        total, squares = total.double(), squares.double()
+        for start in range(0, len(chosen), 256):
+            block = images[torch.from_numpy(chosen[start : start + 256])].double().div_(255)
+            total += block.sum((0, 2, 3))
+            squares += block.square_().sum((0, 2, 3))
+            count += block.numel() // channels
+        mean = total / count
+        std = (squares / count - mean**2).clamp_(min=0).sqrt_().clamp_(min=1 / 255)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+class ImageBatches:
+    """The batches of one part of a data set, epoch by epoch.
+
+    Order and augmentation are functions of (seed, epoch, sample), so any epoch can be entered at any batch. The last
+    batch may be smaller; a remainder of a single picture joins the batch before it, since batch normalization has
+    no variance of one value.
+
+    Args:
+        images: Uint8 `[N, C, H, W]`, already on the device.
+        targets: By head name, on the device, first dimension N.
+        indices: Which pictures belong to the part.
+        batch_size: Pictures in one batch.
+        scaling: From pixels to network inputs.
+        seed: Of order and augmentation.
+        shuffle: A new order in every epoch; without it the order of `indices`.
+        augmenter: Applied to every picture; never given for validation or test data.
+        weights: Float32 `[N]` on the device.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        targets: dict[str, torch.Tensor],
+        indices: npt.NDArray[np.int64],
+        *,
+        batch_size: int,
+        scaling: InputScaling,
+        seed: int = 0,
+        shuffle: bool = False,
+        augmenter: Augmenter | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        self.images, self.targets, self.indices, self.weights = images, targets, indices, weights
+        self.batch_size, self.scaling = batch_size, scaling
+        self.seed, self.shuffle, self.augmenter = seed, shuffle, augmenter
+
+    @property
+    def n_samples(self) -> int:
+        """Pictures in the part."""
+        return len(self.indices)
+
+    def _bounds(self) -> Sequence[tuple[int, int]]:
+        n, size = self.n_samples, self.batch_size
+        starts = list(range(0, n, size))
+        if len(starts) > 1 and n - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], n], strict=True))
+
+    def __len__(self) -> int:
+        return len(self._bounds())
+
+    def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch `skip` on."""
+        order = self.indices
+        if self.shuffle:
+            order = order[permutation(self.seed, "order", epoch, self.n_samples)]
+        rows = torch.from_numpy(order).to(self.images.device)
+        drawn = None
+        if self.augmenter is not None:
+            drawn = self.augmenter.draw(epoch=epoch, samples=order, device=self.images.device)
+        for start, stop in self._bounds()[skip:]:
+            chosen = rows[start:stop]
+            images = self.images.index_select(0, chosen)
+            if self.augmenter is not None and drawn is not None:
+                images = self.augmenter.apply(images, drawn[start:stop])
+            yield Batch(
+                {"image": self.scaling(images)},
+                {name: values.index_select(0, chosen) for name, values in self.targets.items()},
+                None if self.weights is None else self.weights.index_select(0, chosen),
+            )

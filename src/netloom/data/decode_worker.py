@@ -1,0 +1,132 @@
+"""The process that decodes pictures: requests as JSON lines on stdin, answers on stdout.
+
+A request names an operation, its settings and a list of tasks; each task gets one line in answer,
+in order. Answers are collected for up to 20 ms, since each waking of the reader costs 50 us, unless
+the request says `one_by_one`: then the reader knows at which picture a worker died or hangs.
+
+    ["ok", content hash, width, height, mode, format]
+    ["unreadable", reason]
+    ["failed", errno, message]        the pixels could not be written: no picture's fault
+
+It ends when stdin does, so that none outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from netloom.data.decode import decode_picture, probe_picture
+from netloom.data.location import LocationReader, UnreadablePictureError, from_json
+
+READY = ["ready"]
+_COLLECTING_SECONDS = 0.02
+
+
+def content_hash(data: bytes) -> str:
+    """BLAKE2b of a file's bytes, 128 bits as 32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _opened_output(path: str) -> BinaryIO:
+    return Path(path).open("r+b", buffering=0)
+
+
+def _write(path: str, offset: int, data: memoryview) -> None:
+    # Written, not memory-mapped: a full disk then is an error here, and not a fatal signal.
+    output = _opened_output(path)
+    output.seek(offset)
+    while data:
+        data = data[output.write(data) :]
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    answers = _take_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    _send(answers, [READY])
+    with LocationReader() as reader:
+        while True:
+            _serve(json.loads(requests.get()), reader, answers)
+
+
+def _serve(request: dict[str, Any], reader: LocationReader, answers: BinaryIO) -> None:
+    collected: list[list[Any]] = []
+    sent = time.monotonic()
+    for task in request["tasks"]:
+        collected.append(_answer(request, task, reader))
+        if request["one_by_one"] or time.monotonic() - sent > _COLLECTING_SECONDS:
+            _send(answers, collected)
+            collected, sent = [], time.monotonic()
+    _send(answers, collected)
+
+
+def _take_stdout() -> BinaryIO:
+    """Keep stdout for answers alone: what C libraries print there or on stderr goes nowhere."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, sys.stderr.fileno())
+    os.close(nowhere)
+    return answers
+
+
+def _read_requests(requests: queue.SimpleQueue[bytes]) -> None:
+    """Queue the requests; leave as soon as nobody is there any more, even amid a long decode."""
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    os._exit(0)
+
+
+def _send(answers: BinaryIO, collected: list[list[Any]]) -> None:
+    lines = memoryview("".join(json.dumps(answer) + "\n" for answer in collected).encode())
+    try:
+        while lines:
+            lines = lines[answers.write(lines) :]
+    except OSError:
+        os._exit(0)
+
+
+def _answer(request: dict[str, Any], task: dict[str, Any], reader: LocationReader) -> list[Any]:
+    try:
+        sent = task["data"]
+        data = reader.read(from_json(task["location"])) if sent is None else base64.b64decode(sent)
+        if request["operation"] == "probe":
+            header = probe_picture(data)
+            return _ok(data, header.width, header.height, header.mode, header.format)
+        picture = decode_picture(
+            data,
+            size=tuple(request["image_size"]),
+            resize=request["resize"],
+            channels=request["channels"],
+        )
+    except UnreadablePictureError as error:
+        return ["unreadable", error.reason]
+    except MemoryError:
+        return ["unreadable", "not enough memory to read it"]
+    try:
+        _write(request["output"], task["offset"], picture.pixels.reshape(-1).data)
+    except OSError as error:
+        return ["failed", error.errno, str(error)]
+    return _ok(data, picture.width, picture.height, picture.mode, picture.format)
+
+
+def _ok(data: bytes, width: int, height: int, mode: str, picture_format: str) -> list[Any]:
+    return ["ok", content_hash(data), width, height, mode, picture_format]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""From what the user names to a Source: a folder, an archive, a table of labels, a named set."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from netloom.data.named import NAMED_SETS, open_named
+from netloom.data.samples import ArrayPictures, Rejected, Sample, Source
+from netloom.data.source_files import open_path
+from netloom.errors import DataError, did_you_mean
+
+__all__ = ["ArrayPictures", "Rejected", "Sample", "Source", "open_source"]
+
+
+def open_source(source: str | Path) -> Source:
+    """Open labelled pictures without decoding or copying any.
+
+    `source` is a named set (`digits`, `cifar10`; in any case), or a path: a folder
+    `CLASS/**` or `{train,validation,test}/CLASS/**` (also training, val, valid, testing; in any
+    case), a zip or tar archive of such folders, or a CSV file with the columns image_path, label
+    and optionally split, group, weight. A text that is both a named set and a file means the set;
+    `./digits` means the file.
+
+    Classes are in the order of their Unicode code points, or by value where all names are integers.
+
+    Raises:
+        DataError: There is no such thing, or no classifier can be trained on what it holds.
+    """
+    if isinstance(source, str) and source.casefold() in NAMED_SETS:
+        return open_named(source.casefold())
+    path = Path(source).expanduser()
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(source)!r} is no usable path: {error}.") from error
+    if not there:
+        raise DataError(_nothing_there(source, path))
+    return open_path(path)
+
+
+def _nothing_there(source: str | Path, path: Path) -> str:
+    hint = did_you_mean(str(source), NAMED_SETS)
+    if not hint:
+        with contextlib.suppress(OSError):
+            siblings = [str(path.with_name(item.name)) for item in path.parent.iterdir()]
+            hint = did_you_mean(str(path), siblings)
+    return (
+        f"There is no {str(source)!r}: neither a folder, an archive or a CSV file of that name, "
+        f"nor a named set ({', '.join(sorted(NAMED_SETS))}).{hint}"
+    )

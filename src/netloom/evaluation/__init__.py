@@ -1,0 +1,1 @@
+"""Honest evaluation of trained models."""

@@ -1,0 +1,103 @@
+"""Evaluation on pictures that had no part in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from netloom.data.batches import Batch
+from netloom.inference import predict_outputs
+from netloom.metrics.scores import per_class_scores
+from netloom.metrics.summary import HeldOutScores, score_probabilities
+from netloom.models.heads import Head
+from netloom.runtime import ExecutionPlan, executing
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one part, and the predictions they come from.
+
+    Attributes:
+        scores: With intervals.
+        probabilities: Float32 `[n, K]`.
+        targets: True classes, int64 `[n]`.
+        class_names: In the order of the columns.
+    """
+
+    scores: HeldOutScores
+    probabilities: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+    @property
+    def predictions(self) -> npt.NDArray[np.int64]:
+        """The likeliest class of each picture, int64 `[n]`."""
+        likeliest: npt.NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return likeliest
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures for `result.json`."""
+        scores, bins = self.scores, self.scores.reliability
+        by_class = per_class_scores(scores.confusion)
+        return {
+            "accuracy": scores.accuracy.value,
+            "n": scores.accuracy.n,
+            "interval": list(scores.accuracy.interval),
+            "macro_f1": scores.macro_f1.value,
+            "macro_f1_interval": list(scores.macro_f1.interval),
+            "log_loss": scores.log_loss.value,
+            "log_loss_interval": list(scores.log_loss.interval),
+            "expected_calibration_error": bins.expected_calibration_error,
+            "majority_baseline": {
+                "class": self.class_names[scores.majority_class],
+                "accuracy": scores.majority.value,
+            },
+            "confusion": scores.confusion.tolist(),
+            "per_class": {
+                name: {
+                    "precision": _number(by_class.precision[i]),
+                    "recall": _number(by_class.recall[i]),
+                    "f1": _number(by_class.f1[i]),
+                    "n": int(by_class.support[i]),
+                }
+                for i, name in enumerate(self.class_names)
+            },
+        }
+
+
+def evaluate_model(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    head: Head,
+    targets: npt.NDArray[np.int64],
+    train_targets: npt.NDArray[np.int64],
+    plan: ExecutionPlan,
+) -> Evaluation:
+    """Score `model` on the pictures of `batches`.
+
+    Args:
+        model: On the plan's device.
+        batches: In order, not augmented.
+        head: Which output is scored.
+        targets: True classes in the order of the batches, int64 `[n]`.
+        train_targets: Of the training part, for the majority baseline.
+        plan: Device, threads and precision.
+    """
+    with executing(plan):
+        outputs = predict_outputs(model, batches, head_names=[head.name], plan=plan)
+    with torch.no_grad():
+        probabilities = head.probabilities(outputs[head.name]).numpy()
+    scores = score_probabilities(probabilities, targets, train_targets=train_targets)
+    return Evaluation(scores, probabilities, targets, head.class_names)
+
+
+def _number(value: float) -> float | None:
+    """NaN, where a class was never predicted or never there, has no place in JSON."""
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,78 @@
+"""Writing files so that a reader finds the old content or the new, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from netloom.errors import NetloomError, RunError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "there is no permission to write there",
+    errno.EPERM: "there is no permission to write there",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "something else of that name is there",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a message that names it and says what to do.
+
+    Raises:
+        RunError: The disk is full or read-only, or permission is missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        raise RunError(f"Cannot write {path}: {_REASONS[error.errno]}. {remedy}") from error
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content` (text as UTF-8) in one step that survives a crash or a loss of power.
+
+    Raises:
+        RunError: The disk is full or read-only, or permission is missing; an old file is left as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path, "Free some space or choose another folder; what was there before is unchanged."):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, atomically."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        NetloomError: The file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NetloomError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise NetloomError(f"{path} is not valid JSON ({error}); the file is damaged.") from error

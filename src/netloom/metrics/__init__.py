@@ -1,0 +1,1 @@
+"""Scores of predictions, how far chance moves them, how honest confidences are."""

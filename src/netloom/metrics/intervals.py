@@ -1,0 +1,173 @@
+"""How far a score could be from the truth by the luck of which pictures were tested."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse, special
+
+from netloom.metrics.scores import f1_from_margins
+from netloom.randomness import derive_seed
+
+# Counts held at once while resampling: 32 MB of int64, small beside a decoded data set.
+_CELLS_AT_ONCE = 4_000_000
+
+
+class Interval(NamedTuple):
+    """A confidence interval, both ends included."""
+
+    low: float
+    high: float
+
+
+class Estimate(NamedTuple):
+    """A score with the number of pictures it was measured on and its confidence interval."""
+
+    value: float
+    n: int
+    interval: Interval
+
+
+def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """Interval of a proportion such as accuracy, 0..1.
+
+    Unlike the normal approximation it holds for small `n` and near 0 and 1.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22,
+    1927; recommended by Brown, Cai and DasGupta, "Interval estimation for a binomial proportion",
+    2001.
+
+    Raises:
+        ValueError: `n` is below 1, or `successes` is not within `0..n`.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"Expected 0 <= successes <= n and n >= 1; found {successes} of {n}.")
+    z = _normal_quantile(confidence)
+    share = successes / n
+    shrink = 1 + z**2 / n
+    centre = (share + z**2 / (2 * n)) / shrink
+    half_width = z / shrink * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # At the ends the formula gives exactly 0 and 1; rounding must not push them outside.
+    return Interval(
+        0.0 if successes == 0 else centre - half_width,
+        1.0 if successes == n else centre + half_width,
+    )
+
+
+def mean_interval(values: npt.NDArray[np.floating[Any]], *, confidence: float = 0.95) -> Interval:
+    """Interval of the mean of independent `values` `[N]` by Student's t; NaN for a single value.
+
+    Raises:
+        ValueError: There is no value.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("The interval of a mean needs at least one value; found none.")
+    if n == 1:
+        return Interval(math.nan, math.nan)
+    _check_confidence(confidence)
+    standard_error = float(np.std(values, ddof=1, dtype=np.float64)) / math.sqrt(n)
+    half_width = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * standard_error
+    mean = float(np.mean(values, dtype=np.float64))
+    return Interval(mean - half_width, mean + half_width)
+
+
+def bootstrap_interval(
+    counts: npt.NDArray[np.integer[Any]],
+    statistic: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]],
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a score without a formula, from tests on resampled pictures.
+
+    Drawing the tested pictures anew with replacement is drawing how often each outcome occurs from
+    a multinomial distribution, so that one call draws all resamples. For a statistic of N single
+    values, `counts` is N ones.
+
+    Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979.
+
+    Args:
+        counts: How often each of M distinct outcomes occurred, `[M]`.
+        statistic: Maps resampled counts int64 `[R, M]` to the score of each, float64 `[R]`.
+        confidence: Share of intervals that hold the true score.
+        n_resamples: Number of resampled tests.
+        seed: The same seed gives the same interval.
+
+    Raises:
+        ValueError: `counts` counts nothing.
+    """
+    n = int(counts.sum())
+    if n == 0:
+        raise ValueError("A bootstrap interval needs at least one picture; found none.")
+    _check_confidence(confidence)
+    generator = np.random.Generator(np.random.Philox(derive_seed(seed, "bootstrap")))
+    shares = counts / n
+    at_once = max(1, _CELLS_AT_ONCE // len(counts))
+    scores = [
+        statistic(generator.multinomial(n, shares, size=min(at_once, n_resamples - done)))
+        for done in range(0, n_resamples, at_once)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(scores), [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def macro_f1_interval(
+    confusion: npt.NDArray[np.integer[Any]],
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap interval of the macro F1 of a confusion matrix `[K, K]` (see `bootstrap_interval`).
+
+    Without a single mistake every resample is perfect too and would give the interval [1, 1]. Then
+    the interval of the accuracy stands in, which macro F1 equals where classes are equally
+    frequent.
+
+    Raises:
+        ValueError: The confusion matrix counts no picture.
+    """
+    n, n_correct = int(confusion.sum()), int(np.trace(confusion))
+    if 0 < n == n_correct:
+        return wilson_interval(n_correct, n, confidence=confidence)
+    # At most min(N, K^2) cells are not empty: with 1,000 classes a hundredth of the matrix.
+    true, predicted = np.nonzero(confusion)
+    by_true = _group_sums(true, len(confusion))
+    by_predicted = _group_sums(predicted, len(confusion))
+    by_correct = _group_sums(np.where(true == predicted, true, -1), len(confusion))
+
+    def macro_f1_of(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        f1 = f1_from_margins(counts @ by_correct, counts @ by_predicted, counts @ by_true)
+        return np.asarray(np.nanmean(f1, axis=1))
+
+    return bootstrap_interval(
+        np.asarray(confusion)[true, predicted],
+        macro_f1_of,
+        confidence=confidence,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+
+
+def _group_sums(groups: npt.NDArray[np.integer[Any]], n_groups: int) -> Any:
+    """Sparse `[M, n_groups]` matrix that sums M columns by group; group -1 belongs to none."""
+    kept = np.flatnonzero(groups >= 0)
+    ones = np.ones(len(kept), dtype=np.int64)
+    return sparse.csr_array((ones, (kept, groups[kept])), shape=(len(groups), n_groups))
+
+
+def _normal_quantile(confidence: float) -> float:
+    _check_confidence(confidence)
+    return float(special.ndtri(0.5 + confidence / 2))
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, such as 0.95; found {confidence}.")

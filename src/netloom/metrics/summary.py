@@ -1,0 +1,83 @@
+"""All that is told about one test, computed once from its probabilities."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from netloom.metrics.calibration import (
+    ReliabilityBins,
+    calibration_error_by_chance,
+    reliability_bins,
+)
+from netloom.metrics.intervals import (
+    Estimate,
+    macro_f1_interval,
+    mean_interval,
+    wilson_interval,
+)
+from netloom.metrics.scores import (
+    accuracy,
+    confusion_matrix,
+    macro_f1,
+    majority_baseline,
+    sample_log_losses,
+)
+
+
+class HeldOutScores(NamedTuple):
+    """The result of a test on held-out pictures; intervals at 95%."""
+
+    accuracy: Estimate
+    macro_f1: Estimate
+    log_loss: Estimate
+    """In nats."""
+    majority: Estimate
+    """Accuracy of always answering `majority_class`."""
+    majority_class: int
+    """The commonest class of the training part."""
+    confusion: npt.NDArray[np.int64]
+    """Counts `[K, K]`; rows are true classes, columns predicted ones."""
+    reliability: ReliabilityBins
+    calibration_error_by_chance: float
+    """What the calibration error of an honest classifier would stay below, 95 times in 100."""
+
+
+def score_probabilities(
+    probabilities: npt.NDArray[np.floating[Any]],
+    targets: npt.NDArray[np.integer[Any]],
+    *,
+    train_targets: npt.NDArray[np.integer[Any]],
+    seed: int = 0,
+) -> HeldOutScores:
+    """Score class probabilities on pictures that had no part in training.
+
+    Args:
+        probabilities: `[N, K]`, rows summing to 1.
+        targets: True class indices `[N]`.
+        train_targets: Class indices of the training part, for the majority baseline.
+        seed: Of the resampled intervals.
+
+    Raises:
+        ValueError: The shapes do not fit, or a part is empty.
+    """
+    losses = sample_log_losses(probabilities, targets)
+    predictions = probabilities.argmax(axis=1)
+    correct = predictions == targets
+    n = len(targets)
+    confusion = confusion_matrix(targets, predictions, probabilities.shape[1])
+    baseline = majority_baseline(train_targets, targets)
+    # Float32 softmax may end a rounding error above 1.
+    confidences = np.minimum(probabilities.max(axis=1).astype(np.float64), 1.0)
+    return HeldOutScores(
+        accuracy=Estimate(accuracy(targets, predictions), n, wilson_interval(int(correct.sum()), n)),
+        macro_f1=Estimate(macro_f1(confusion), n, macro_f1_interval(confusion, seed=seed)),
+        log_loss=Estimate(float(losses.mean()), n, mean_interval(losses)),
+        majority=Estimate(baseline.accuracy, n, wilson_interval(baseline.n_correct, n)),
+        majority_class=baseline.class_index,
+        confusion=confusion,
+        reliability=reliability_bins(confidences, correct),
+        calibration_error_by_chance=calibration_error_by_chance(confidences, seed=seed),
+    )

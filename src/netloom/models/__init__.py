@@ -1,0 +1,39 @@
+"""Networks by name, the heads that train them, and their summaries."""
+
+from __future__ import annotations
+
+# The families register their models when they are imported.
+from netloom.models import alexnet, convnet, lenet, mlp, resnet, vgg
+from netloom.models.contract import ImageModel
+from netloom.models.heads import Head
+from netloom.models.registry import (
+    ModelDescription,
+    create_model,
+    describe_models,
+    model_names,
+    model_options,
+    register_model,
+    validate_options,
+)
+from netloom.models.summary import LayerSummary, ModelSummary, summarize
+
+__all__ = [
+    "Head",
+    "ImageModel",
+    "LayerSummary",
+    "ModelDescription",
+    "ModelSummary",
+    "alexnet",
+    "convnet",
+    "create_model",
+    "describe_models",
+    "lenet",
+    "mlp",
+    "model_names",
+    "model_options",
+    "register_model",
+    "resnet",
+    "summarize",
+    "validate_options",
+    "vgg",
+]

@@ -1,0 +1,365 @@
+"""The Recipe: everything that determines a training, in one frozen, validated object; YAML in and out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from netloom.errors import ModelError, RecipeError, did_you_mean
+
+CUSTOM_MODEL = "custom"
+_MONITORED = Literal["validation_loss", "validation_accuracy", "train_loss", "train_accuracy"]
+
+
+def _as_list(value: Any) -> Any:
+    """One number stands for a list of one; `32-64-128` for `[32, 64, 128]`."""
+    if isinstance(value, str) and value.replace("-", "").isdigit():
+        return [int(part) for part in value.split("-")]
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Units = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Normalization = Literal["none", "before", "after"]
+Pooling = Literal["max", "average", "none"]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Augmentation(_Group):
+    """Random changes of the training pictures, drawn anew for every picture and epoch."""
+
+    rotation: float = Field(0.0, ge=0, le=180, description="degrees, uniform in ± this")
+    width_shift: Fraction = Field(0.0, description="fraction of the width, uniform in ± this")
+    height_shift: Fraction = Field(0.0, description="fraction of the height, uniform in ± this")
+    shear: float = Field(0.0, ge=0, lt=90, description="degrees, uniform in ± this")
+    zoom: Fraction = Field(0.0, description="factors uniform in 1 ± this")
+    horizontal_flip: bool = Field(False, description="mirror every other picture left to right")
+    vertical_flip: bool = Field(False, description="mirror every other picture top to bottom")
+    shifted_crop: int = Field(0, ge=0, description="pixels: pad by this and cut out at random")
+    fill_mode: Literal["nearest", "constant", "reflect", "wrap"] = Field(
+        "nearest", description="what fills the places that a change uncovers"
+    )
+
+
+class EarlyStopping(_Group):
+    """Stop when the monitored figure no longer gets better."""
+
+    monitor: _MONITORED = Field("validation_loss", description="the figure watched")
+    patience: int = Field(10, ge=1, description="epochs without improvement before stopping")
+    min_delta: float = Field(0.0, ge=0, description="how much better counts as better")
+    restore_best: bool = Field(True, description="put the best epoch's weights back at the end")
+
+
+class ReduceOnPlateau(_Group):
+    """Lower the learning rate when the monitored figure no longer gets better."""
+
+    monitor: _MONITORED = Field("validation_loss", description="the figure watched")
+    factor: float = Field(0.5, gt=0, lt=1, description="what the learning rate is multiplied by")
+    patience: int = Field(3, ge=1, description="epochs without improvement before lowering")
+    min_delta: float = Field(1e-4, ge=0, description="how much better counts as better")
+    min_learning_rate: float = Field(0.0, ge=0, description="the rate is not lowered below this")
+
+
+class LearningRateSchedule(_Group):
+    """How the learning rate moves during training."""
+
+    kind: Literal["constant", "step", "exponential", "cosine", "one_cycle"] = Field("constant", description="the shape")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear rise in front of any kind")
+    step_epochs: float = Field(10.0, gt=0, description="epochs between reductions of `step`")
+    decay: float = Field(0.1, gt=0, le=1, description="factor per reduction (`step`) or epoch (`exponential`)")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="where `cosine` and `one_cycle` end, of the base rate")
+    peak_fraction: float = Field(0.3, gt=0, lt=1, description="when `one_cycle` peaks, of the training")
+    start_fraction: float = Field(0.04, gt=0, le=1, description="where `one_cycle` starts, of the base rate")
+
+
+class Recipe(_Group):
+    """Everything that determines a training. `null` leaves an option to the model, or turns a group off."""
+
+    name: str = Field("", description="name of the recipe")
+    description: str = Field("", description="one line for people")
+
+    model: str = Field("convnet", description="a model's name, see `netloom models`")
+    custom_model: str | None = Field(
+        None,
+        description="for `model: custom`, the class that was given from Python; information only",
+    )
+    filters: Units | None = Field(None, description="filters of each block")
+    convs_per_block: int | Units | None = Field(None, description="convolutions in each block")
+    kernel_size: int | Units | None = Field(None, description="side of the kernels, one or per block")
+    padding: Literal["same", "valid"] | None = Field(None, description="of the convolutions")
+    pooling: Pooling | list[Pooling] | None = Field(None, description="after each block, one or per block")
+    activation: str | None = Field(None, description="relu, leaky_relu, elu, gelu, ...")
+    normalization: Normalization | None = Field(None, description="batch normalization before or after the activation")
+    dense_normalization: Normalization | None = Field(None, description="the same for dense layers, where it differs")
+    block_dropout: Fraction | None = Field(None, description="dropout after each block")
+    spatial_dropout: bool | None = Field(None, description="block dropout drops whole feature maps")
+    dropout: Fraction | None = Field(None, description="dropout before the dense layers")
+    dense_dropout: Fraction | None = Field(None, description="dropout after each dense layer")
+    dense_units: Units | None = Field(None, description="units of each dense layer")
+    head_pooling: Literal["flatten", "average"] | None = Field(
+        None, description="how the last feature map meets the dense layers"
+    )
+
+    image_size: int | tuple[int, int] | None = Field(
+        None, description="pixels, a side or [height, width]; null takes it from the pictures"
+    )
+    resize: Literal["stretch", "crop", "pad"] = Field("stretch", description="how pictures become that size")
+    color: Literal["auto", "rgb", "grey"] = Field("auto", description="auto is grey if every picture is grey")
+    input_scaling: Literal["standardize", "unit", "none"] = Field(
+        "standardize",
+        description="mean 0 and deviation 1 per channel, 0..1, or 0..255 as they are",
+    )
+    validation_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="of what is not test, where the source brings no validation part",
+    )
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="where the source brings no test part")
+    augmentation: Augmentation | None = Field(None, description="random changes of training pictures")
+
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(
+        "cross_entropy", description="binary: one sigmoid output for two classes"
+    )
+    label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
+    optimizer: Literal["sgd", "adam", "adamw", "nadam", "rmsprop"] = Field("adam", description="the optimizer")
+    learning_rate: float = Field(1e-3, gt=0, description="base learning rate")
+    momentum: Fraction = Field(0.0, description="of sgd and rmsprop")
+    nesterov: bool = Field(False, description="Nesterov's momentum, for sgd")
+    weight_decay: float = Field(0.0, ge=0, description="on weights only; decoupled for adamw")
+    l1: float = Field(0.0, ge=0, description="penalty on the absolute values of the weights")
+    l2: float = Field(0.0, ge=0, description="penalty on the squares of the weights")
+    gradient_clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    schedule: LearningRateSchedule | None = Field(None, description="null keeps the rate constant")
+
+    epochs: int = Field(50, ge=1, description="passes over the training pictures")
+    batch_size: int = Field(32, ge=1, description="pictures per step")
+    keep: Literal["best", "last"] = Field("best", description="which epoch's weights are kept")
+    monitor: _MONITORED = Field("validation_loss", description="by which figure `keep: best` judges")
+    early_stopping: EarlyStopping | None = Field(None, description="stop when nothing improves")
+    reduce_on_plateau: ReduceOnPlateau | None = Field(None, description="lower the rate on plateaus")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto takes what measures faster on the machine"
+    )
+    seed: int = Field(0, ge=0, le=2**53, description="of everything random")
+
+    @classmethod
+    def from_mapping(cls, value: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+        """Validate plain values.
+
+        Raises:
+            RecipeError: With every mistake found, one a line.
+        """
+        problems: list[str] = []
+        recipe = None
+        try:
+            recipe = cls.model_validate(dict(value))
+        except ValidationError as error:
+            problems = [_explain(item) for item in error.errors()]
+        named = {problem.partition(":")[0] for problem in problems}
+        problems += [p for p in _model_problems(value) if p.partition(":")[0] not in named]
+        if recipe is not None:
+            problems += _combination_problems(recipe)
+        if problems or recipe is None:
+            count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+            lines = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
+            raise RecipeError(f"{count} in {where}:\n{lines}")
+        return recipe
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some keys changed; groups take mappings, dotted names reach into them."""
+        return Recipe.from_mapping(_merge(self.to_mapping(), changes), where="the changed recipe")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values of all keys."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The keys that differ from the defaults, in the order of the documentation."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+    def model_options(self) -> dict[str, Any]:
+        """The options given to the model; those left null are the model's own choice."""
+        chosen = {name: getattr(self, name) for name in MODEL_OPTIONS}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+MODEL_OPTIONS = (
+    "filters",
+    "convs_per_block",
+    "kernel_size",
+    "padding",
+    "pooling",
+    "activation",
+    "normalization",
+    "dense_normalization",
+    "block_dropout",
+    "spatial_dropout",
+    "dropout",
+    "dense_dropout",
+    "dense_units",
+    "head_pooling",
+)
+
+
+def _fields_at(location: Sequence[str | int]) -> Iterable[str]:
+    """The keys known in the group that `location` names."""
+    model: type[BaseModel] = Recipe
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation if part in model.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        groups = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not groups:
+            return []
+        model = groups[0]
+    return model.model_fields
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error in words."""
+    location = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
+    name = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        known = list(_fields_at(location[:-1]))
+        hint = did_you_mean(str(location[-1]), known)
+        return f"{name}: there is no such key.{hint or ' See docs/recipes.md for all of them.'}"
+    return f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
+
+
+def _model_problems(value: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the model's name and options."""
+    from netloom.models.registry import model_names, model_options, validate_options
+
+    name = value.get("model", Recipe.model_fields["model"].default)
+    if name == CUSTOM_MODEL or not isinstance(name, str):
+        return []
+    if name not in model_names():
+        return [f"model: there is no model {name!r}.{did_you_mean(name, model_names())}"]
+    accepted = model_options(name)
+    given = {k: value[k] for k in MODEL_OPTIONS if value.get(k) is not None}
+    foreign = [k for k in given if k not in accepted]
+    problems = [f"{k}: {name} has no such option; it has {', '.join(accepted)}" for k in foreign]
+    try:
+        validate_options(name, {k: _as_list(v) for k, v in given.items() if k in accepted})
+    except ModelError as error:
+        problems += str(error).splitlines()[:-1]
+    return problems
+
+
+def _combination_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    if recipe.nesterov and not (recipe.optimizer == "sgd" and recipe.momentum > 0):
+        problems.append("nesterov: needs optimizer sgd and a momentum above 0")
+    if recipe.momentum and recipe.optimizer not in ("sgd", "rmsprop"):
+        problems.append(f"momentum: is for sgd and rmsprop, not for {recipe.optimizer}")
+    if recipe.label_smoothing and recipe.loss == "binary_cross_entropy":
+        problems.append("label_smoothing: is for loss cross_entropy")
+    return problems
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it; groups merge, dotted keys reach into them, None turns a group off."""
+    merged = dict(base)
+    for key, value in changes.items():
+        first, _, rest = key.partition(".")
+        inner = merged.get(first)
+        group = inner if isinstance(inner, Mapping) else {}
+        if rest:
+            merged[first] = _merge(group, {rest: value})
+        elif isinstance(value, Mapping):
+            merged[first] = _merge(group, value)
+        else:
+            merged[first] = value
+    return merged
+
+
+@functools.cache
+def recipe_names() -> tuple[str, ...]:
+    """Names of the shipped recipes."""
+    folder = resources.files("netloom") / "recipes"
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def describe_recipes() -> list[dict[str, str]]:
+    """Name, model and description of the shipped recipes."""
+    values = [{"name": name, **_read(name)} for name in recipe_names()]
+    default = Recipe.model_fields["model"].default
+    return [{"name": v["name"], "model": v.get("model", default), "description": v["description"]} for v in values]
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise RecipeError(f"{where} must be `key: value` lines, found {type(value).__name__}.")
+    return value
+
+
+def _read(name_or_file: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain values of a shipped recipe or a file, with what it extends underneath."""
+    text = str(name_or_file)
+    if text in seen:
+        raise RecipeError(f"Recipes extend each other in a circle: {' → '.join([*seen, text])}.")
+    path = Path(text)
+    if text in recipe_names():
+        content = (resources.files("netloom") / "recipes" / f"{text}.yaml").read_text(encoding="utf-8")
+        values = _parse_yaml(content, f"Recipe {text!r}")
+        values.setdefault("name", text)
+    elif path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            values = _parse_yaml(path.read_text(encoding="utf-8"), f"Recipe file {path}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"Cannot read the recipe file {path}: {error}.") from error
+        values.setdefault("name", path.stem)
+    else:
+        hint = did_you_mean(text, recipe_names()) or " `netloom recipes` lists them."
+        raise RecipeError(f"There is no recipe or recipe file {text!r}.{hint}")
+    base = values.pop("extends", None)
+    return values if base is None else _merge(_read(str(base), (*seen, text)), values)
+
+
+def load_recipe(name_or_file: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or one from a YAML file, with some keys changed.
+
+    A file may name another recipe under `extends` and give only what differs.
+
+    Raises:
+        RecipeError: No such recipe, or mistakes in it or in the changes; all of them are listed.
+    """
+    if isinstance(name_or_file, Recipe):
+        values, where = name_or_file.to_mapping(), "the recipe"
+    else:
+        values, where = _read(name_or_file), f"recipe {str(name_or_file)!r}"
+    return Recipe.from_mapping(_merge(values, overrides or {}), where=where)
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts to overrides; values are YAML, so `null` turns a group off.
+
+    Raises:
+        RecipeError: A text without `=`, or a value that is not YAML.
+    """
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"--set {setting!r}: expected key=value, for example --set epochs=20.")
+        try:
+            overrides[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {setting!r}: the value is not valid YAML.") from error
+    return overrides

@@ -1,0 +1,226 @@
+"""What the curves of a training say in words: best epoch, overfitting, underfitting, trouble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from netloom.report.history import column
+from netloom.report.wording import percent, points
+
+FloatArray = npt.NDArray[np.float64]
+
+_PART_NAMES = {"train": "training", "validation": "validation"}
+_AGAINST_OVERFITTING = (
+    "Against overfitting help, in this order: more pictures, augmentation, dropout or weight decay, a smaller network."
+)
+
+# A validation loss this far above its lowest is a rise, not the noise of a few hundred pictures.
+_RISE = 0.05
+# A gap in accuracy that a person would call large: validation parts of 1,000 pictures and more
+# place accuracy within about 3 points.
+_LARGE_GAP = 0.05
+# Training that removed less of its first loss than this has not learned.
+_HARDLY_MOVED = 0.05
+# Loss still falling by this much over the last fifth of the epochs: more epochs would help.
+_STILL_FALLING = 0.03
+# Below this training accuracy, a flat curve without a gap means too small or too restrained a
+# network.
+_FITS_WELL = 0.9
+
+
+class _Curves(NamedTuple):
+    """Columns of the history, float64 `[epochs]`, NaN where missing."""
+
+    epoch: FloatArray
+    train_loss: FloatArray
+    validation_loss: FloatArray
+    train_accuracy: FloatArray
+    validation_accuracy: FloatArray
+    learning_rate: FloatArray
+
+
+def read_curves(history: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """Sentences that tell what the curves of a training show and what to try next.
+
+    Args:
+        history: A row per epoch with `epoch` and any of `train_loss`, `validation_loss`,
+            `train_accuracy`, `validation_accuracy` (0..1), `learning_rate`; a value may be
+            missing, None or NaN.
+    """
+    if not history:
+        return ["No epoch was completed, so there are no curves to read."]
+    curves = _Curves(*(column(history, name) for name in _Curves._fields))
+    if broken := _not_a_number(history):
+        return [broken]
+    if len(history) < 3:
+        return [_so_far(curves), "Curves say something from three epochs on."]
+    if np.isnan(curves.validation_loss).any():
+        return [_training_only(curves), *_not_learning(curves)]
+    return [
+        _best_epoch(curves),
+        *_judge(curves),
+        *_easier_validation(curves),
+        *_lowered_rates(curves),
+    ]
+
+
+def _not_a_number(history: Sequence[Mapping[str, float | None]]) -> str:
+    for row in history:
+        for part in ("train", "validation"):
+            value = row.get(f"{part}_loss")
+            if value is not None and not np.isfinite(value):
+                return (
+                    f"In epoch {row['epoch']:.0f} the {_PART_NAMES[part]} loss was no longer a "
+                    "number: training diverged. A lower learning rate usually cures it."
+                )
+    return ""
+
+
+def _so_far(curves: _Curves) -> str:
+    epochs = "one epoch" if len(curves.epoch) == 1 else f"{len(curves.epoch)} epochs"
+    values = [
+        f"{name} loss {column_[-1]:.3f}"
+        for name, column_ in (
+            ("training", curves.train_loss),
+            ("validation", curves.validation_loss),
+        )
+        if np.isfinite(column_[-1])
+    ]
+    return f"After {epochs}: {', '.join(values) or 'no loss recorded'}."
+
+
+def _best_epoch(curves: _Curves) -> str:
+    loss, best = curves.validation_loss, int(np.argmin(curves.validation_loss))
+    where = f"Validation loss was lowest, {loss[best]:.3f}, in epoch {curves.epoch[best]:.0f}"
+    if best == len(loss) - 1:
+        return f"{where}, the last one."
+    where += f" of {curves.epoch[-1]:.0f}"
+    change = loss[-1] / loss[best] - 1 if loss[best] > 0 else 0.0
+    ended = f"; {len(loss) - 1 - best} epochs later" if best < len(loss) - 2 else "; an epoch later"
+    if change < _RISE:
+        return f"{where}{ended} it stood at {loss[-1]:.3f}, hardly different."
+    return f"{where}{ended} it was {change:.0%} higher ({loss[-1]:.3f})."
+
+
+def _training_only(curves: _Curves) -> str:
+    return (
+        f"Training loss went from {curves.train_loss[0]:.3f} to {curves.train_loss[-1]:.3f} in "
+        f"{len(curves.epoch)} epochs. Without a validation part nothing can be said about "
+        "overfitting."
+    )
+
+
+def _judge(curves: _Curves) -> list[str]:
+    if np.isnan(curves.train_loss).any():
+        return []
+    if not_learning := _not_learning(curves):
+        return not_learning
+    if overfitting := _overfitting(curves):
+        return overfitting
+    return [*_memorizing(curves), *_underfitting(curves)] or [
+        "Training and validation stay together: no sign of overfitting."
+    ]
+
+
+def _not_learning(curves: _Curves) -> list[str]:
+    first, last = curves.train_loss[0], np.mean(curves.train_loss[-2:])
+    if not last > first * (1 - _HARDLY_MOVED) or curves.train_accuracy[-1] >= _FITS_WELL:
+        return []
+    return [
+        f"The network is not learning: training loss only went from {first:.3f} to {last:.3f}. "
+        "Try another learning rate, ten times lower and ten times higher, and check the labels."
+    ]
+
+
+def _overfitting(curves: _Curves) -> list[str]:
+    best = int(np.argmin(curves.validation_loss))
+    rose = np.median(curves.validation_loss[-3:]) > (1 + _RISE) * curves.validation_loss[best]
+    if not rose or curves.train_loss[-1] >= curves.train_loss[best]:
+        return []
+    onset = _onset(_smooth(curves.validation_loss - curves.train_loss))
+    return [
+        f"It overfits: after epoch {curves.epoch[best]:.0f} training loss went on falling, from "
+        f"{curves.train_loss[best]:.3f} to {curves.train_loss[-1]:.3f}, while validation loss "
+        "turned up. The gap between the two has been growing since about epoch "
+        f"{curves.epoch[onset]:.0f}.",
+        *_accuracy_gap_in_words(curves),
+        _AGAINST_OVERFITTING,
+    ]
+
+
+def _onset(gap: FloatArray) -> int:
+    """Index of the first epoch after which the gap has left its lowest level for good.
+
+    "Left" is a tenth of the later growth, so that a slow wobble before the rise does not count.
+    """
+    lowest = int(np.argmin(gap))
+    level = gap[lowest] + 0.1 * (gap[-1] - gap[lowest])
+    return min(int(np.flatnonzero(gap <= level)[-1]) + 1, len(gap) - 1)
+
+
+def _memorizing(curves: _Curves) -> list[str]:
+    gap = float(np.mean((curves.train_accuracy - curves.validation_accuracy)[-3:]))
+    if not gap > _LARGE_GAP:
+        return []
+    return [
+        "It knows the training pictures better than new ones, though validation loss has not turned up.",
+        *_accuracy_gap_in_words(curves),
+        _AGAINST_OVERFITTING,
+    ]
+
+
+def _accuracy_gap_in_words(curves: _Curves) -> list[str]:
+    train, validation = curves.train_accuracy[-1], curves.validation_accuracy[-1]
+    if not train > validation:
+        return []
+    return [
+        f"In the last epoch it was right on {percent(train)} of the training pictures and "
+        f"{percent(validation)} of the validation pictures, a gap of {points(train - validation)}."
+    ]
+
+
+def _underfitting(curves: _Curves) -> list[str]:
+    n_last = max(2, len(curves.epoch) // 5)
+    before, after = curves.validation_loss[-n_last - 1], curves.validation_loss[-1]
+    best_at_the_end = int(np.argmin(curves.validation_loss)) >= len(curves.epoch) - 2
+    if best_at_the_end and after < before * (1 - _STILL_FALLING):
+        return [
+            f"It was still learning at the end: over the last {n_last} epochs validation loss fell "
+            f"from {before:.3f} to {after:.3f}. More epochs would probably help."
+        ]
+    if curves.train_accuracy[-1] < _FITS_WELL:
+        return [
+            "It underfits: even of the training pictures only "
+            f"{percent(curves.train_accuracy[-1])} are right, and the curves have flattened. "
+            "A larger network, larger pictures or less regularization could do better."
+        ]
+    return []
+
+
+def _easier_validation(curves: _Curves) -> list[str]:
+    if not np.nanmean(curves.validation_loss < curves.train_loss) > 0.8:
+        return []
+    return [
+        "Validation loss is below training loss, which is normal with dropout, augmentation or "
+        "label smoothing: they make the training pictures harder, and validation has none of them."
+    ]
+
+
+def _lowered_rates(curves: _Curves) -> list[str]:
+    rates = curves.learning_rate
+    lowered = curves.epoch[1:][np.diff(rates) < -1e-12]
+    # A schedule that moves in every epoch is not news; single steps are.
+    if not 0 < len(lowered) <= 5:
+        return []
+    epochs = ", ".join(f"{epoch:.0f}" for epoch in lowered)
+    return [f"The learning rate was lowered to {rates[-1]:.2g} in steps, at epoch {epochs}."]
+
+
+def _smooth(values: FloatArray) -> FloatArray:
+    """Running median of three: a single wild epoch is not a trend. The ends stay."""
+    padded = np.concatenate([values[:1], values, values[-1:]])
+    return np.asarray(np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0))

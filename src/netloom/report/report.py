@@ -1,0 +1,113 @@
+"""A run told as one HTML page that opens anywhere: offline, on a phone, on paper.
+
+The page holds no script, and its content security policy forbids any request. Every value is
+escaped when it is written, so that a class called `<b>` shows as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from netloom.metrics.summary import HeldOutScores
+from netloom.report import tables, wording
+from netloom.report.curves import draw_curve
+from netloom.report.data import ReportData, TrainingFacts
+from netloom.report.fonts import FONT_STACK
+from netloom.report.pictures import thumbnail
+from netloom.report.reading import read_curves
+
+# Up to here the matrix is read at a glance; above, the pairs come first and the matrix scrolls.
+_GLANCE_CLASSES = 20
+# Above, a matrix has more cells (10,000) than anyone looks at; the pairs say it.
+_MATRIX_CLASSES = 100
+_CONFUSED_PAIRS = 12
+# More unreadable files than this are counted, not listed; the audit lists them all.
+_REJECTED = 100
+
+
+def render_report(report: ReportData) -> str:
+    """Write a report as one self-contained HTML page.
+
+    A run that was interrupted or failed renders too: what it did not reach is left out, and said.
+
+    Raises:
+        ValueError: The class names and the scores or counts disagree about the number of classes,
+            or a picture is not uint8 `[1, H, W]` or `[3, H, W]`.
+    """
+    _check_classes(report)
+    page = _template().render(
+        report=report,
+        headline=wording.headline(report),
+        missing=wording.missing_parts(report),
+        font_stack=Markup(FONT_STACK),
+        test=_test(report.test, report.class_names) if report.test else None,
+        training=_training(report.training) if report.training else None,
+        counts=tables.part_counts(report.source, report.class_names) if report.source else (),
+        rejected_shown=_REJECTED,
+        mistakes=[(mistake, thumbnail(mistake.picture)) for mistake in report.mistakes],
+    )
+    # File names that are not Unicode reach here as lone surrogates, which no file can hold.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _test(test: HeldOutScores, class_names: Sequence[str]) -> dict[str, Any]:
+    n_classes = len(class_names)
+    return {
+        "verdict": wording.verdict(test.accuracy, test.majority),
+        "at_a_glance": n_classes <= _GLANCE_CLASSES,
+        "matrix": (tables.confusion_rows(test.confusion, class_names) if n_classes <= _MATRIX_CLASSES else None),
+        "pairs": tables.confused_pairs(test.confusion, class_names, limit=_CONFUSED_PAIRS),
+        "classes": tables.class_rows(test.confusion, class_names),
+        "calibration": wording.calibration_in_words(test.reliability, test.calibration_error_by_chance),
+        "reliability": tables.reliability_rows(test.reliability),
+        "n_wrong": int(test.confusion.sum() - test.confusion.trace()),
+    }
+
+
+def _training(training: TrainingFacts) -> dict[str, Any]:
+    history = training.history
+    return {
+        "epochs": len(history),
+        # Markup of Matplotlib from numbers alone; no name of the user's is in it.
+        "curves": [
+            (name, Markup(draw_curve(history, name, best_epoch=training.best_epoch)))
+            for name in ("loss", "accuracy")
+            if history
+        ],
+        "reading": read_curves(history),
+    }
+
+
+def _check_classes(report: ReportData) -> None:
+    n_classes = len(report.class_names)
+    if report.test is not None and report.test.confusion.shape != (n_classes, n_classes):
+        raise ValueError(
+            f"There are {n_classes} class names, so the confusion matrix must be "
+            f"[{n_classes}, {n_classes}]; found {list(report.test.confusion.shape)}."
+        )
+    for part, counts in report.source.class_counts.items() if report.source else ():
+        if len(counts) != n_classes:
+            raise ValueError(
+                f"There are {n_classes} class names, but counts of {len(counts)} classes in the {part} part."
+            )
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    for function in (
+        wording.percent,
+        wording.percent_interval,
+        wording.number_interval,
+        wording.duration,
+        wording.counted,
+    ):
+        environment.filters[function.__name__] = function
+    text = resources.files("netloom.report").joinpath("report.html").read_text(encoding="utf-8")
+    return environment.from_string(text)

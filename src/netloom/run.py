@@ -1,0 +1,253 @@
+"""The Run folder: all that a training produced. The only code that knows its file names."""
+
+from __future__ import annotations
+
+import csv
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from netloom.data.batches import InputScaling
+from netloom.data.decode import Resize
+from netloom.errors import RunError, did_you_mean
+from netloom.files import read_json, write_atomically, write_json, writing
+from netloom.recipe import Recipe, load_recipe
+from netloom.runtime import ExecutionPlan
+
+_RECIPE = "recipe.yaml"
+_SPLIT = "split.json"
+_DATA = "data.json"
+_ENVIRONMENT = "environment.json"
+_EXECUTION = "execution.json"
+_METRICS = "metrics.csv"
+_WEIGHTS = "weights.safetensors"
+_CHECKPOINT = "checkpoint.safetensors"
+_RESULT = "result.json"
+_PREDICTIONS = "test_predictions.safetensors"
+_REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a model needs to know of the pictures it was trained on, and what a reader wants to know.
+
+    Attributes:
+        source_name: What the user called it.
+        source_location: Where it was, an absolute path or a named set.
+        class_names: In the order of the network's outputs.
+        image_size: (height, width) of the network's input.
+        channels: 1 or 3.
+        resize: `stretch`, `crop` or `pad`.
+        mean: Of the input scaling, per channel.
+        std: Of the input scaling, per channel.
+        audit: What the audit found, as its JSON.
+    """
+
+    source_name: str
+    source_location: str
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    channels: Literal[1, 3]
+    resize: Resize
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    audit: Mapping[str, Any]
+
+    @property
+    def scaling(self) -> InputScaling:
+        """From pixels to network inputs."""
+        return InputScaling(self.mean, self.std)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DataFacts:
+        """What `to_json` gave, with its lists made tuples again."""
+        plain = {f.name: value[f.name] for f in fields(cls)}
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return cls(**tuples)
+
+
+class RunFolder:
+    """A run on disk; reading parses and checks, writing is atomic.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, out: str | Path, name: str) -> RunFolder:
+        """Make a new folder `<out>/<time>-<name>`.
+
+        Raises:
+            RunError: It cannot be written there.
+        """
+        parent = Path(out)
+        safe = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "run"
+        stamp = time.strftime("%Y-%m-%d-%H%M%S")
+        with writing(parent, "Choose another folder with --out."):
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1000):
+                suffix = "" if number == 1 else f"-{number}"
+                path = parent / f"{stamp}-{safe[:80]}{suffix}"
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                return cls(path)
+        raise RunError(f"{parent} already has a thousand runs of this second and name.")
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            RunError: There is no such folder, or it holds no run.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            siblings = [p.name for p in folder.parent.glob("*")] if folder.parent.is_dir() else []
+            hint = did_you_mean(folder.name, siblings)
+            raise RunError(f"There is no run folder {folder}.{hint}")
+        for name in (_RECIPE, _DATA):
+            if not (folder / name).is_file():
+                raise RunError(f"{folder} is not a run: it has no {name}. Give a folder made by `train`.")
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was trained."""
+        return load_recipe(self.path / _RECIPE)
+
+    @property
+    def data(self) -> DataFacts:
+        """What it was trained on."""
+        try:
+            return DataFacts.from_json(read_json(self.path / _DATA))
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{self.path / _DATA} is damaged: {error!r} is missing.") from error
+
+    @property
+    def split(self) -> dict[str, Any]:
+        """The split manifest."""
+        return dict(read_json(self.path / _SPLIT))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What it was trained with."""
+        return dict(read_json(self.path / _ENVIRONMENT))
+
+    @property
+    def plan(self) -> ExecutionPlan:
+        """How it was executed."""
+        return ExecutionPlan.from_json(read_json(self.path / _EXECUTION))
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What came out; `status` is running, finished, interrupted or failed."""
+        path = self.path / _RESULT
+        return dict(read_json(path)) if path.is_file() else {"status": "running"}
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row per epoch."""
+        path = self.path / _METRICS
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe file, which `--recipe` takes."""
+        return self.path / _RECIPE
+
+    @property
+    def metrics_path(self) -> Path:
+        """Where the figures of each epoch go."""
+        return self.path / _METRICS
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the kept weights are."""
+        return self.path / _WEIGHTS
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the state of the training is, for going on."""
+        return self.path / _CHECKPOINT
+
+    @property
+    def report_path(self) -> Path:
+        """The HTML report."""
+        return self.path / _REPORT
+
+    def write_setup(
+        self,
+        *,
+        recipe: Recipe,
+        split: Mapping[str, Any],
+        data: DataFacts,
+        environment: Mapping[str, Any],
+    ) -> None:
+        """Write all that is known before training."""
+        write_atomically(self.path / _RECIPE, recipe.to_yaml())
+        write_json(self.path / _SPLIT, split)
+        write_json(self.path / _DATA, data.to_json())
+        write_json(self.path / _ENVIRONMENT, environment)
+
+    def write_plan(self, plan: ExecutionPlan) -> None:
+        """Write how the training is executed."""
+        write_json(self.path / _EXECUTION, plan.to_json())
+
+    def write_weights(self, content: bytes) -> None:
+        """Write the kept weights."""
+        write_atomically(self.weights_path, content)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write what came out."""
+        write_json(self.path / _RESULT, result)
+
+    def write_report(self, html: str) -> None:
+        """Write the report."""
+        write_atomically(self.report_path, html)
+
+    def write_test_predictions(self, *, probabilities: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> None:
+        """Write the test part's probabilities `[n, K]` and true classes `[n]`, in the manifest's order."""
+        from safetensors.numpy import save
+
+        tensors: dict[str, npt.NDArray[Any]] = {
+            "probabilities": np.ascontiguousarray(probabilities),
+            "targets": targets,
+        }
+        write_atomically(self.path / _PREDICTIONS, save(tensors))
+
+    def test_predictions(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Probabilities `[n, K]` and true classes `[n]` of the test part.
+
+        Raises:
+            RunError: The run has not been tested.
+        """
+        from safetensors.numpy import load_file
+
+        path = self.path / _PREDICTIONS
+        if not path.is_file():
+            raise RunError(f"{self.path} has not been tested: it has no {_PREDICTIONS}.")
+        tensors = load_file(path)
+        return tensors["probabilities"], tensors["targets"]

@@ -1,0 +1,132 @@
+"""The callback interface: subclass, override what is needed; hooks that are not overridden cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from netloom.training.state import TrainingState
+
+HOOKS = (
+    "on_fit_start",
+    "on_epoch_start",
+    "on_batch_start",
+    "on_batch_end",
+    "on_validation_start",
+    "on_validation_end",
+    "on_epoch_end",
+    "on_fit_end",
+)
+
+
+class Callback:
+    """Watches a training. `state.history[-1]` is the finished epoch's row in `on_epoch_end`.
+
+    A callback with counters or tensors of its own returns them from `state_dict` (plain JSON values and tensors),
+    so that a resumed training goes on as if it had never stopped.
+    """
+
+    def on_fit_start(self, state: TrainingState) -> None:
+        """Before the first step, or the first one after a resumption."""
+
+    def on_epoch_start(self, state: TrainingState) -> None:
+        """Before the first step of an epoch; `state.epoch` counts the completed ones."""
+
+    def on_batch_start(self, state: TrainingState) -> None:
+        """Before an optimizer step."""
+
+    def on_batch_end(self, state: TrainingState) -> None:
+        """After an optimizer step; `state.step` counts it already."""
+
+    def on_validation_start(self, state: TrainingState) -> None:
+        """Before the validation data are predicted."""
+
+    def on_validation_end(self, state: TrainingState) -> None:
+        """After the validation data were predicted; the epoch's row is not complete yet."""
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """After training and validation of an epoch; `state.history[-1]` is its row."""
+
+    def on_fit_end(self, state: TrainingState) -> None:
+        """After the last epoch, also when a callback or the user stopped the training."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values and tensors that a resumption needs."""
+        return {}
+
+    def load_state_dict(self, value: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+class CallbackList:
+    """Calls each hook of those callbacks that override it, in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = list(callbacks)
+        self._overriding: dict[str, list[Callable[[TrainingState], None]]] = {
+            hook: [
+                getattr(callback, hook)
+                for callback in self.callbacks
+                if getattr(type(callback), hook) is not getattr(Callback, hook)
+            ]
+            for hook in HOOKS
+        }
+
+    def call(self, hook: str, state: TrainingState) -> None:
+        """Call `hook` on every callback that has its own."""
+        for function in self._overriding[hook]:
+            function(state)
+
+    def state_dicts(self) -> list[dict[str, Any]]:
+        """The states of all callbacks, in their order."""
+        return [callback.state_dict() for callback in self.callbacks]
+
+    def load_state_dicts(self, values: Sequence[dict[str, Any]]) -> None:
+        """Give every callback its state back."""
+        for callback, value in zip(self.callbacks, values, strict=True):
+            callback.load_state_dict(value)
+
+
+class Monitor:
+    """Decides whether a figure of the history is the best so far.
+
+    Args:
+        name: A column of the history, `validation_loss` say.
+        mode: `min`, `max`, or `auto` (`max` for accuracies and scores, `min` otherwise).
+        min_delta: How much better counts as better, in the figure's own unit.
+    """
+
+    def __init__(self, name: str, *, mode: str = "auto", min_delta: float = 0.0) -> None:
+        self.name = name
+        self.maximize = name.endswith(("accuracy", "f1", "score")) if mode == "auto" else mode == "max"
+        self.min_delta = min_delta
+        self.best: float | None = None
+        self.best_epoch = 0
+
+    def improved(self, state: TrainingState) -> bool:
+        """True if the last epoch is the best so far, which it then remembers."""
+        row = state.history[-1]
+        if self.name not in row:
+            known = ", ".join(k for k in row if k not in ("epoch", "seconds"))
+            raise ValueError(f"Monitored figure {self.name!r} is not in the history, which has {known}.")
+        value = row[self.name]
+        gain = 0.0 if self.best is None else (value - self.best) * (1 if self.maximize else -1)
+        if self.best is not None and not gain > self.min_delta:
+            return False
+        self.best, self.best_epoch = value, state.epoch
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best figure and its epoch."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, value: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.best, self.best_epoch = value["best"], value["best_epoch"]
+
+
+def copy_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the model's parameters and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

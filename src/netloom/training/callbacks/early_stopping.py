@@ -1,0 +1,52 @@
+"""Stop when the monitored figure no longer gets better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netloom.training.callbacks.base import Callback, Monitor
+from netloom.training.state import TrainingState
+
+
+class EarlyStopping(Callback):
+    """Stops after `patience` epochs without a new best; pair it with `BestWeights` to get that best back.
+
+    Args:
+        monitor: A column of the history.
+        mode: `min`, `max` or `auto`.
+        patience: Epochs without improvement before stopping.
+        min_delta: How much better counts as better, in the figure's own unit.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str = "validation_loss",
+        mode: str = "auto",
+        patience: int = 10,
+        min_delta: float = 0.0,
+    ) -> None:
+        self.monitor = Monitor(monitor, mode=mode, min_delta=min_delta)
+        self.patience = patience
+        self.waited = 0
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Count the epochs without improvement."""
+        if self.monitor.improved(state):
+            self.waited = 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            state.stop(
+                f"early stopping: {self.monitor.name} has not improved for {self.waited} epochs "
+                f"(best in epoch {self.monitor.best_epoch})"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best figure, its epoch, and the epochs waited."""
+        return {**self.monitor.state_dict(), "waited": self.waited}
+
+    def load_state_dict(self, value: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.monitor.load_state_dict(value)
+        self.waited = value["waited"]

@@ -1,0 +1,58 @@
+"""Lower the learning rate when the monitored figure no longer gets better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netloom.training.callbacks.base import Callback, Monitor
+from netloom.training.state import TrainingState
+
+
+class ReduceOnPlateau(Callback):
+    """Multiplies the learning rate by `factor` after `patience` epochs without a new best.
+
+    Args:
+        monitor: A column of the history.
+        mode: `min`, `max` or `auto`.
+        factor: In (0, 1); what the learning rate is multiplied by.
+        patience: Epochs without improvement before lowering.
+        min_delta: How much better counts as better, in the figure's own unit (Keras' default).
+        min_learning_rate: The learning rate is not lowered below this.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str = "validation_loss",
+        mode: str = "auto",
+        factor: float = 0.5,
+        patience: int = 3,
+        min_delta: float = 1e-4,
+        min_learning_rate: float = 0.0,
+    ) -> None:
+        self.monitor = Monitor(monitor, mode=mode, min_delta=min_delta)
+        self.factor = factor
+        self.patience = patience
+        self.min_learning_rate = min_learning_rate
+        self.waited = 0
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Count the epochs without improvement and lower the rate when patience is used up."""
+        if self.monitor.improved(state):
+            self.waited = 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.waited = 0
+            base = state.optimizer.param_groups[0]["base_lr"]
+            floor = min(1.0, self.min_learning_rate / base)
+            state.learning_rate_scale = max(floor, state.learning_rate_scale * self.factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best figure, its epoch, and the epochs waited."""
+        return {**self.monitor.state_dict(), "waited": self.waited}
+
+    def load_state_dict(self, value: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.monitor.load_state_dict(value)
+        self.waited = value["waited"]

@@ -1,0 +1,183 @@
+"""Everything that a training needs to go on, in one safetensors file: tensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from netloom.errors import RunError
+from netloom.files import write_atomically
+from netloom.training.callbacks.base import CallbackList
+from netloom.training.state import TrainingState
+
+# Saving may take this fraction of the training time; a crash then loses at most twenty times what saving takes.
+_SAVING_SHARE = 0.05
+_TENSOR = "__tensor__"
+
+
+@dataclass(frozen=True)
+class EpochProgress:
+    """Where in an epoch a training is: batches done, and the figures summed over them."""
+
+    batches: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    n_samples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training at one moment, as read from disk."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+    @property
+    def progress(self) -> EpochProgress:
+        """Where in the epoch the training was."""
+        return EpochProgress(**self.values["progress"])
+
+    def restore(self, state: TrainingState, callbacks: CallbackList) -> EpochProgress:
+        """Put the model, the optimizer, the counters and the callbacks back to that moment."""
+        prefix = "model."
+        state.model.load_state_dict({k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)})
+        self._restore_optimizer(state.optimizer)
+        for name in ("epoch", "step", "learning_rate_scale", "history", "stop_reason"):
+            setattr(state, name, self.values[name])
+        callbacks.load_state_dicts(_unflatten(self.values["callbacks"], self.tensors))
+        return self.progress
+
+    def _restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for group, saved in zip(optimizer.param_groups, self.values["rates"], strict=True):
+            group["lr"], group["base_lr"] = saved
+        for i, parameter in enumerate(parameters):
+            prefix = f"optimizer.{i}."
+            for name, value in self.tensors.items():
+                if name.startswith(prefix):
+                    # Fused optimizers walk parameter and state in memory order: the layout must be the parameter's.
+                    like = parameter if value.shape == parameter.shape else value
+                    restored = torch.empty_like(like, dtype=value.dtype).copy_(value)
+                    optimizer.state[parameter][name[len(prefix) :]] = restored.detach()
+
+
+class Checkpointer:
+    """Writes checkpoints to one path: atomically, and no more often than is cheap.
+
+    Args:
+        path: Of the safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seconds_per_save = 0.0
+        self._last = time.perf_counter()
+
+    def save_if_due(self, state: TrainingState, callbacks: CallbackList, progress: EpochProgress) -> None:
+        """Save, unless the last one was so recent that saving would take over 5% of the time."""
+        if time.perf_counter() - self._last >= self._seconds_per_save / _SAVING_SHARE:
+            self.save(state, callbacks, progress)
+
+    def save(self, state: TrainingState, callbacks: CallbackList, progress: EpochProgress) -> None:
+        """Write a checkpoint now; the previous one stays until this one is whole.
+
+        Raises:
+            RunError: The disk is full or cannot be written; the previous checkpoint is unchanged.
+        """
+        start = time.perf_counter()
+        tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        for i, parameter in enumerate(parameters):
+            for name, value in state.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer.{i}.{name}"] = value
+        values = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "learning_rate_scale": state.learning_rate_scale,
+            "history": state.history,
+            "stop_reason": state.stop_reason,
+            "rates": [(group["lr"], group["base_lr"]) for group in state.optimizer.param_groups],
+            "callbacks": _flatten(callbacks.state_dicts(), "callback", tensors),
+            "progress": vars(progress),
+        }
+        packed = {name: _plain(value) for name, value in tensors.items()}
+        write_atomically(self.path, save(packed, metadata={"training": json.dumps(values)}))
+        self._last = time.perf_counter()
+        self._seconds_per_save = self._last - start
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        RunError: There is none, or it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            values = json.loads((file.metadata() or {})["training"])
+            return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RunError(f"There is no checkpoint at {path}; the training cannot be resumed.") from error
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise RunError(f"The checkpoint {path} cannot be read ({error}); it is damaged.") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into `model`, every tensor of both accounted for.
+
+    Raises:
+        RunError: The file is missing, damaged, or belongs to another network.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RunError(f"There are no weights at {path}.") from error
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"The weights {path} cannot be read ({error}); the file is damaged.") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"The weights {path} belong to another network: {error}") from error
+
+
+def weights_bytes(model: nn.Module) -> bytes:
+    """The model's parameters and buffers as the content of a safetensors file."""
+    return save({name: _plain(value) for name, value in model.state_dict().items()})
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    """A tensor of its own memory, contiguous, on the CPU, as safetensors wants it."""
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """`value` with each tensor replaced by a reference to where it was put in `tensors`."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value
+        return {_TENSOR: path}
+    if isinstance(value, dict):
+        return {k: _flatten(v, f"{path}.{k}", tensors) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_flatten(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]
+    return value
+
+
+def _unflatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {k: _unflatten(v, tensors) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_unflatten(v, tensors) for v in value]
+    return value

@@ -1,0 +1,204 @@
+"""The training loop: fit, epoch, step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from netloom.data.batches import ImageBatches
+from netloom.inference import predict_outputs
+from netloom.models.heads import Head
+from netloom.runtime import ExecutionPlan, executing
+from netloom.training.callbacks.base import Callback, CallbackList
+from netloom.training.checkpoint import Checkpoint, Checkpointer, EpochProgress
+from netloom.training.regularize import WeightPenalty
+from netloom.training.schedules import Schedule
+from netloom.training.state import TrainingState
+from netloom.training.step import TrainingStep
+
+# The loss is looked at this often within an epoch; each look waits for the device.
+_STEPS_PER_CHECK = 50
+
+
+class _InterruptedError(Exception):
+    """The training was asked to stop between two steps."""
+
+
+def fit(
+    model: nn.Module,
+    *,
+    train: ImageBatches,
+    validation: ImageBatches,
+    heads: Sequence[Head],
+    optimizer: torch.optim.Optimizer,
+    plan: ExecutionPlan,
+    epochs: int,
+    seed: int,
+    schedule: Schedule | None = None,
+    penalty: WeightPenalty | None = None,
+    label_smoothing: float = 0.0,
+    gradient_clip_norm: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpointer: Checkpointer | None = None,
+    resume: Checkpoint | None = None,
+    interruption: Callable[[], str | None] = lambda: None,
+) -> TrainingState:
+    """Train `model` in place and return how it went.
+
+    Args:
+        model: On the plan's device, in channels-last memory where that is fast.
+        train: The training part.
+        validation: The validation part; never augmented.
+        heads: What the outputs mean and how they are trained.
+        optimizer: Over the model's parameters, from `create_optimizer`.
+        plan: Device, threads and precision.
+        epochs: Passes over the training part.
+        seed: Of dropout; order and augmentation have theirs in `train`.
+        schedule: Of the learning rate; constant by default.
+        penalty: L1 and L2 on the weights.
+        label_smoothing: In [0, 1).
+        gradient_clip_norm: Largest norm of the whole gradient, or None.
+        callbacks: Called in their order.
+        checkpointer: Where to save what a resumption needs.
+        resume: A checkpoint to go on from.
+        interruption: Asked between two steps; a text ends the training there and becomes its `stop_reason`. The
+            checkpoint then holds that very step, so that nothing is lost.
+
+    Raises:
+        TrainingError: The loss is no longer a number.
+    """
+    state = TrainingState(model, optimizer, epochs, len(train))
+    step = TrainingStep(
+        model,
+        heads,
+        optimizer,
+        plan=plan,
+        seed=seed,
+        label_smoothing=label_smoothing,
+        penalty=penalty,
+        gradient_clip_norm=gradient_clip_norm,
+    )
+    watchers = CallbackList(callbacks)
+    factor = (schedule or Schedule()).factor(epochs=epochs, steps_per_epoch=len(train))
+    fitting = _Fitting(state, step, watchers, factor, train, validation, checkpointer)
+    fitting.interruption = interruption
+    with executing(plan):
+        progress = resume.restore(state, watchers) if resume else EpochProgress()
+        watchers.call("on_fit_start", state)
+        try:
+            while state.epoch < epochs and state.stop_reason is None:
+                fitting.epoch(progress)
+                progress = EpochProgress()
+        except _InterruptedError as error:
+            fitting.save()
+            state.stop_reason = str(error)
+        else:
+            fitting.save()
+        watchers.call("on_fit_end", state)
+    return state
+
+
+class _Fitting:
+    """One call of `fit`: what an epoch needs beside the state."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        step: TrainingStep,
+        callbacks: CallbackList,
+        factor: Callable[[int], float],
+        train: ImageBatches,
+        validation: ImageBatches,
+        checkpointer: Checkpointer | None,
+    ) -> None:
+        self.state, self.step, self.callbacks, self.factor = state, step, callbacks, factor
+        self.train, self.validation, self.checkpointer = train, validation, checkpointer
+        self.progress = EpochProgress()
+        self.interruption: Callable[[], str | None] = lambda: None
+
+    def save(self) -> None:
+        """Write a checkpoint of this very moment."""
+        if self.checkpointer is not None:
+            self.checkpointer.save(self.state, self.callbacks, self.progress)
+
+    def epoch(self, progress: EpochProgress) -> None:
+        """Train and validate one epoch, from `progress` on."""
+        state = self.state
+        self.callbacks.call("on_epoch_start", state)
+        row = {"epoch": float(state.epoch + 1), **self._train(progress)}
+        row |= self._validate()
+        state.history.append(row)
+        state.epoch += 1
+        self.progress = EpochProgress()
+        self.callbacks.call("on_epoch_end", state)
+        if self.checkpointer is not None and state.epoch < state.epochs and not state.stop_reason:
+            self.checkpointer.save_if_due(state, self.callbacks, self.progress)
+
+    def _train(self, progress: EpochProgress) -> dict[str, float]:
+        state, step = self.state, self.step
+        state.model.train()
+        step.reset()
+        step.loss_sum += progress.loss_sum
+        step.correct += progress.correct
+        step.n_samples = progress.n_samples
+        self.progress = progress
+        started = time.perf_counter() - progress.seconds
+        batches = progress.batches
+        for batch in self.train.epoch(state.epoch, skip=progress.batches):
+            scale = self.factor(state.step) * state.learning_rate_scale
+            for group in state.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * scale
+            self.callbacks.call("on_batch_start", state)
+            step(batch, state.step)
+            state.step += 1
+            batches += 1
+            self.callbacks.call("on_batch_end", state)
+            asked_to_stop = self.interruption()
+            if asked_to_stop or batches % _STEPS_PER_CHECK == 0 or batches == len(self.train):
+                step.check_finite(learning_rate=state.learning_rate, epoch=state.epoch + 1)
+                self._mark(batches, started)
+            if asked_to_stop:
+                raise _InterruptedError(asked_to_stop)
+        seconds = time.perf_counter() - started
+        return {
+            **step.figures(),
+            "learning_rate": state.learning_rate,
+            "seconds": seconds,
+            "images_per_second": step.n_samples / seconds,
+        }
+
+    def _mark(self, batches: int, started: float) -> None:
+        """Note where the epoch is, and save it if that is due."""
+        step = self.step
+        self.progress = EpochProgress(
+            batches,
+            step.loss_sum.item(),
+            int(step.correct.item()),
+            step.n_samples,
+            time.perf_counter() - started,
+        )
+        if self.checkpointer is not None and batches < len(self.train):
+            self.checkpointer.save_if_due(self.state, self.callbacks, self.progress)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        state, step = self.state, self.step
+        self.callbacks.call("on_validation_start", state)
+        outputs = predict_outputs(
+            state.model,
+            self.validation.epoch(),
+            head_names=[head.name for head in step.heads],
+            plan=step.plan,
+        )
+        rows = torch.from_numpy(self.validation.indices)
+        loss, accuracy = 0.0, 0.0
+        for i, head in enumerate(step.heads):
+            targets = self.validation.targets[head.name].cpu()[rows]
+            loss += head.loss_weight * head.loss(outputs[head.name], targets).item()
+            if i == 0:
+                accuracy = head.correct(outputs[head.name], targets).item() / len(rows)
+        self.callbacks.call("on_validation_end", state)
+        return {"validation_loss": loss, "validation_accuracy": accuracy}

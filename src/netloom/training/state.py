@@ -1,0 +1,46 @@
+"""What a training is at one moment; callbacks read it and may ask it to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+
+@dataclass
+class TrainingState:
+    """The training so far.
+
+    Attributes:
+        model: The network being trained.
+        optimizer: Its optimizer.
+        epochs: How many epochs were asked for.
+        steps_per_epoch: Optimizer steps in one epoch.
+        epoch: Completed epochs.
+        step: Completed optimizer steps, counted over all epochs.
+        learning_rate_scale: Factor on every learning rate, beside the schedule's; `ReduceOnPlateau` lowers it.
+        history: One row per completed epoch: `epoch`, `train_loss`, `train_accuracy`, `validation_loss`,
+            `validation_accuracy`, `learning_rate`, `seconds`, `images_per_second`.
+        stop_reason: Why training ended before its last epoch, or None.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epochs: int
+    steps_per_epoch: int
+    epoch: int = 0
+    step: int = 0
+    learning_rate_scale: float = 1.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    stop_reason: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """Ask for the training to end after this epoch; the first reason stands."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+
+    @property
+    def learning_rate(self) -> float:
+        """The first parameter group's present learning rate."""
+        return float(self.optimizer.param_groups[0]["lr"])

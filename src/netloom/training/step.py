@@ -1,0 +1,123 @@
+"""One optimizer step: forward, loss, backward, update; figures stay on the device until the epoch ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from netloom.data.batches import Batch
+from netloom.errors import TrainingError
+from netloom.inference import forward
+from netloom.models.heads import Head
+from netloom.randomness import derive_seed
+from netloom.runtime import ExecutionPlan
+from netloom.training.regularize import WeightPenalty
+
+
+def seed_step(seed: int, step: int, device: torch.device) -> None:
+    """Make dropout and everything else that draws from torch's streams a function of (seed, step)."""
+    value = derive_seed(seed, "step", step)
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+
+
+def total_loss(
+    outputs: dict[str, torch.Tensor], batch: Batch, heads: Sequence[Head], label_smoothing: float
+) -> torch.Tensor:
+    """The weighted sum of the heads' losses, a float32 scalar."""
+    losses = [
+        head.loss_weight
+        * head.loss(
+            outputs[head.name],
+            batch.targets[head.name],
+            weights=batch.weights,
+            label_smoothing=label_smoothing,
+        )
+        for head in heads
+    ]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+class TrainingStep:
+    """Takes optimizer steps and adds up loss and correct predictions on the device.
+
+    Args:
+        model: In training mode, on the plan's device.
+        heads: The first one's accuracy is reported.
+        optimizer: Over the model's parameters.
+        plan: Device and precision.
+        seed: Of dropout.
+        label_smoothing: In [0, 1).
+        penalty: L1 and L2 on the weights.
+        gradient_clip_norm: Largest norm of the whole gradient, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: Sequence[Head],
+        optimizer: torch.optim.Optimizer,
+        *,
+        plan: ExecutionPlan,
+        seed: int,
+        label_smoothing: float = 0.0,
+        penalty: WeightPenalty | None = None,
+        gradient_clip_norm: float | None = None,
+    ) -> None:
+        self.model, self.heads, self.optimizer, self.plan = model, heads, optimizer, plan
+        self.seed, self.label_smoothing = seed, label_smoothing
+        self.penalty, self.gradient_clip_norm = penalty, gradient_clip_norm
+        self._names = [head.name for head in heads]
+        self._device = plan.torch_device
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the figures of a new epoch."""
+        kind = torch.float32 if self._device.type == "mps" else torch.float64
+        self.loss_sum = torch.zeros((), dtype=kind, device=self._device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        self.n_samples = 0
+
+    def __call__(self, batch: Batch, step: int) -> None:
+        """Train on one batch; `step` counts optimizer steps from the start of the training."""
+        seed_step(self.seed, step, self._device)
+        with self.plan.autocast():
+            outputs = forward(self.model, batch.inputs, self._names)
+        loss = total_loss(outputs, batch, self.heads, self.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.penalty is not None:
+            self.penalty.add_gradient()
+        if self.gradient_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip_norm)
+        self.optimizer.step()
+        head, n = self.heads[0], len(batch)
+        with torch.no_grad():
+            self.loss_sum += loss.detach() * n
+            self.correct += head.correct(outputs[head.name].detach(), batch.targets[head.name])
+        self.n_samples += n
+
+    def check_finite(self, *, learning_rate: float, epoch: int) -> None:
+        """Look whether the loss is still a number.
+
+        Raises:
+            TrainingError: It is not; the message says what to try.
+        """
+        if not math.isfinite(self.loss_sum.item()):
+            raise TrainingError(
+                f"The loss became NaN or infinite in epoch {epoch} at learning rate {learning_rate:g}. "
+                f"Try a lower one, for example learning_rate={learning_rate / 10:g}, or "
+                "gradient_clip_norm=1; check `input_scaling` if the pictures are not scaled."
+            )
+
+    def figures(self) -> dict[str, float]:
+        """`train_loss` and `train_accuracy` over the batches since `reset`."""
+        n = max(1, self.n_samples)
+        return {"train_loss": self.loss_sum.item() / n, "train_accuracy": self.correct.item() / n}

@@ -1,0 +1,242 @@
+"""The only place where a Recipe becomes arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from netloom.data.augment import AugmentationSpec, Augmenter
+from netloom.data.batches import ImageBatches, InputScaling
+from netloom.data.imageset import ImageSet
+from netloom.errors import ModelError, RecipeError
+from netloom.inference import inference_batch_size
+from netloom.models.heads import Head
+from netloom.models.registry import create_model
+from netloom.randomness import derive_seed
+from netloom.recipe import CUSTOM_MODEL, Recipe
+from netloom.run import DataFacts, RunFolder
+from netloom.training.callbacks import BestWeights, Callback, CSVLog, EarlyStopping, ReduceOnPlateau
+from netloom.training.checkpoint import weights_bytes
+from netloom.training.optim import create_optimizer
+from netloom.training.regularize import WeightPenalty
+from netloom.training.schedules import Schedule
+
+CustomModel = nn.Module | Callable[..., nn.Module]
+_CHANNELS = {"auto": None, "grey": 1, "rgb": 3}
+
+
+def wanted_channels(recipe: Recipe) -> int | None:
+    """1 or 3, or None where the pictures decide."""
+    return _CHANNELS[recipe.color]
+
+
+def build_heads(recipe: Recipe, class_names: Sequence[str]) -> list[Head]:
+    """What the network's outputs mean.
+
+    Raises:
+        RecipeError: One sigmoid output was asked for and there are not two classes.
+    """
+    if recipe.loss == "cross_entropy":
+        return [Head(name="label", kind="softmax", class_names=tuple(class_names))]
+    if len(class_names) != 2:
+        raise RecipeError(
+            f"loss: binary_cross_entropy is for two classes, and there are {len(class_names)}. "
+            "Use --set loss=cross_entropy."
+        )
+    return [Head(name="label", kind="sigmoid", class_names=tuple(class_names))]
+
+
+def build_model(
+    recipe: Recipe,
+    *,
+    in_channels: int,
+    num_outputs: int,
+    image_size: tuple[int, int],
+    custom: CustomModel | None = None,
+) -> nn.Module:
+    """The network of a recipe, its weights drawn from the seed.
+
+    Raises:
+        ModelError: The model does not fit the pictures or the options, or a custom one is missing.
+    """
+    if recipe.model != CUSTOM_MODEL:
+        return create_model(
+            recipe.model,
+            in_channels=in_channels,
+            num_outputs=num_outputs,
+            image_size=image_size,
+            seed=recipe.seed,
+            options=recipe.model_options(),
+        )
+    if custom is None:
+        raise ModelError(
+            f"This recipe uses a model of yours ({recipe.custom_model}), which no file can bring back. "
+            "Give it: netloom.load(run, model=...) or netloom.train(source, model=...)."
+        )
+    model = _make_custom(
+        custom,
+        recipe.seed,
+        in_channels=in_channels,
+        num_outputs=num_outputs,
+        image_size=image_size,
+    )
+    _check_custom(model, in_channels, num_outputs, image_size)
+    return model
+
+
+def _make_custom(custom: CustomModel, seed: int, **given: Any) -> nn.Module:
+    if isinstance(custom, nn.Module):
+        return custom
+    parameters = inspect.signature(custom).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    accepted = {k: v for k, v in given.items() if takes_all or k in {p.name for p in parameters}}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "initialization"))
+        model = custom(**accepted)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"The function given as model returned {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def _check_custom(model: nn.Module, in_channels: int, num_outputs: int, image_size: tuple[int, int]) -> None:
+    """Run a model of the user's once, so that a wrong shape is told before training."""
+    training = model.training
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(torch.zeros(2, in_channels, *image_size, device=device))
+    except Exception as error:
+        raise ModelError(
+            f"The model {type(model).__name__} failed on a batch of two pictures of {in_channels} channels and "
+            f"{image_size[0]}x{image_size[1]} pixels: {error}"
+        ) from error
+    finally:
+        model.train(training)
+    found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    if found != (2, num_outputs):
+        raise ModelError(
+            f"The model {type(model).__name__} must give {num_outputs} numbers for each picture, shape "
+            f"(2, {num_outputs}) for two of them; it gave {found}."
+        )
+
+
+def build_scaling(recipe: Recipe, images: torch.Tensor, train: npt.NDArray[np.int64]) -> InputScaling:
+    """From pixels to network inputs; statistics come from the training part alone."""
+    if recipe.input_scaling == "standardize":
+        return InputScaling.standardizing(images, train)
+    channels = images.shape[1]
+    return InputScaling.unit(channels) if recipe.input_scaling == "unit" else InputScaling.none(channels)
+
+
+def build_augmenter(recipe: Recipe) -> Augmenter | None:
+    """The augmentation of a recipe, or None if it changes nothing."""
+    if recipe.augmentation is None:
+        return None
+    spec = AugmentationSpec(**recipe.augmentation.model_dump())
+    return None if spec.is_identity else Augmenter(spec, seed=recipe.seed)
+
+
+def training_batches(
+    recipe: Recipe,
+    image_set: ImageSet,
+    indices: npt.NDArray[np.int64],
+    *,
+    scaling: InputScaling,
+    device: str,
+) -> ImageBatches:
+    """Shuffled, augmented batches of the training part."""
+    return ImageBatches(
+        image_set.images.to(device),
+        {"label": image_set.targets.to(device)},
+        indices,
+        batch_size=recipe.batch_size,
+        scaling=scaling,
+        seed=recipe.seed,
+        shuffle=True,
+        augmenter=build_augmenter(recipe),
+        weights=None if image_set.weights is None else image_set.weights.to(device),
+    )
+
+
+def plain_batches(
+    image_set: ImageSet,
+    indices: npt.NDArray[np.int64],
+    *,
+    batch_size: int,
+    scaling: InputScaling,
+    device: str,
+) -> ImageBatches:
+    """Batches in order, never augmented, for validation, test and prediction."""
+    height, width = image_set.images.shape[2:]
+    return ImageBatches(
+        image_set.images.to(device),
+        {"label": image_set.targets.to(device)},
+        indices,
+        batch_size=inference_batch_size((height, width), batch_size),
+        scaling=scaling,
+    )
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over the model's trainable parameters."""
+    return create_optimizer(
+        model,
+        recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def build_schedule(recipe: Recipe) -> Schedule:
+    """The learning-rate schedule of a recipe."""
+    return Schedule() if recipe.schedule is None else Schedule(**recipe.schedule.model_dump())
+
+
+def build_penalty(recipe: Recipe, model: nn.Module) -> WeightPenalty | None:
+    """The weight penalty of a recipe, or None without one."""
+    return WeightPenalty(model, l1=recipe.l1, l2=recipe.l2) if recipe.l1 or recipe.l2 else None
+
+
+def build_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
+    """The callbacks of a recipe; the one that keeps weights writes them into the run."""
+    callbacks: list[Callback] = []
+    stopping = recipe.early_stopping
+    if stopping is not None:
+        callbacks.append(
+            EarlyStopping(monitor=stopping.monitor, patience=stopping.patience, min_delta=stopping.min_delta)
+        )
+    if recipe.reduce_on_plateau is not None:
+        callbacks.append(ReduceOnPlateau(**recipe.reduce_on_plateau.model_dump()))
+    monitor = kept_by(recipe)
+    if monitor is not None:
+        callbacks.append(BestWeights(monitor=monitor, save=lambda model: folder.write_weights(weights_bytes(model))))
+    callbacks.append(CSVLog(folder.metrics_path))
+    return callbacks
+
+
+def kept_by(recipe: Recipe) -> str | None:
+    """The figure by which the kept epoch is chosen, or None where the last epoch's weights are kept."""
+    if recipe.early_stopping is not None and recipe.early_stopping.restore_best:
+        return recipe.early_stopping.monitor
+    return recipe.monitor if recipe.keep == "best" else None
+
+
+def model_for(folder: RunFolder, facts: DataFacts, custom: CustomModel | None = None) -> nn.Module:
+    """A network of the shape that a run's weights have."""
+    recipe = folder.recipe
+    head = build_heads(recipe, facts.class_names)[0]
+    return build_model(
+        recipe,
+        in_channels=facts.channels,
+        num_outputs=head.num_outputs,
+        image_size=facts.image_size,
+        custom=custom,
+    )

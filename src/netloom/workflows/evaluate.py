@@ -1,0 +1,150 @@
+"""Score a run on a part of its own data, or on other labelled pictures."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from netloom.data.imageset import ImageSet, load_image_set
+from netloom.data.sources import open_source
+from netloom.data.splits import Split
+from netloom.errors import DataError, NetloomError, RunError
+from netloom.evaluation.holdout import Evaluation, evaluate_model
+from netloom.progress import Reporter
+from netloom.run import RunFolder
+from netloom.runtime import ExecutionPlan, on_device, resolve_device, training_threads
+from netloom.workflows import build
+from netloom.workflows.runs import Run, load
+
+PARTS = ("train", "validation", "test")
+
+
+def evaluate(
+    run: str | Path | RunFolder,
+    source: str | Path | None = None,
+    *,
+    part: str = "test",
+    device: str = "auto",
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Score the run's kept weights.
+
+    Without `source`, on a part of the data it was trained with, as its manifest says. With one, on all pictures of
+    that source, whose class names must be among the run's.
+
+    Returns:
+        Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class.
+
+    Raises:
+        RunError: The run is incomplete, or its own data are no longer where they were.
+        DataError: The source does not fit the run.
+    """
+    opened = load(run)
+    if part not in PARTS:
+        raise RunError(f"Part {part!r} is unknown: one of {', '.join(PARTS)}.")
+    image_set, train_targets, indices = _pictures(opened, source, part, Reporter(quiet=quiet))
+    evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device)
+    recorded = opened.result.get(part, {}).get("accuracy") if source is None else None
+    return {
+        "run": str(opened.path),
+        "source": str(source) if source is not None else opened.data.source_name,
+        "part": part if source is None else "all",
+        **evaluation.to_json(),
+        "recorded_accuracy": recorded,
+    }
+
+
+def score(
+    run: Run,
+    image_set: ImageSet,
+    indices: npt.NDArray[np.int64],
+    *,
+    train_targets: npt.NDArray[np.int64],
+    device: str = "auto",
+) -> Evaluation:
+    """Score the run's model on `image_set[indices]`, executed as the run was if the device is the same."""
+    recipe, facts, chosen = run.recipe, run.data, resolve_device(device)
+    head = build.build_heads(recipe, facts.class_names)[0]
+    plan = plan_for(run, chosen)
+    return evaluate_model(
+        on_device(run.model(), chosen),
+        build.plain_batches(
+            image_set,
+            indices,
+            batch_size=recipe.batch_size,
+            scaling=facts.scaling,
+            device=chosen,
+        ).epoch(),
+        head=head,
+        targets=image_set.targets.numpy()[indices],
+        train_targets=train_targets,
+        plan=plan,
+    )
+
+
+def plan_for(run: RunFolder, device: str) -> ExecutionPlan:
+    """The run's own execution plan where it fits this device, else float32."""
+    with contextlib.suppress(NetloomError):
+        if run.plan.device == device:
+            return run.plan
+    return ExecutionPlan(device, training_threads(), "float32", "another device than in training")
+
+
+def _pictures(
+    run: Run, source: str | Path | None, part: str, reporter: Reporter
+) -> tuple[ImageSet, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The pictures, the training part's classes, and which pictures are scored."""
+    facts = run.data
+    place = facts.source_location if source is None else source
+    if not facts.source_location and source is None:
+        raise RunError(
+            f"{run.path} was trained on pictures in memory, which are not in the run. Give the pictures: "
+            "netloom evaluate RUN SOURCE."
+        )
+    try:
+        opened = open_source(place)
+    except DataError as error:
+        if source is not None:
+            raise
+        raise RunError(
+            f"The pictures of {run.path} are no longer at {place}: {error} "
+            "Say where they are: netloom evaluate RUN SOURCE."
+        ) from error
+    with reporter.bar("Reading pictures") as on_progress:
+        image_set = load_image_set(
+            opened,
+            image_size=facts.image_size,
+            resize=facts.resize,
+            channels=facts.channels,
+            on_progress=on_progress,
+        ).image_set
+    image_set = _with_classes_of(run, image_set)
+    targets = image_set.targets.numpy()
+    if source is not None:
+        return image_set, targets, np.arange(len(image_set))
+    split = Split.from_json(run.split, image_set.ids)
+    return image_set, targets[split.train], getattr(split, part)
+
+
+def _with_classes_of(run: Run, image_set: ImageSet) -> ImageSet:
+    """The same pictures with the run's class indices.
+
+    Raises:
+        DataError: They have a class that the run does not know.
+    """
+    known = run.data.class_names
+    if tuple(image_set.class_names) == known:
+        return image_set
+    foreign = [name for name in image_set.class_names if name not in known]
+    if foreign:
+        raise DataError(
+            f"The run {run.path} knows the classes {', '.join(known)}; the source also has {', '.join(foreign)}."
+        )
+    order = torch.tensor([known.index(name) for name in image_set.class_names])
+    return replace(image_set, targets=order[image_set.targets], class_names=known)

@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM end a training between two steps, with everything saved; a second Ctrl-C ends it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+BY_USER = "interrupted by the user (Ctrl-C)"
+BY_SYSTEM = "asked to end by the system (SIGTERM)"
+
+
+class Interruption:
+    """Says whether the training was asked to end; pass it to `fit`."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __call__(self) -> str | None:
+        """Why to stop, or None."""
+        return self.reason
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Interruption]:
+    """Catch the signals for the body; outside the main thread, where Python cannot, nothing is caught."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if interruption.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        interruption.reason = BY_USER if number == signal.SIGINT else BY_SYSTEM
+
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in _SIGNALS}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -1,0 +1,112 @@
+"""The likeliest classes of new pictures."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from netloom.data.batches import Batch
+from netloom.data.decode import decode_picture
+from netloom.data.location import FileLocation, UnreadablePictureError, read_bytes
+from netloom.errors import DataError
+from netloom.inference import inference_batch_size, predict_outputs
+from netloom.run import DataFacts, RunFolder
+from netloom.runtime import executing, on_device, resolve_device, usable_cpus
+from netloom.workflows.build import build_heads
+from netloom.workflows.evaluate import plan_for
+from netloom.workflows.runs import load
+
+
+def predict(
+    run: str | Path | RunFolder,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    top: int = 1,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Classify pictures.
+
+    Args:
+        run: A trained run.
+        paths: Files, folders (all files below), or patterns with `*`.
+        top: How many classes to give for each picture, likeliest first.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Returns:
+        For each picture `path` and either `predictions`, a list of `{"class", "probability"}`, or `error`, why it
+        could not be read.
+
+    Raises:
+        DataError: There is no such file, or `top` is below 1.
+        RunError: The run is incomplete.
+    """
+    if top < 1:
+        raise DataError(f"top must be at least 1, not {top}.")
+    opened = load(run)
+    facts = opened.data
+    files = _files(paths)
+    chosen = resolve_device(device)
+    plan, model = plan_for(opened, chosen), on_device(opened.model(), chosen)
+    head = build_heads(opened.recipe, facts.class_names)[0]
+    size = inference_batch_size(facts.image_size, opened.recipe.batch_size)
+    results: list[dict[str, Any]] = []
+    with executing(plan), ThreadPoolExecutor(usable_cpus()) as pool:
+        for start in range(0, len(files), size):
+            chunk = files[start : start + size]
+            decoded = list(pool.map(lambda path: _decode(path, facts), chunk))
+            readable = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
+            probabilities: Iterator[npt.NDArray[np.float32]] = iter(())
+            if readable:
+                images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2).to(chosen)
+                batch = Batch({"image": facts.scaling(images)}, {})
+                outputs = predict_outputs(model, [batch], head_names=[head.name], plan=plan)
+                probabilities = iter(head.probabilities(outputs[head.name]).numpy())
+            for path, pixels in zip(chunk, decoded, strict=True):
+                if isinstance(pixels, str):
+                    results.append({"path": str(path), "error": pixels})
+                else:
+                    row = next(probabilities)
+                    results.append({"path": str(path), "predictions": _top(row, facts, top)})
+    return results
+
+
+def _top(row: npt.NDArray[np.float32], facts: DataFacts, top: int) -> list[dict[str, Any]]:
+    order = np.argsort(-row, kind="stable")[:top]
+    return [{"class": facts.class_names[i], "probability": float(row[i])} for i in order]
+
+
+def _decode(path: Path, facts: DataFacts) -> npt.NDArray[np.uint8] | str:
+    """Pixels `[H, W, C]` as in training, or why they cannot be had."""
+    try:
+        data = read_bytes(FileLocation(str(path)))
+        return decode_picture(data, size=facts.image_size, resize=facts.resize, channels=facts.channels).pixels
+    except UnreadablePictureError as error:
+        return error.reason
+
+
+def _files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The files that `paths` mean, in their order."""
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    files: list[Path] = []
+    missing: list[str] = []
+    for item in map(Path, given):
+        if item.is_dir():
+            files += sorted(p for p in item.rglob("*") if p.is_file() and not p.name.startswith("."))
+        elif item.exists() or item.is_symlink():
+            files.append(item)
+        else:
+            matched = sorted(map(Path, glob.glob(str(item), recursive=True)))  # noqa: PTH207
+            files += [p for p in matched if p.is_file()]
+            missing += [] if matched else [str(item)]
+    if missing:
+        raise DataError(f"No such picture: {', '.join(missing[:5])}. Give files, folders or patterns.")
+    if not files:
+        raise DataError("No picture was given to predict.")
+    return files

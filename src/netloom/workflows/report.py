@@ -1,0 +1,124 @@
+"""Fill the report of a run with what is known of it."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from netloom.data.imageset import ImageSet
+from netloom.data.splits import Split
+from netloom.evaluation.holdout import Evaluation
+from netloom.models.registry import describe_models
+from netloom.report.data import Mistake, ModelFacts, ReportData, SourceFacts, TrainingFacts
+from netloom.report.report import render_report
+from netloom.run import RunFolder
+
+_MISTAKES_SHOWN = 24
+_HOW_SPLIT = {
+    "given": "The source brought its three parts.",
+    "stratified": "The parts were drawn at random, each class in proportion.",
+}
+
+
+def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Evaluation | None) -> None:
+    """Write `report.html` of a run.
+
+    Args:
+        folder: With its result already written.
+        image_set: The pictures, for the mistakes shown.
+        split: The parts of `image_set`.
+        test: The result on the test part; None for a run that did not get there.
+    """
+    result, facts, recipe = folder.result, folder.data, folder.recipe
+    report = ReportData(
+        title=facts.source_name,
+        run_name=folder.name,
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        status=result["status"],
+        status_detail=result.get("reason") or "",
+        class_names=facts.class_names,
+        source=_source(folder, image_set, split),
+        model=ModelFacts(
+            name=result["model"],
+            description=_description(recipe.model),
+            parameters=result["parameters"],
+            trainable_parameters=result["trainable_parameters"],
+            input_shape=(facts.channels, *facts.image_size),
+        ),
+        training=TrainingFacts(
+            history=folder.history,
+            best_epoch=result["kept_epoch"],
+            stopped=_sentence(result["stop_reason"]),
+            seconds=result["train_seconds"],
+            images_per_second=result["train_images_per_second"],
+        ),
+        test=None if test is None else test.scores,
+        mistakes=() if test is None else _mistakes(image_set, split, test),
+        recipe_yaml=recipe.to_yaml(),
+        environment=_environment(folder),
+        command=_command(folder),
+        notes=split.notes,
+    )
+    folder.write_report(render_report(report))
+
+
+def _source(folder: RunFolder, image_set: ImageSet, split: Split) -> SourceFacts:
+    facts = folder.data
+    targets, k = image_set.targets.numpy(), len(facts.class_names)
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return SourceFacts(
+        name=facts.source_name,
+        location=facts.source_location,
+        class_counts={part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items()},
+        split_method=_HOW_SPLIT.get(split.method, f"Parts: {split.method}."),
+        rejected=[(item["path"], item["reason"]) for item in facts.audit.get("rejected", [])],
+        warnings=facts.audit.get("warnings", []),
+    )
+
+
+def _mistakes(image_set: ImageSet, split: Split, test: Evaluation) -> list[Mistake]:
+    """The wrong answers given with most confidence."""
+    wrong = np.flatnonzero(test.predictions != test.targets)
+    confidence = test.probabilities.max(axis=1)
+    chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES_SHOWN]
+    return [
+        Mistake(
+            picture=image_set.images[int(split.test[i])].numpy(),
+            true_name=test.class_names[test.targets[i]],
+            predicted_name=test.class_names[test.predictions[i]],
+            confidence=float(confidence[i]),
+            sample_id=image_set.ids[int(split.test[i])],
+        )
+        for i in chosen
+    ]
+
+
+def _description(model: str) -> str:
+    found = {m.name: m.description for m in describe_models()}
+    return found.get(model, "")
+
+
+def _sentence(text: str | None) -> str:
+    return "" if not text else f"{text[0].upper()}{text[1:]}."
+
+
+def _environment(folder: RunFolder) -> Mapping[str, str]:
+    environment: dict[str, Any] = folder.environment
+    plan = folder.plan
+    return {
+        "Device": f"{plan.device}, {plan.threads} threads",
+        "Precision": f"{plan.precision}: {plan.reason}",
+        "Processor": f"{environment['processor']} ({environment['cpu_capability']})",
+        "System": environment["system"],
+        **{f"{name} version": version for name, version in environment["versions"].items()},
+    }
+
+
+def _command(folder: RunFolder) -> str:
+    """What repeats the run, from its own recipe file."""
+    source = folder.data.source_location
+    return shlex.join(["netloom", "train", source, "--recipe", str(folder.recipe_path)]) if source else ""

@@ -1,0 +1,77 @@
+"""What a network looks like, before any data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from netloom.errors import ModelError, did_you_mean
+from netloom.models.registry import create_model, model_names
+from netloom.models.summary import ModelSummary, summarize
+from netloom.recipe import Recipe, load_recipe, recipe_names
+from netloom.workflows.build import build_heads
+
+_DEFAULT_SIDE = {"rgb": 3, "auto": 3, "grey": 1}
+
+
+def summary(
+    model: str,
+    *,
+    input_shape: str | None = None,
+    classes: int | None = None,
+    trunk: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> ModelSummary:
+    """Layers and parameters of a model, or of a recipe's model.
+
+    Args:
+        model: A model's or a recipe's name, or a recipe file.
+        input_shape: `CxHxW`; a recipe's own without one.
+        classes: How many; 10, or 2 for a recipe with one sigmoid output, without it.
+        trunk: Count what is in front of the dense head only.
+        settings: Recipe keys to change.
+
+    Raises:
+        ModelError: The model is unknown or does not fit the shape.
+    """
+    recipe = _recipe_of(model, settings or {})
+    channels, height, width = _shape(input_shape, recipe)
+    count = classes if classes is not None else 2 if recipe.loss.startswith("binary") else 10
+    if count < 2:
+        raise ModelError(f"--classes {count}: a classifier needs at least two classes.")
+    head = build_heads(recipe, [str(i) for i in range(count)])[0]
+    network = create_model(
+        recipe.model,
+        in_channels=channels,
+        num_outputs=head.num_outputs,
+        image_size=(height, width),
+        seed=recipe.seed,
+        options=recipe.model_options(),
+    )
+    return summarize(network, input_shape=(channels, height, width), trunk_only=trunk)
+
+
+def _recipe_of(name: str, settings: Mapping[str, Any]) -> Recipe:
+    if name in model_names():
+        return Recipe.from_mapping({"model": name, **settings})
+    if name in recipe_names() or name.endswith((".yaml", ".yml")):
+        return load_recipe(name, settings)
+    known = [*model_names(), *recipe_names()]
+    raise ModelError(
+        f"There is no model or recipe {name!r}.{did_you_mean(name, known)} "
+        "`netloom models` and `netloom recipes` list them."
+    )
+
+
+def _shape(text: str | None, recipe: Recipe) -> tuple[int, int, int]:
+    if text is not None:
+        match = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip())
+        if match is None:
+            raise ModelError(f"--input {text!r}: expected CHANNELSxHEIGHTxWIDTH, for example 3x32x32.")
+        return int(match[1]), int(match[2]), int(match[3])
+    size = recipe.image_size
+    if size is None:
+        raise ModelError("Say for which pictures: --input CHANNELSxHEIGHTxWIDTH, for example 3x32x32.")
+    height, width = (size, size) if isinstance(size, int) else size
+    return _DEFAULT_SIDE[recipe.color], height, width

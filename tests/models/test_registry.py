@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from netloom.errors import ModelError
+from netloom.models import (
+    ImageModel,
+    create_model,
+    describe_models,
+    model_names,
+    model_options,
+    register_model,
+    validate_options,
+)
+
+
+def test_the_models_promised_exist() -> None:
+    promised = {"convnet", "lenet5", "alexnet", "alexnet-small", "mlp"}
+    promised |= {"vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet32", "resnet56"}
+    assert promised <= set(model_names())
+    assert model_names() == sorted(model_names())
+
+
+def test_each_model_is_described_with_paper_and_defaults() -> None:
+    for model in describe_models():
+        assert model.description
+        assert "\n" not in model.description
+        assert model.paper[-4:].isdigit() or "section" in model.paper
+        assert dict(model.options) == model_options(model.name)
+    assert model_options("mlp")["dense_units"] == (300, 100)
+    assert model_options("alexnet")["dense_units"] == (4096, 4096)
+    assert model_options("alexnet-small")["dense_units"] == (1024, 1024)
+    assert "depth" not in model_options("vgg16")
+
+
+def test_unknown_model_names_the_closest() -> None:
+    with pytest.raises(ModelError, match=r"Unknown model 'resnet21'\. Did you mean 'resnet"):
+        create_model("resnet21", in_channels=3, num_outputs=2, image_size=(32, 32), seed=0)
+    with pytest.raises(ModelError, match="convnet, lenet5"):
+        model_options("x")
+
+
+def test_all_wrong_options_are_reported_at_once() -> None:
+    options = {"filter": [32], "padding": "full", "dropout": 1.0, "filters": [], "kernel_size": 3}
+    with pytest.raises(ModelError) as caught:
+        validate_options("convnet", options)
+    message = str(caught.value)
+    assert "filter: convnet has no such option. Did you mean 'filters'?" in message
+    assert "padding: should be 'same' or 'valid', got 'full'." in message
+    assert "dropout: should be less than 1, got 1.0." in message
+    assert "filters: " in message
+    assert "kernel_size: " not in message
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "2", True, [3, "x"], None])
+def test_counts_are_positive_whole_numbers(value: object) -> None:
+    with pytest.raises(ModelError, match="kernel_size: "):
+        validate_options("convnet", {"kernel_size": value})
+
+
+def test_lists_from_a_configuration_become_tuples() -> None:
+    valid = validate_options("convnet", {"filters": [8, 16], "pooling": ["max", "none"]})
+    assert valid == {"filters": (8, 16), "pooling": ("max", "none")}
+
+
+@pytest.mark.parametrize("bad", [{"in_channels": 0}, {"num_outputs": 0}, {"image_size": (32, 0)}], ids=str)
+def test_impossible_inputs_and_outputs_are_refused(bad: dict[str, object]) -> None:
+    given = {"in_channels": 3, "num_outputs": 2, "image_size": (32, 32)} | bad
+    with pytest.raises(ModelError, match="start at 1"):
+        create_model("mlp", seed=0, **given)  # type: ignore[arg-type]
+
+
+def test_a_users_builder_is_checked_when_it_is_registered() -> None:
+    with pytest.raises(ValueError, match="already registered"):
+        register_model("mlp", description="", paper="")(_builder)
+    with pytest.raises(ValueError, match="'width' of _builder needs a type and a default"):
+        register_model("mine", description="", paper="")(_builder)
+    assert "mine" not in model_names()
+
+
+def test_seeds_do_not_depend_on_the_machine() -> None:
+    """The generator is torch's CPU Mersenne Twister whatever device is the default."""
+    model = create_model("mlp", in_channels=1, num_outputs=2, image_size=(2, 2), seed=3)
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(9)
+    torch.rand(5, generator=generator)
+    again = create_model("mlp", in_channels=1, num_outputs=2, image_size=(2, 2), seed=3)
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+
+
+def _builder(*, in_channels: int, num_outputs: int, image_size: tuple[int, int], width: int) -> ImageModel:
+    raise NotImplementedError

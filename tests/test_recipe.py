@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from netloom.errors import RecipeError
+from netloom.recipe import Recipe, describe_recipes, load_recipe, parse_overrides, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_valid_and_survive_yaml(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    path = tmp_path / "copy.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(path) == recipe
+
+
+def test_every_recipe_is_described_on_one_line() -> None:
+    assert [r["name"] for r in describe_recipes()] == list(recipe_names())
+    assert all("\n" not in r["description"] for r in describe_recipes())
+
+
+def test_all_mistakes_are_told_at_once_with_did_you_mean() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_mapping(
+            {
+                "model": "lenet5",
+                "filters": [8],
+                "epocs": 3,
+                "learning_rate": -1,
+                "early_stopping": {"patiense": 3},
+                "optimizer": "adm",
+            }
+        )
+    message = str(caught.value)
+    assert message.startswith("5 mistakes")
+    assert "Did you mean 'epochs'?" in message
+    assert "Did you mean 'patience'?" in message
+    assert "learning_rate" in message
+    assert "greater than 0" in message
+    assert "filters: lenet5 has no such option" in message
+    assert "'adam'" in message
+
+
+def test_unknown_model_and_impossible_model_option() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'lenet5'"):
+        Recipe.from_mapping({"model": "lenet"})
+    with pytest.raises(RecipeError, match="activation"):
+        Recipe.from_mapping({"activation": "rellu"})
+
+
+def test_combinations_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(RecipeError, match="nesterov"):
+        Recipe.from_mapping({"optimizer": "sgd", "nesterov": True})
+    with pytest.raises(RecipeError, match="momentum"):
+        Recipe.from_mapping({"optimizer": "adam", "momentum": 0.9})
+
+
+def test_overrides_reach_into_groups_and_turn_them_off() -> None:
+    overrides = parse_overrides(
+        ["epochs=3", "learning_rate=1e-4", "early_stopping.patience=2", "reduce_on_plateau=null", "filters=16-32-64"]
+    )
+    recipe = load_recipe("cifar10-conv2-improved", overrides)
+    assert recipe.epochs == 3
+    assert recipe.learning_rate == 1e-4
+    assert recipe.early_stopping is not None
+    assert recipe.early_stopping.patience == 2
+    assert recipe.reduce_on_plateau is None
+    assert recipe.filters == [16, 32, 64]
+    turned_on = load_recipe("cifar10-conv2", {"augmentation.rotation": 5})
+    assert turned_on.augmentation is not None
+    assert turned_on.augmentation.rotation == 5
+
+
+def test_a_file_extends_another_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: cifar10-conv2\nepochs: 2\n", encoding="utf-8")
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.epochs, recipe.filters) == ("mine", 2, [10])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("- 1", "key: value"), ("!!python/object:os.system {}", "not valid YAML")],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_circles_and_missing_recipes(tmp_path: Path) -> None:
+    path = tmp_path / "circle.yaml"
+    path.write_text(f"extends: {path}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="circle"):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="Did you mean 'cifar10-conv2'"):
+        load_recipe("cifar10-conv")
+    with pytest.raises(RecipeError, match="expected key=value"):
+        parse_overrides(["epochs"])
+
+
+def test_recipes_are_frozen_and_replaced() -> None:
+    recipe = load_recipe("digits")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.epochs = 3  # type: ignore[misc]
+    assert recipe.replace(epochs=3).epochs == 3
+    assert recipe.replace(**{"augmentation": None}).augmentation is None

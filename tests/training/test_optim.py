@@ -1,0 +1,143 @@
+"""Optimizers against formulas written out in NumPy (Kingma and Ba 2014; Dozat 2016; Hinton's lecture 6e)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from netloom.training.optim import create_optimizer
+from netloom.training.regularize import WeightPenalty
+
+RATE, STEPS = 0.1, 5
+
+
+class Quadratic(nn.Module):
+    """Loss sum(a * w^2) / 2, whose gradient is a * w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0, -2.0, 0.5]]))
+        self.scale = torch.tensor([[1.0, 0.3, 4.0]])
+
+    def loss(self) -> torch.Tensor:
+        return (self.scale * self.weight.square()).sum() / 2
+
+
+def trained(name: str, **options: float) -> np.ndarray:
+    model = Quadratic()
+    optimizer = create_optimizer(model, name, learning_rate=RATE, **options)  # type: ignore[arg-type]
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        model.loss().backward()
+        optimizer.step()
+    return model.weight.detach().double().numpy()
+
+
+def reference(update: Callable[[np.ndarray, np.ndarray, dict[str, np.ndarray], int], np.ndarray]) -> np.ndarray:
+    w, a = np.array([[1.0, -2.0, 0.5]]), np.array([[1.0, 0.3, 4.0]])
+    memory = {"m": np.zeros_like(w), "v": np.zeros_like(w)}
+    for step in range(1, STEPS + 1):
+        w = update(w, a * w, memory, step)
+    return w
+
+
+def test_sgd_with_momentum_and_nesterov() -> None:
+    def plain(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], _: int) -> np.ndarray:
+        s["m"] = 0.9 * s["m"] + g
+        return w - RATE * s["m"]
+
+    def nesterov(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], _: int) -> np.ndarray:
+        s["m"] = 0.9 * s["m"] + g
+        return w - RATE * (g + 0.9 * s["m"])
+
+    assert trained("sgd", momentum=0.9) == pytest.approx(reference(plain), rel=1e-5)
+    assert trained("sgd", momentum=0.9, nesterov=True) == pytest.approx(reference(nesterov), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "decay", "epsilon"), [("adam", 0.0, 1e-7), ("adamw", 0.1, 1e-8)])
+def test_adam_and_adamw(name: str, decay: float, epsilon: float) -> None:
+    def update(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], t: int) -> np.ndarray:
+        s["m"] = 0.9 * s["m"] + 0.1 * g
+        s["v"] = 0.999 * s["v"] + 0.001 * g**2
+        step = s["m"] / (1 - 0.9**t) / (np.sqrt(s["v"] / (1 - 0.999**t)) + epsilon)
+        return w * (1 - RATE * decay) - RATE * step
+
+    assert trained(name, weight_decay=decay) == pytest.approx(reference(update), rel=1e-4)
+
+
+def test_rmsprop_averages_with_09_as_keras_does() -> None:
+    def update(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], _: int) -> np.ndarray:
+        s["v"] = 0.9 * s["v"] + 0.1 * g**2
+        return w - RATE * g / (np.sqrt(s["v"]) + 1e-7)
+
+    assert trained("rmsprop") == pytest.approx(reference(update), rel=1e-4)
+
+
+def test_nadam() -> None:
+    product = [1.0]
+
+    def update(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], t: int) -> np.ndarray:
+        mu, following = (0.9 * (1 - 0.5 * 0.96 ** (i * 4e-3)) for i in (t, t + 1))
+        product[0] *= mu
+        s["m"] = 0.9 * s["m"] + 0.1 * g
+        s["v"] = 0.999 * s["v"] + 0.001 * g**2
+        denominator = np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-7
+        now = (1 - mu) * g / (1 - product[0])
+        ahead = following * s["m"] / (1 - product[0] * following)
+        return w - RATE * (now + ahead) / denominator
+
+    assert trained("nadam") == pytest.approx(reference(update), rel=1e-4)
+
+
+def test_decay_is_for_weights_not_for_biases_and_norms() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    optimizer = create_optimizer(model, "adamw", learning_rate=1e-3, weight_decay=0.1)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: decays[id(p)] for name, p in model.named_parameters()}
+    assert found == {
+        "0.weight": 0.1,
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+        "3.weight": 0.1,
+        "3.bias": 0.0,
+    }
+
+
+def test_rates_by_parameter_and_frozen_parameters() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].bias.requires_grad_(False)
+    optimizer = create_optimizer(
+        model, "sgd", learning_rate=1.0, rate_for=lambda name: 0.1 if name.startswith("0.") else 1.0
+    )
+    rates = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model[0].weight)] == pytest.approx(0.1)
+    assert rates[id(model[1].weight)] == 1.0
+    assert id(model[0].bias) not in rates
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        create_optimizer(model, "sgd", learning_rate=1.0)
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.01, 0.0), (0.0, 0.02), (0.01, 0.02)])
+def test_penalty_gradient_is_autograds_of_the_penalty_in_the_loss(l1: float, l2: float) -> None:
+    """The reference puts the penalty into the loss, over kernels only, as Keras' kernel regularizers do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    images = torch.randn(5, 1, 4, 4)
+    penalty = WeightPenalty(model, l1=l1, l2=l2)
+    model(images).square().sum().backward()
+    penalty.add_gradient()
+    ours = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    kernels = [model[0].weight, model[3].weight]
+    added = sum(l1 * w.abs().sum() + l2 * w.square().sum() for w in kernels)
+    (model(images).square().sum() + added).backward()
+    for mine, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad)
+    assert penalty.value() == pytest.approx(added.item(), rel=1e-5)  # type: ignore[union-attr]
