@@ -109,4 +109,4 @@ def test_recipes_are_frozen_and_replaced() -> None:
     with pytest.raises(ValueError, match="frozen"):
         recipe.epochs = 3  # type: ignore[misc]
     assert recipe.replace(epochs=3).epochs == 3
-    assert recipe.replace(**{"augmentation": None}).augmentation is None
+    assert recipe.replace(augmentation=None).augmentation is None

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from netloom.torchvision_shim import torchvision
 
 
 def test_the_parts_that_are_used_work() -> None:
     """Reference: a quarter turn is exact, so NumPy says what it must be."""
-    import numpy as np
-    import torch
-
     picture = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
-    turned = torchvision().transforms.v2.functional.rotate(picture, 90)
+    v2 = importlib.import_module(f"{torchvision().__name__}.transforms.v2")
+    turned = v2.functional.rotate(picture, 90)
     assert np.array_equal(turned.numpy(), np.rot90(picture.numpy(), axes=(1, 2)))
     assert torchvision().models.get_model("resnet18", weights=None).fc.out_features == 1000
 

@@ -40,14 +40,27 @@ class Augmentation(_Group):
     rotation: float = Field(0.0, ge=0, le=180, description="degrees, uniform in ± this")
     width_shift: Fraction = Field(0.0, description="fraction of the width, uniform in ± this")
     height_shift: Fraction = Field(0.0, description="fraction of the height, uniform in ± this")
-    shear: float = Field(0.0, ge=0, lt=90, description="degrees, uniform in ± this")
-    zoom: Fraction = Field(0.0, description="factors uniform in 1 ± this")
+    shear: float = Field(0.0, ge=0, le=89, description="degrees, uniform in ± this")
+    zoom: Fraction | tuple[float, float] = Field(
+        0.0, description="factors uniform in 1 ± this, or between two; above 1 shrinks"
+    )
     horizontal_flip: bool = Field(False, description="mirror every other picture left to right")
     vertical_flip: bool = Field(False, description="mirror every other picture top to bottom")
-    shifted_crop: int = Field(0, ge=0, description="pixels: pad by this and cut out at random")
+    shifted_crop: int = Field(0, ge=0, le=1024, description="pixels: pad by this and cut out at random")
     fill_mode: Literal["nearest", "constant", "reflect", "wrap"] = Field(
         "nearest", description="what fills the places that a change uncovers"
     )
+    fill_value: float = Field(0.0, ge=0, le=255, description="the pixel value of `constant` and cutout")
+    brightness: float = Field(0.0, ge=0, le=10, description="factor uniform in 1 ± this")
+    contrast: float = Field(0.0, ge=0, le=10, description="factor uniform in 1 ± this")
+    saturation: float = Field(0.0, ge=0, le=10, description="factor uniform in 1 ± this")
+    hue: float = Field(0.0, ge=0, le=0.5, description="share of the colour circle, uniform in ± this")
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field(
+        "none", description="operations drawn from a list, in torchvision's definitions"
+    )
+    randaugment_operations: int = Field(2, ge=1, le=14, description="operations on each picture")
+    randaugment_magnitude: int = Field(9, ge=0, le=30, description="strength of `randaugment`")
+    cutout: float = Field(0.0, ge=0, le=1, description="side of an erased square, of the shorter side")
 
 
 class EarlyStopping(_Group):

@@ -42,9 +42,7 @@ def test_any_split_is_disjoint_complete_and_keeps_ties_on_one_side(seed: int) ->
     random = np.random.default_rng(seed)
     n, n_classes = int(random.integers(40, 300)), int(random.integers(2, 8))
     targets = np.concatenate([np.arange(n_classes), random.integers(0, n_classes, n - n_classes)])
-    groups = [
-        None if random.random() < 0.4 else f"g{random.integers(n // 4 + 1)}" for _ in range(n)
-    ]
+    groups = [None if random.random() < 0.4 else f"g{random.integers(n // 4 + 1)}" for _ in range(n)]
     hashes = [f"h{random.integers(n * 3)}" for _ in range(n)]
     fractions = random.uniform(0.1, 0.3, size=2)
     split = make_split(
@@ -146,9 +144,7 @@ def test_given_parts_that_share_pictures_are_kept_and_told() -> None:
     parts = ["train", "train", "validation", "test", "test", "validation"]
     split = make_split(targets=[0, 1, 0, 0, 1, 1], parts=parts, content_hashes=hashes, seed=0)
     assert split.test.tolist() == [3, 4]
-    assert any(
-        note.startswith("1 of the 2 pictures of the given test part") for note in split.notes
-    )
+    assert any(note.startswith("1 of the 2 pictures of the given test part") for note in split.notes)
 
 
 def test_a_class_of_one_trains_and_is_told() -> None:

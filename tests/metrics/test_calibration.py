@@ -27,9 +27,7 @@ def test_error_is_the_formula_of_the_paper():
         if inside.any():
             gap = abs(correct[inside].mean() - confidences[inside].mean())
             expected += inside.sum() / 500 * gap
-    assert reliability_bins(confidences, correct).expected_calibration_error == pytest.approx(
-        expected
-    )
+    assert reliability_bins(confidences, correct).expected_calibration_error == pytest.approx(expected)
 
 
 def test_bins_are_sklearns_calibration_curve():
@@ -44,9 +42,7 @@ def test_bins_are_sklearns_calibration_curve():
 
 
 def test_zero_and_one_fall_into_the_outer_bins():
-    bins = reliability_bins(
-        np.array([0.0, 0.25, 0.5, 1.0]), np.array([False, True, True, True]), n_bins=4
-    )
+    bins = reliability_bins(np.array([0.0, 0.25, 0.5, 1.0]), np.array([False, True, True, True]), n_bins=4)
     assert bins.counts.tolist() == [2, 1, 0, 1]
 
 

@@ -57,12 +57,8 @@ def test_mean_interval_of_one_value_is_unknown_and_of_none_an_error():
 
 def test_bootstrap_of_a_mean_is_scipys_percentile_bootstrap():
     values = np.random.default_rng(0).normal(size=80)
-    ours = bootstrap_interval(
-        np.ones(80, dtype=np.int64), lambda counts: counts @ values / 80, n_resamples=20_000
-    )
-    theirs = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=20_000, rng=1
-    ).confidence_interval
+    ours = bootstrap_interval(np.ones(80, dtype=np.int64), lambda counts: counts @ values / 80, n_resamples=20_000)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
     # Both ends carry a resampling error of about 0.01 standard deviations of the mean (0.11).
     np.testing.assert_allclose(ours, theirs, atol=0.01)
 
@@ -74,10 +70,7 @@ def test_macro_f1_interval_is_that_of_resampled_pictures():
     predictions = np.where(rng.random(150) < 0.7, targets, rng.integers(0, 4, 150))
     draws = rng.integers(0, 150, (400, 150))
     expected = np.quantile(
-        [
-            f1_score(targets[d], predictions[d], average="macro", zero_division=np.nan)
-            for d in draws
-        ],
+        [f1_score(targets[d], predictions[d], average="macro", zero_division=np.nan) for d in draws],
         [0.025, 0.975],
     )
     confusion = confusion_matrix(targets, predictions, 4)
@@ -104,15 +97,14 @@ def test_macro_f1_interval_holds_the_truth_as_often_as_it_says():
     shares = np.array([[0.4, 0.1], [0.08, 0.42]])
     truth = macro_f1(np.round(shares * 100).astype(np.int64))
     draws = np.random.default_rng(0).multinomial(200, shares.ravel(), size=300).reshape(-1, 2, 2)
-    intervals = np.array(
-        [macro_f1_interval(c, n_resamples=300, seed=i) for i, c in enumerate(draws)]
-    )
+    intervals = np.array([macro_f1_interval(c, n_resamples=300, seed=i) for i, c in enumerate(draws)])
     coverage = np.mean((intervals[:, 0] <= truth) & (truth <= intervals[:, 1]))
     assert 0.91 <= coverage <= 0.98
 
 
-def test_macro_f1_interval_without_mistakes_is_that_of_the_accuracy():
+def test_macro_f1_interval_of_all_right_or_all_wrong_is_that_of_the_accuracy():
     assert macro_f1_interval(np.diag([10, 20])) == wilson_interval(30, 30)
+    assert macro_f1_interval(np.array([[0, 10], [20, 0]])) == wilson_interval(0, 30)
 
 
 def test_an_empty_confusion_matrix_has_no_interval():

@@ -31,9 +31,7 @@ def test_confusion_matrix_and_accuracy(answers):
     targets, predictions = answers
     confusion = scores.confusion_matrix(targets, predictions, K)
     assert confusion.dtype == np.int64
-    np.testing.assert_array_equal(
-        confusion, reference.confusion_matrix(targets, predictions, labels=range(K))
-    )
+    np.testing.assert_array_equal(confusion, reference.confusion_matrix(targets, predictions, labels=range(K)))
     assert scores.accuracy(targets, predictions) == reference.accuracy_score(targets, predictions)
 
 
@@ -67,14 +65,10 @@ def test_macro_f1_and_balanced_accuracy(answers):
     targets, predictions = answers
     confusion = scores.confusion_matrix(targets, predictions, K)
     assert scores.macro_f1(confusion) == pytest.approx(
-        reference.f1_score(
-            targets, predictions, labels=range(K), average="macro", zero_division=np.nan
-        )
+        reference.f1_score(targets, predictions, labels=range(K), average="macro", zero_division=np.nan)
     )
     assert scores.balanced_accuracy(confusion) == pytest.approx(
-        reference.recall_score(
-            targets, predictions, labels=[0, 1, 2, 3, 4, 6], average="macro", zero_division=0
-        )
+        reference.recall_score(targets, predictions, labels=[0, 1, 2, 3, 4, 6], average="macro", zero_division=0)
     )
 
 
@@ -88,9 +82,7 @@ def test_log_loss(dtype):
 
 
 def test_log_loss_of_a_certain_mistake_is_finite():
-    losses = scores.sample_log_losses(
-        np.array([[1, 0], [1, 0]], dtype=np.float32), np.array([1, 0])
-    )
+    losses = scores.sample_log_losses(np.array([[1, 0], [1, 0]], dtype=np.float32), np.array([1, 0]))
     np.testing.assert_allclose(losses, [-np.log(2.0**-23), 0], rtol=1e-6)
 
 
@@ -98,9 +90,7 @@ def test_log_loss_of_a_certain_mistake_is_finite():
 def test_top_k_accuracy(k):
     probabilities = random_probabilities(100, 5)
     targets = np.random.default_rng(1).integers(0, 5, 100)
-    expected = (
-        reference.top_k_accuracy_score(targets, probabilities, k=k, labels=range(5)) if k < 5 else 1
-    )
+    expected = reference.top_k_accuracy_score(targets, probabilities, k=k, labels=range(5)) if k < 5 else 1
     assert scores.top_k_accuracy(probabilities, targets, k) == pytest.approx(expected)
 
 

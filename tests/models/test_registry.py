@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from netloom.errors import ModelError
 from netloom.models import (
@@ -11,8 +12,10 @@ from netloom.models import (
     model_names,
     model_options,
     register_model,
+    registry,
     validate_options,
 )
+from netloom.models.layers import Count
 
 
 def test_the_models_promised_exist() -> None:
@@ -43,6 +46,7 @@ def test_unknown_model_names_the_closest() -> None:
 
 def test_all_wrong_options_are_reported_at_once() -> None:
     options = {"filter": [32], "padding": "full", "dropout": 1.0, "filters": [], "kernel_size": 3}
+    options["activation"] = "rleu"
     with pytest.raises(ModelError) as caught:
         validate_options("convnet", options)
     message = str(caught.value)
@@ -50,6 +54,8 @@ def test_all_wrong_options_are_reported_at_once() -> None:
     assert "padding: should be 'same' or 'valid', got 'full'." in message
     assert "dropout: should be less than 1, got 1.0." in message
     assert "filters: " in message
+    assert "activation: should be 'relu', " in message
+    assert "got 'rleu'. Did you mean 'relu'?" in message
     assert "kernel_size: " not in message
 
 
@@ -71,23 +77,39 @@ def test_impossible_inputs_and_outputs_are_refused(bad: dict[str, object]) -> No
         create_model("mlp", seed=0, **given)  # type: ignore[arg-type]
 
 
+def _tiny(
+    *,
+    in_channels: int,
+    num_outputs: int,
+    image_size: tuple[int, int],
+    stages: int,
+    width: Count = 4,
+) -> ImageModel:
+    return ImageModel(
+        trunk=nn.Sequential(*(nn.Conv2d(in_channels, width, 1) for _ in range(stages))),
+        head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        num_features=width,
+        classifier_features=width,
+        num_outputs=num_outputs,
+    )
+
+
+def test_a_users_builder_is_created_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_ENTRIES", {})
+    register_model("tiny", description="Tiny", paper="Mine, 2024", fixed={"stages": 1}, defaults={"width": 6})(_tiny)
+    assert model_names() == ["tiny"]
+    assert model_options("tiny") == {"width": 6}
+    for options, width in (({}, 6), ({"width": 3}, 3)):
+        model = create_model("tiny", in_channels=1, num_outputs=2, image_size=(4, 4), seed=0, options=options)
+        assert model.num_features == width
+        assert model(torch.zeros(5, 1, 4, 4)).shape == (5, 2)
+    with pytest.raises(ModelError, match="stages: tiny has no such option"):
+        validate_options("tiny", {"stages": 2})
+
+
 def test_a_users_builder_is_checked_when_it_is_registered() -> None:
     with pytest.raises(ValueError, match="already registered"):
-        register_model("mlp", description="", paper="")(_builder)
-    with pytest.raises(ValueError, match="'width' of _builder needs a type and a default"):
-        register_model("mine", description="", paper="")(_builder)
+        register_model("mlp", description="", paper="")(_tiny)
+    with pytest.raises(ValueError, match="'stages' of _tiny needs a type and a default"):
+        register_model("mine", description="", paper="")(_tiny)
     assert "mine" not in model_names()
-
-
-def test_seeds_do_not_depend_on_the_machine() -> None:
-    """The generator is torch's CPU Mersenne Twister whatever device is the default."""
-    model = create_model("mlp", in_channels=1, num_outputs=2, image_size=(2, 2), seed=3)
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(9)
-    torch.rand(5, generator=generator)
-    again = create_model("mlp", in_channels=1, num_outputs=2, image_size=(2, 2), seed=3)
-    assert torch.equal(model.classifier.weight, again.classifier.weight)
-
-
-def _builder(*, in_channels: int, num_outputs: int, image_size: tuple[int, int], width: int) -> ImageModel:
-    raise NotImplementedError

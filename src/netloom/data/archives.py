@@ -112,7 +112,7 @@ def _encoding_of(text: bytes) -> str:
             wide = [c for c in text.decode(encoding) if not c.isascii()]
         except UnicodeDecodeError:
             continue
-        common = sum(bool(c.encode("euc_kr", "ignore")) for c in wide)
+        common = sum(len(c.encode("euc_kr", "ignore")) == 2 for c in wide)
         if encoding == "utf-8" or common > len(wide) / 2:
             return encoding
     return "cp437"
@@ -139,6 +139,9 @@ def _list_tar(path: Path) -> Listing:
                 else StreamedTarMember(str(path), member.name, member.size)
             )
             entries.append(Entry(parts, location))
+        # tarfile takes half a header for the end.
+        if is_plain and 0 < path.stat().st_size - archive.offset < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it ends within a header")
     return entries, rejected
 
 

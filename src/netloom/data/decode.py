@@ -9,6 +9,7 @@ import contextlib
 import io
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -61,6 +62,8 @@ _PLUGINS = (
 FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 """The only formats ever tried, by Pillow's names: what cameras, browsers and scanners write."""
 
+_CUT_OFF = "cut off: the file ends before the picture does"
+
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
 _PHOTOMETRIC_TAG = 262
@@ -75,7 +78,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_FIRST_ORIENTATION_ON_ITS_SIDE = 5
+_ON_ITS_SIDE = (5, 6, 7, 8)
+_LEFT_WAS_AT_THE_END = (2, 3, 6, 7)  # the upright picture's left is the last stored column or row
+_TOP_WAS_AT_THE_END = (3, 4, 7, 8)
 
 # How other things that people keep among their pictures begin.
 _FOREIGN = (
@@ -173,12 +178,15 @@ def decode_picture(
             more than `MAX_PIXELS`.
     """
     with _refusing(data), _opened(data) as image:
+        if image.format == "PNG":
+            _check_png(data)
+            image.load()  # the orientation may stand behind the pixels
         orientation = _orientation(image)
         header = _header(image, orientation)
-        scaled = (header.width, header.height)
+        scaled, extent = (header.width, header.height), None
         if size is not None:
             scaled = _scaled_size(header.width, header.height, size, resize)
-            _draft(image, scaled, on_its_side=orientation >= _FIRST_ORIENTATION_ON_ITS_SIDE)
+            extent = _draft(image, scaled, on_its_side=orientation in _ON_ITS_SIDE)
         image.load()
         flat = _flatten(image)
         # Pillow turns TIFFs itself when it loads them.
@@ -187,7 +195,8 @@ def decode_picture(
         if channels == 1:
             flat = _in_mode(flat, "L")
         if size is not None:
-            flat = _resize(flat, size, scaled, resize)
+            region = _region(flat, extent, orientation)
+            flat = _resize(flat, region, size, scaled, resize)
         if channels == 3:
             flat = _in_mode(flat, "RGB")
         pixels = np.array(flat).reshape(flat.height, flat.width, channels)
@@ -211,7 +220,7 @@ def _refusing(data: bytes) -> Iterator[None]:
     except MemoryError as error:
         raise UnreadablePictureError("not enough memory to decode it") from error
     except Exception as error:  # Pillow's plugins raise nearly every kind on damaged files
-        raise UnreadablePictureError(_why_broken(error)) from error
+        raise UnreadablePictureError(_why_broken(error, data)) from error
 
 
 _warnings_lock = threading.Lock()
@@ -270,10 +279,24 @@ def _check_pixels(width: int, height: int) -> None:
         )
 
 
+def _check_png(data: bytes) -> None:
+    """Compare the checksums of the pixel data, which Pillow ignores: a flipped bit would show as noise."""
+    position = 8
+    while (name := data[position + 4 : position + 8]) != b"IEND":
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if end + 4 > len(data):
+            raise UnreadablePictureError(_CUT_OFF)
+        checked = memoryview(data)[position + 4 : end]
+        if name == b"IDAT" and zlib.crc32(checked) != int.from_bytes(data[end : end + 4], "big"):
+            raise UnreadablePictureError("damaged (the checksum of its pixels is wrong)")
+        position = end + 4
+
+
 def _orientation(image: ImageFile.ImageFile) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF data is damaged."""
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        # Not image.getexif(): for a PNG without EXIF data that would decode all its pixels.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except Exception:  # broken metadata must not cost the picture
         return 1
     return orientation if orientation in _UPRIGHT else 1
@@ -283,7 +306,7 @@ def _header(image: ImageFile.ImageFile, orientation: int) -> PictureHeader:
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         width, height = image.tag_v2[256], image.tag_v2[257]
-    if orientation >= _FIRST_ORIENTATION_ON_ITS_SIDE:
+    if orientation in _ON_ITS_SIDE:
         width, height = height, width
     # A JPEG with further pictures behind the first one is an MPO to Pillow.
     picture_format = "JPEG" if image.format == "MPO" else str(image.format)
@@ -305,14 +328,32 @@ def _scaled_size(width: int, height: int, size: tuple[int, int], resize: Resize)
     return max(1, round(width * target_height / height)), target_height
 
 
-def _draft(image: ImageFile.ImageFile, scaled: tuple[int, int], *, on_its_side: bool) -> None:
+def _draft(image: ImageFile.ImageFile, scaled: tuple[int, int], *, on_its_side: bool) -> tuple[float, float] | None:
     """Let a JPEG decode itself smaller, as long as both sides stay at least twice the target.
 
-    The factor 2 keeps the bilinear filter's result within a level or two of the full decode's.
+    So the result is 0.2 levels from the full decode's in the mean, 7 at most (smooth pictures).
+
+    Returns the upright picture's width and height in the pixels that will be decoded, which are no
+    whole numbers where the last 8 x 8 block is not full; None where nothing changes.
     """
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        width, height = reversed(scaled) if on_its_side else scaled
-        image.draft(None, (2 * width, 2 * height))
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return None
+    width, height = reversed(scaled) if on_its_side else scaled
+    drafted = image.draft(None, (2 * width, 2 * height))
+    if drafted is None:
+        return None
+    _, (_, _, width_decoded, height_decoded) = drafted
+    return (height_decoded, width_decoded) if on_its_side else (width_decoded, height_decoded)
+
+
+def _region(
+    image: Image.Image, extent: tuple[float, float] | None, orientation: int
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the picture in `image`, whose last stored pixels may be fill."""
+    width, height = extent or image.size
+    left = image.width - width if orientation in _LEFT_WAS_AT_THE_END else 0
+    top = image.height - height if orientation in _TOP_WAS_AT_THE_END else 0
+    return left, top, left + width, top + height
 
 
 def _flatten(image: ImageFile.ImageFile) -> Image.Image:
@@ -359,24 +400,34 @@ def _from_unknown_white(image: ImageFile.ImageFile) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 
-def _resize(image: Image.Image, size: tuple[int, int], scaled: tuple[int, int], resize: Resize) -> Image.Image:
+def _resize(
+    image: Image.Image,
+    region: tuple[float, float, float, float],
+    size: tuple[int, int],
+    scaled: tuple[int, int],
+    resize: Resize,
+) -> Image.Image:
     height, width = size
     if resize == "crop":
         # Resizing only the part that stays: a 1 x 5000 strip scaled whole would be 82 megapixels.
-        left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-        across, down = image.width / scaled[0], image.height / scaled[1]
-        right = min((left + width) * across, image.width)
-        bottom = min((top + height) * down, image.height)
-        box = (left * across, top * down, right, bottom)
-        return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    resized = image
-    if image.size != scaled:
-        resized = image.resize(scaled, Image.Resampling.BILINEAR)
+        cut_left, cut_top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+        across, down = (region[2] - region[0]) / scaled[0], (region[3] - region[1]) / scaled[1]
+        left, top = region[0] + cut_left * across, region[1] + cut_top * down
+        return _scale(image, (width, height), (left, top, left + width * across, top + height * down))
+    resized = _scale(image, scaled, region)
     if resize == "pad":
         canvas = Image.new(image.mode, (width, height))
         canvas.paste(resized, ((width - scaled[0]) // 2, (height - scaled[1]) // 2))
         return canvas
     return resized
+
+
+def _scale(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+    left, top, right, bottom = box
+    inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))  # rounding errors
+    if image.size == size and inside == (0, 0, *size):
+        return image
+    return image.resize(size, Image.Resampling.BILINEAR, box=inside)
 
 
 def _why_unidentified(data: bytes) -> str:
@@ -385,18 +436,21 @@ def _why_unidentified(data: bytes) -> str:
             return f"{what}; supported are {', '.join(FORMATS)}"
     for signature, name in _SIGNATURES:
         if data.startswith(signature):
-            return f"it begins like a {name} picture, but its header is damaged or unsupported"
+            return f"it begins like a {name} picture, but is cut off, damaged or of an unsupported kind"
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "a web page, not a picture"
     if start.startswith((b"<svg", b"<?xml")):
         return f"an SVG or XML document; supported are {', '.join(FORMATS)}"
-    if start and all(byte in b"\t\r\n\f" or 32 <= byte < 127 or byte >= 128 for byte in start):
+    n_ascii = sum(byte < 128 for byte in start)
+    if 2 * n_ascii > len(start) and all(byte in b"\t\r\n\f" or byte >= 32 for byte in start):
         return "text, not a picture"
     return f"not a picture of a supported format ({', '.join(FORMATS)})"
 
 
-def _why_broken(error: Exception) -> str:
+def _why_broken(error: Exception, data: bytes) -> str:
     message = str(error) or type(error).__name__
-    cut_off = isinstance(error, EOFError) or "truncated" in message.lower()
-    return "cut off: the file ends before the picture does" if cut_off else f"damaged ({message})"
+    webp_bytes = 8 + int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
+    if isinstance(error, EOFError) or "truncated" in message.lower() or webp_bytes > len(data):
+        return _CUT_OFF
+    return f"damaged ({message})"

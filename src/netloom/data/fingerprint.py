@@ -91,7 +91,7 @@ def _hash_file(file: str) -> str:
 
 
 def _memo_path(name: str) -> Path:
-    key = hashlib.blake2b(os.fsencode(os.path.abspath(name)), digest_size=16).hexdigest()  # noqa: PTH100 - no link may be resolved
+    key = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
     return cache_directory() / "hashes" / f"{key}.json"
 
 

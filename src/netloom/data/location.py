@@ -212,9 +212,9 @@ def stream_tar(
     try:
         with tarfile.open(archive, "r|*") as tar:
             for info in tar:
-                member = wanted.pop(info.name, None)
-                if member is not None:
-                    yield member, _read_tar_stream(tar, info)
+                if info.name in wanted:
+                    data = _read_tar_stream(tar, info)
+                    yield wanted.pop(info.name), data
                 if not wanted:
                     break
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:

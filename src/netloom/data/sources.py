@@ -31,7 +31,7 @@ def open_source(source: str | Path) -> Source:
         return open_named(source.casefold())
     path = Path(source).expanduser()
     try:
-        there = path.exists()
+        there = bool(str(source)) and path.exists()
     except (OSError, ValueError) as error:
         raise DataError(f"{str(source)!r} is no usable path: {error}.") from error
     if not there:
@@ -42,7 +42,7 @@ def open_source(source: str | Path) -> Source:
 def _nothing_there(source: str | Path, path: Path) -> str:
     hint = did_you_mean(str(source), NAMED_SETS)
     if not hint:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             siblings = [str(path.with_name(item.name)) for item in path.parent.iterdir()]
             hint = did_you_mean(str(path), siblings)
     return (

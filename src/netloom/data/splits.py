@@ -126,27 +126,25 @@ def make_split(
 
 
 def _tie_into_units(n: int, groups: Sequence[str | None] | None, content_hashes: Sequence[str] | None) -> IntArray:
-    """The unit of each picture, int64 `[n]`: the connected components of equal content and group.
+    """The unit of each picture, int64 `[n]`, in the order of the units' first pictures.
 
-    Units are numbered in the order of their first pictures.
+    Units are the connected components of equal content and equal group, by union-find.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    parent = list(range(n))
 
-    samples, ties, n_ties = [], [], 0
+    def root(picture: int) -> int:
+        while parent[picture] != picture:
+            parent[picture] = picture = parent[parent[picture]]
+        return picture
+
     for keys in (groups, content_hashes):
-        if keys is None:
-            continue
-        numbers: dict[str, int] = {}
-        tied = [(i, numbers.setdefault(k, len(numbers))) for i, k in enumerate(keys) if k is not None]
-        samples += [i for i, _ in tied]
-        ties += [n + n_ties + number for _, number in tied]
-        n_ties += len(numbers)
-    size = n + n_ties
-    graph = coo_matrix((np.ones(len(samples), dtype=np.int8), (samples, ties)), shape=(size, size))
-    component = connected_components(graph, directed=False)[1][:n]
-    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
-    return np.unique(first[inverse], return_inverse=True)[1].astype(np.int64)
+        first: dict[str, int] = {}
+        for picture, key in enumerate(keys or ()):
+            if key is not None and (earlier := first.setdefault(key, picture)) != picture:
+                one, other = root(earlier), root(picture)
+                parent[max(one, other)] = min(one, other)
+    roots = np.fromiter(map(root, range(n)), dtype=np.int64, count=n)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 
 def _given_parts(parts: Sequence[str | None] | None, n: int) -> IntArray | None:

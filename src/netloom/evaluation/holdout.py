@@ -52,7 +52,7 @@ class Evaluation:
             "macro_f1": scores.macro_f1.value,
             "macro_f1_interval": list(scores.macro_f1.interval),
             "log_loss": scores.log_loss.value,
-            "log_loss_interval": list(scores.log_loss.interval),
+            "log_loss_interval": [_number(end) for end in scores.log_loss.interval],
             "expected_calibration_error": bins.expected_calibration_error,
             "majority_baseline": {
                 "class": self.class_names[scores.majority_class],

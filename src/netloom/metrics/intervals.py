@@ -127,15 +127,14 @@ def macro_f1_interval(
 ) -> Interval:
     """Bootstrap interval of the macro F1 of a confusion matrix `[K, K]` (see `bootstrap_interval`).
 
-    Without a single mistake every resample is perfect too and would give the interval [1, 1]. Then
-    the interval of the accuracy stands in, which macro F1 equals where classes are equally
-    frequent.
+    Where all answers are right, or all wrong, so are those of every resample, and the interval
+    would have no width. Then the interval of the accuracy stands in.
 
     Raises:
         ValueError: The confusion matrix counts no picture.
     """
     n, n_correct = int(confusion.sum()), int(np.trace(confusion))
-    if 0 < n == n_correct:
+    if n and n_correct in (0, n):
         return wilson_interval(n_correct, n, confidence=confidence)
     # At most min(N, K^2) cells are not empty: with 1,000 classes a hundredth of the matrix.
     true, predicted = np.nonzero(confusion)

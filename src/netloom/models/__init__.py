@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# The families register their models when they are imported.
-from netloom.models import alexnet, convnet, lenet, mlp, resnet, vgg
+# Imported because that registers their models.
+from netloom.models import alexnet, convnet, lenet, mlp, resnet, vgg  # noqa: F401
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.models.registry import (
@@ -23,17 +23,11 @@ __all__ = [
     "LayerSummary",
     "ModelDescription",
     "ModelSummary",
-    "alexnet",
-    "convnet",
     "create_model",
     "describe_models",
-    "lenet",
-    "mlp",
     "model_names",
     "model_options",
     "register_model",
-    "resnet",
     "summarize",
     "validate_options",
-    "vgg",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,6 +21,12 @@ from netloom.models.layers import (
 from netloom.models.registry import register_model
 
 
+def suited_filters(image_size: tuple[int, int]) -> tuple[int, ...]:
+    """Channels of blocks that halve pictures of this size down to about 4x4: two to five, 32 doubling to 256."""
+    halvings = round(math.log2(max(1, min(image_size)) / 4))
+    return (32, 64, 128, 256, 256)[: min(5, max(2, halvings))]
+
+
 @register_model(
     "convnet",
     description="Blocks of convolutions and pooling, every part of them an option",
@@ -30,7 +37,7 @@ def convnet(
     in_channels: int,
     num_outputs: int,
     image_size: tuple[int, int],
-    filters: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 128),
+    filters: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None,
     convs_per_block: Count | tuple[Count, ...] = 1,
     kernel_size: Count | tuple[Count, ...] = 3,
     padding: Padding = "same",
@@ -55,7 +62,7 @@ def convnet(
         in_channels: Channels of the pictures.
         num_outputs: Numbers per picture that the network gives.
         image_size: Height and width of the pictures in pixels.
-        filters: Channels of each block.
+        filters: Channels of each block; None for as many blocks as the pictures can use (see `suited_filters`).
         convs_per_block: One number, or one for each block.
         kernel_size: Side in pixels; one number, or one for each block.
         padding: `same` keeps height and width; `valid` pads nothing.
@@ -73,6 +80,7 @@ def convnet(
     Raises:
         ModelError: A list has not one value for each block, or the pictures are too small.
     """
+    filters = filters or suited_filters(image_size)
     count = len(filters)
     blocks = map(
         Block,

@@ -115,7 +115,9 @@ def validate_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             valid[option] = TypeAdapter(types[option]).validate_python(value)
         except ValidationError as error:
-            problems.append(f"{option}: {_explain(error)}, got {value!r}.")
+            words = [word for word in typing.get_args(types[option]) if isinstance(word, str)]
+            hint = did_you_mean(str(value), words)
+            problems.append(f"{option}: {_explain(error)}, got {value!r}.{hint}")
     if problems:
         listed = ", ".join(known) or "none"
         raise ModelError("\n".join([*problems, f"Options of {name}: {listed}."]))
@@ -177,4 +179,4 @@ def _defaults(builder: Callable[..., ImageModel], *, without: frozenset[str]) ->
 def _explain(error: ValidationError) -> str:
     """What was expected, in words: "should be 'same' or 'valid'"."""
     reasons = [detail["msg"].removeprefix("Input ") for detail in error.errors()]
-    return " or ".join(dict.fromkeys(reasons))
+    return " or ".join(dict.fromkeys(reasons)).replace("a valid tuple", "a list")

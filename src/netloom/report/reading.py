@@ -69,8 +69,10 @@ def read_curves(history: Sequence[Mapping[str, float | None]]) -> list[str]:
 
 
 def _not_a_number(history: Sequence[Mapping[str, float | None]]) -> str:
+    # A validation loss that never was a number is one that was not measured.
+    measured = not np.isnan(column(history, "validation_loss")).all()
     for row in history:
-        for part in ("train", "validation"):
+        for part in ("train", "validation") if measured else ("train",):
             value = row.get(f"{part}_loss")
             if value is not None and not np.isfinite(value):
                 return (
@@ -138,8 +140,10 @@ def _not_learning(curves: _Curves) -> list[str]:
 
 def _overfitting(curves: _Curves) -> list[str]:
     best = int(np.argmin(curves.validation_loss))
-    rose = np.median(curves.validation_loss[-3:]) > (1 + _RISE) * curves.validation_loss[best]
-    if not rose or curves.train_loss[-1] >= curves.train_loss[best]:
+    late = np.median(curves.validation_loss[-3:])
+    rose = late > (1 + _RISE) * curves.validation_loss[best]
+    # Behind dropout and augmentation the training loss may stay above; a small rise below it is a wobble.
+    if not rose or late < curves.train_loss[-1] or curves.train_loss[-1] >= curves.train_loss[best]:
         return []
     onset = _onset(_smooth(curves.validation_loss - curves.train_loss))
     return [

@@ -159,7 +159,9 @@ def _mistaken_for(index: int, counts: npt.NDArray[np.int64], class_names: Sequen
 
 
 def part_counts(source: SourceFacts, class_names: Sequence[str]) -> list[PartCounts]:
-    """Pictures per class and part, in the order of the classes."""
+    """Pictures per class and part, in the order of the classes; empty if they were not counted."""
+    if not source.class_counts:
+        return []
     by_class = np.array(list(source.class_counts.values()), dtype=np.int64).T
     totals = by_class.sum(axis=1)
     largest = max(1, int(totals.max(initial=0)))

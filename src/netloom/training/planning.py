@@ -18,7 +18,11 @@ from netloom.training.step import total_loss
 # A precision must be clearly faster to be taken: below that, measurements of small steps are noise, and float32 is
 # the one that repeats everywhere.
 _WORTHWHILE = 1.1
-_SECONDS_PER_CANDIDATE = 0.3
+# Fewer threads are taken if they are nearly as fast: they leave the machine to others, and on a busy one a step that
+# waits for all cores takes a hundred times as long (measured with two busy cores of four: 2.8 s against 50 ms).
+_NEARLY_AS_FAST = 1.05
+_SECONDS_PER_CANDIDATE = 0.15
+_REPETITIONS = 20
 
 
 def choose_plan(
@@ -31,65 +35,83 @@ def choose_plan(
 ) -> ExecutionPlan:
     """The plan for training `model` on batches like `batch`.
 
-    bfloat16 autocast is several times faster than float32 on processors with AMX and on recent GPUs, and several
-    times slower on a processor with AVX2 only; so a single convolution is timed first, and only if bfloat16 wins
-    there is the network itself timed both ways. Weights, statistics and generators are left untouched.
+    On a CPU the network's step is timed with all threads, half of them and one. bfloat16 autocast is several times
+    faster than float32 on processors with AMX and on recent GPUs, and several times slower on a processor with AVX2
+    only; so a single convolution is timed first, and only if bfloat16 wins there is the network itself timed both
+    ways. Weights, statistics and generators are left untouched.
+
+    Args:
+        model: On `device`.
+        batch: A typical one, on `device`.
+        heads: What the outputs mean.
+        device: A torch device name.
+        precision: `float32`, `bfloat16`, or `auto` to measure.
     """
-    threads = training_threads()
-    base = ExecutionPlan(device, threads, "float32", "as asked")
+    threads = _fastest_threads(model, batch, heads) if device == "cpu" else training_threads()
+    chosen: Precision = "bfloat16" if precision == "bfloat16" else "float32"
     if precision != "auto":
-        chosen: Precision = "bfloat16" if precision == "bfloat16" else "float32"
         return ExecutionPlan(device, threads, chosen, "as asked")
     if device.startswith("mps"):
         return ExecutionPlan(device, threads, "float32", "float32 on MPS")
-    ratio = convolution_speedup(device, threads)
-    if ratio < _WORTHWHILE:
-        return ExecutionPlan(device, threads, "float32", _reason("a convolution", ratio))
-    with executing(base):
-        ratio = _ratio(lambda plan: _step(model, batch, heads, plan), device, threads)
-    chosen = "bfloat16" if ratio >= _WORTHWHILE else "float32"
-    return ExecutionPlan(device, threads, chosen, _reason("this network's step", ratio))
+    what, speedup = "a convolution", convolution_speedup(device, threads)
+    if speedup >= _WORTHWHILE:
+        plans = _both_precisions(device, threads)
+        with executing(plans[0]):
+            seconds = fastest_seconds([_step(model, batch, heads, plan) for plan in plans], device)
+        what, speedup = "this network's step", seconds[0] / seconds[1]
+    chosen = "bfloat16" if speedup >= _WORTHWHILE else "float32"
+    comparison = f"{speedup:.1f} times faster" if speedup >= 1 else f"{1 / speedup:.1f} times slower"
+    return ExecutionPlan(device, threads, chosen, f"{what} is {comparison} in bfloat16 than in float32 here")
 
 
 def convolution_speedup(device: str, threads: int) -> float:
     """How many times faster a convolution, forward and backward, is in bfloat16 than in float32."""
     if device.startswith("mps"):
         return 1.0
-    with executing(ExecutionPlan(device, threads, "float32")):
-        return _ratio(lambda plan: _convolution(plan.torch_device, plan), device, threads)
+    plans = _both_precisions(device, threads)
+    with executing(plans[0]):
+        seconds = fastest_seconds([_convolution(plan) for plan in plans], device)
+    return seconds[0] / seconds[1]
 
 
-def _reason(what: str, ratio: float) -> str:
-    comparison = f"{ratio:.1f} times faster" if ratio >= 1 else f"{1 / ratio:.1f} times slower"
-    return f"{what} is {comparison} in bfloat16 than in float32 here"
-
-
-def _ratio(prepare: Callable[[ExecutionPlan], Callable[[], None]], device: str, threads: int) -> float:
-    """Seconds in float32 over seconds in bfloat16, the fastest repetition of each, taken in turn."""
-    runs = [prepare(ExecutionPlan(device, threads, p)) for p in ("float32", "bfloat16")]
-    best = [float("inf"), float("inf")]
-    spent = [0.0, 0.0]
+def fastest_seconds(runs: Sequence[Callable[[], None]], device: str) -> list[float]:
+    """The fastest repetition of each, in seconds; taken in turn after a first one that does not count."""
+    best = [float("inf")] * len(runs)
+    spent = [0.0] * len(runs)
     for run in runs:
         run()
-    for _ in range(20):
+    for _ in range(_REPETITIONS):
         for i, run in enumerate(runs):
             if spent[i] < _SECONDS_PER_CANDIDATE:
-                seconds = _timed(run, device)
+                start = time.perf_counter()
+                run()
+                if device.startswith("cuda"):
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - start
                 best[i], spent[i] = min(best[i], seconds), spent[i] + seconds
-    return best[0] / best[1]
+    return best
 
 
-def _timed(run: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
-    run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def _fastest_threads(model: nn.Module, batch: Batch, heads: Sequence[Head]) -> int:
+    most = training_threads()
+    candidates = sorted({1, max(1, most // 2), most})
+    if len(candidates) == 1:
+        return most
+    seconds = []
+    for threads in candidates:
+        plan = ExecutionPlan("cpu", threads, "float32")
+        with executing(plan):
+            seconds += fastest_seconds([_step(model, batch, heads, plan)], "cpu")
+    return next(n for n, s in zip(candidates, seconds, strict=True) if s <= min(seconds) * _NEARLY_AS_FAST)
 
 
-def _convolution(device: torch.device, plan: ExecutionPlan) -> Callable[[], None]:
-    layer = on_device(nn.Conv2d(32, 32, 3, padding=1), str(device))
-    pixels = torch.ones(8, 32, 16, 16, device=device).to(memory_format=torch.channels_last)
+def _both_precisions(device: str, threads: int) -> list[ExecutionPlan]:
+    return [ExecutionPlan(device, threads, "float32"), ExecutionPlan(device, threads, "bfloat16")]
+
+
+def _convolution(plan: ExecutionPlan) -> Callable[[], None]:
+    layer = on_device(nn.Conv2d(32, 32, 3, padding=1), plan.device)
+    pixels = torch.ones(8, 32, 16, 16, device=plan.device).to(memory_format=torch.channels_last)
 
     def run() -> None:
         with plan.autocast():

@@ -129,7 +129,7 @@ def _load(
     model: CustomModel | None,
 ) -> Recipe:
     if recipe is None:
-        known = NAMED_SETS.get(str(source)) if isinstance(source, (str, Path)) else None
+        known = NAMED_SETS.get(str(source).casefold()) if isinstance(source, (str, Path)) else None
         recipe = known.default_recipe if known else _DEFAULT_RECIPE
     if model is not None:
         label = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "?")
@@ -159,6 +159,7 @@ def prepare_data(source: str | Path | ImageSet, recipe: Recipe, reporter: Report
         parts=image_set.splits,
         groups=image_set.groups,
         content_hashes=image_set.content_hashes,
+        class_names=image_set.class_names,
         validation_fraction=recipe.validation_fraction,
         test_fraction=recipe.test_fraction,
         seed=recipe.seed,

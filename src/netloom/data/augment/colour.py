@@ -2,7 +2,8 @@
 
 Pictures are float32 `[B, C, H, W]` of 0 to 255. The definitions are those of
 `torchvision.transforms.v2.functional` on float pictures, on the scale of 255. Every factor is
-float32 `[B]`; 1 (for hue 0) leaves a picture as it is.
+float32 `[B]`; 1 (for hue 0) leaves a picture as it is. Any memory format will do; arithmetic between
+channels is 1.5 to 5 times faster where each channel is a plane of its own.
 """
 
 from __future__ import annotations
@@ -28,12 +29,9 @@ def grey(images: Tensor) -> Tensor:
 
 
 def blend(images: Tensor, other: Tensor, change: Tensor) -> Tensor:
-    """1 + `change` of the picture and -`change` of the other, within 0 and 255.
-
-    The order of the sums is torchvision's: cut to whole values, the results are equal to the bit.
-    """
+    """1 + `change` of the picture and -`change` of the other, within 0 and 255."""
     weight = per_picture(change)
-    return torch.addcmul(images * (1 + weight), other, -weight).clamp_(0, 255)
+    return (images * (1 + weight)).add_(other * -weight).clamp_(0, 255)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -54,31 +52,29 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
     """Turn the hue in HSV by a fraction of the colour circle; grey pictures stay as they are.
 
-    Back from HSV by f(n) = V - C max(0, min(k, 4 - k, 1)), k = (n + 6 H) mod 6, for n = 5, 3, 1
-    (Wikipedia, "HSL and HSV", "HSV to RGB alternative"), which needs no case for each sixth of
-    the circle.
+    The hue, in sixths of the circle, is found by sorting the channels with minima and maxima and
+    counting the exchanges (S. Hocevar, "Fast branchless RGB to HSV conversion", 2013). Red then lies
+    2 - |hue - 3|, green |hue - 2| - 1 and blue |hue - 4| - 1 times the chroma below the highest
+    channel, each held within 0 and 1. That is 5 ms for 20 pictures of 150x150 on two threads, and
+    12 ms with `aminmax`, `where` and `remainder`, which are not vectorized.
     """
     if images.shape[1] == 1:
         return images
-    lowest, highest = torch.aminmax(images, dim=1)
-    chroma = highest - lowest
     red, green, blue = images.unbind(1)
-    sixths = torch.where(
-        highest == red,
-        green - blue,
-        torch.where(
-            highest == green,
-            (blue - red).add_(chroma, alpha=2),
-            (red - green).add_(chroma, alpha=4),
-        ),
-    )
-    sixths.div_(torch.where(chroma == 0, 1, chroma)).add_(turn.view(-1, 1, 1), alpha=6)
-    channels = []
-    for n in (5, 3, 1):
-        k = (sixths + n).remainder_(6)
-        drop = torch.minimum(k, 4 - k).clamp_(0, 1)
-        channels.append(torch.addcmul(highest, drop, chroma, value=-1))
-    return torch.stack(channels, dim=1)
+    upper, lower = torch.maximum(green, blue), torch.minimum(green, blue)
+    highest, middle = torch.maximum(red, upper), torch.minimum(red, upper)
+    chroma = highest - torch.minimum(middle, lower)
+    sector = (green < blue).to(images.dtype).mul_(-6)
+    sector += (red < upper).to(images.dtype) * (-2 - 2 * sector)
+    hue = sector.add_((middle - lower).div_(chroma.clamp(min=1e-6))).abs_()
+    hue += turn.view(-1, 1, 1) * 6
+    hue -= (hue / 6).floor_().mul_(6)
+    drops = torch.empty_like(images)
+    torch.add((hue - 3).abs_().neg_(), 2, out=drops[:, 0])
+    torch.sub((hue - 2).abs_(), 1, out=drops[:, 1])
+    torch.sub((hue - 4).abs_(), 1, out=drops[:, 2])
+    drops.clamp_(0, 1)
+    return drops.mul_(chroma[:, None]).neg_().add_(highest[:, None])
 
 
 def jitter(

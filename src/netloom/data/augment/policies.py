@@ -100,28 +100,34 @@ def apply_operations(images: Tensor, operations: Tensor, magnitudes: Tensor, *, 
     waiting for a GPU.
 
     Args:
-        images: uint8 `[B, C, H, W]` with one or three channels, in channels-last memory.
+        images: uint8 `[B, C, H, W]` with one or three channels.
         operations: int64 `[B]` on the CPU, places in `OPERATIONS`.
         magnitudes: float32 `[B]` on the CPU, in the units of `magnitudes_of`.
         fill_value: 0 to 255: what shears, translations and rotations uncover.
 
     Returns:
-        uint8 `[B, C, H, W]` in channels-last memory.
+        uint8 `[B, C, H, W]`.
     """
-    result = images.clone(memory_format=torch.channels_last)
     geometric = (operations >= _GEOMETRIC.start) & (operations < _GEOMETRIC.stop)
-    chosen = geometric.nonzero().squeeze(1)
-    if len(chosen):
-        maps = _maps(operations[chosen], magnitudes[chosen]).to(images.device)
-        rows = chosen.to(images.device)
-        moved = resample(images[rows], maps, fill_mode="constant", fill_value=fill_value, interpolation="nearest")
-        result[rows] = moved.round_().to(torch.uint8)
-    for number in sorted(set(operations[~geometric].tolist())):
-        if operation := _OPERATIONS.get(OPERATIONS[number]):
-            chosen = (operations == number).nonzero().squeeze(1)
-            rows = chosen.to(images.device)
-            result[rows] = operation(images[rows], magnitudes[chosen].to(images.device))
-    return result
+    groups = torch.where(geometric, _GEOMETRIC.start, operations)
+    order, changed = [], []
+    for number in sorted(set(groups.tolist())):
+        chosen = (groups == number).nonzero().squeeze(1)
+        pictures = images.index_select(0, chosen.to(images.device))
+        if number == _GEOMETRIC.start:
+            maps = _maps(operations[chosen], magnitudes[chosen]).to(images.device)
+            pictures = _resampled(pictures, maps, fill_value)
+        elif operation := _OPERATIONS.get(OPERATIONS[number]):
+            pictures = operation(pictures, magnitudes[chosen].to(images.device))
+        order.append(chosen)
+        changed.append(pictures)
+    places = torch.cat(order).argsort()
+    return torch.cat(changed).index_select(0, places.to(images.device))
+
+
+def _resampled(images: Tensor, maps: Tensor, fill_value: float) -> Tensor:
+    moved = resample(images, maps, fill_mode="constant", fill_value=fill_value, interpolation="nearest")
+    return moved.round_().to(torch.uint8)
 
 
 def _maps(operations: Tensor, magnitudes: Tensor) -> Tensor:
@@ -174,7 +180,9 @@ def _posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where(images >= colour.per_picture(255 * threshold), 255 - images, images)
+    """Invert the values from the threshold on; by exclusive or, as `where` is not vectorized."""
+    first = colour.per_picture((255 * threshold).ceil().to(torch.uint8))
+    return images ^ (images >= first).to(torch.uint8).mul_(255)
 
 
 def _auto_contrast(images: Tensor, _: Tensor) -> Tensor:

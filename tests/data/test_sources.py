@@ -1,0 +1,434 @@
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import tarfile
+import time
+import unicodedata
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from netloom.data.location import read_bytes
+from netloom.data.sources import Source, open_source
+from netloom.errors import DataError
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), value % 256, dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folder(root: Path, names: list[str]) -> Path:
+    for value, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(value))
+    return root
+
+
+def write_zip(path: Path, names: list[str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for value, name in enumerate(names):
+            archive.writestr(name, png(value))
+    return path
+
+
+def write_tar(path: Path, names: list[str], mode: str) -> Path:
+    with tarfile.open(path, mode) as archive:
+        for value, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = len(png(value))
+            archive.addfile(member, io.BytesIO(png(value)))
+    return path
+
+
+def table(source: Source) -> list[tuple[str, str, str | None]]:
+    return [(s.id, source.class_names[s.label], s.split) for s in source.samples]
+
+
+CLASSES = ["cat/1.png", "cat/deep/er/2.png", "dog/1.png", "dog/2.png"]
+CLASSES_TABLE = [(name, name[:3], None) for name in CLASSES]
+PARTS = ["Train/b/1.png", "Train/a/1.png", "VALID/a/2.png", "valid/b/1.png", "testing/a/3.png"]
+PARTS_TABLE = [
+    ("Train/a/1.png", "a", "train"),
+    ("Train/b/1.png", "b", "train"),
+    ("VALID/a/2.png", "a", "validation"),
+    ("testing/a/3.png", "a", "test"),
+    ("valid/b/1.png", "b", "validation"),
+]
+
+
+def make(form: str, folder: Path, names: list[str]) -> Path:
+    if form == "folder":
+        return write_folder(folder / "photos", names)
+    if form == "zip":
+        return write_zip(folder / "photos.zip", names)
+    modes = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
+    return write_tar(folder / f"photos{form}", names, modes[form])
+
+
+FORMS = ["folder", "zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("names", "expected"), [(CLASSES, CLASSES_TABLE), (PARTS, PARTS_TABLE)])
+def test_every_form_gives_the_same_samples_and_bytes(
+    form: str, names: list[str], expected: list, tmp_path: Path
+) -> None:
+    place = make(form, tmp_path, names)
+    before = sorted(tmp_path.rglob("*"))
+    source = open_source(str(place))
+    assert table(source) == expected
+    assert (source.name, source.rejected) == ("photos", ())
+    assert source.kind == ("folder" if form == "folder" else "archive")
+    content = {s.id: read_bytes(s.location) for s in source.samples if s.location}
+    assert content == {name: png(value) for value, name in enumerate(names)}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["zip", ".tar", ".tar.gz"])
+def test_top_folders_of_archives_are_taken_off(form: str, tmp_path: Path) -> None:
+    names = ["./README.txt", "data/v2/LICENSE", *(f"data/v2/{name}" for name in CLASSES)]
+    source = open_source(make(form, tmp_path, names))
+    assert table(source) == CLASSES_TABLE
+
+
+def test_a_training_part_alone_is_no_top_folder(tmp_path: Path) -> None:
+    source = open_source(make("zip", tmp_path, ["top/train/a/1.png", "top/train/b/1.png"]))
+    assert [s.split for s in source.samples] == ["train", "train"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["b", "a", "B", "가나", "Z"], ["B", "Z", "a", "b", "가나"]),
+        (["10", "9", "0", "2"], ["0", "2", "9", "10"]),
+        (["10", "9", "x"], ["10", "9", "x"]),
+        (["<b>", "고양이"], ["<b>", "고양이"]),
+    ],
+)
+def test_classes_are_by_code_point_and_integers_by_value(names: list[str], expected: list[str], tmp_path: Path) -> None:
+    source = open_source(write_folder(tmp_path / "p", [f"{name}/1.png" for name in names]))
+    assert list(source.class_names) == expected
+
+
+def test_decomposed_hangul_is_the_same_class(tmp_path: Path) -> None:
+    apart = unicodedata.normalize("NFD", "고양이")
+    assert apart != "고양이"
+    names = [f"train/{apart}/1.png", "train/개/1.png", "test/고양이/사진.png"]
+    source = open_source(write_folder(tmp_path / "p", names))
+    assert source.class_names == ("개", "고양이")
+    assert {s.id for s in source.samples} == {unicodedata.normalize("NFC", name) for name in names}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes exist on Linux only")
+def test_undecodable_names_can_be_shown_and_opened(tmp_path: Path) -> None:
+    source_folder = write_folder(tmp_path / "p", ["a/1.png", "b/1.png"])
+    (source_folder / "b").rename(source_folder / os.fsdecode(b"b\xff"))
+    source = open_source(source_folder)
+    "".join([*source.class_names, *(s.id for s in source.samples)]).encode()
+    assert all(read_bytes(s.location).startswith(b"\x89PNG") for s in source.samples if s.location)
+
+
+def test_hidden_files_and_leftovers_are_ignored_and_others_are_candidates(tmp_path: Path) -> None:
+    junk = [".DS_Store", "cat/Thumbs.db", "cat/._1.png", "__MACOSX/cat/1.png", ".git/a/b"]
+    candidates = ["cat/notes.txt", "dog/film.mp4", "dog/noextension"]
+    source = open_source(write_folder(tmp_path / "p", [*CLASSES, *junk, *candidates, "README.md", "loose.JPG"]))
+    assert [s.id for s in source.samples] == sorted([*CLASSES, *candidates])
+    assert [(r.path, r.reason) for r in source.rejected] == [("loose.JPG", "outside the class folders")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need privileges on Windows")
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    elsewhere = write_folder(tmp_path / "elsewhere", ["1.png", "2.png"])
+    root = write_folder(tmp_path / "p", ["cat/1.png"])
+    (root / "dog").symlink_to(elsewhere)
+    (root / "cat/loop").symlink_to(root)
+    (elsewhere / "back").symlink_to(root / "cat")
+    (root / "cat/self").symlink_to(root / "cat/self")
+    source = open_source(root)
+    ids = [s.id for s in source.samples]
+    assert ids[:2] == ["cat/1.png", "cat/self"]
+    assert {"dog/1.png", "dog/2.png"} <= set(ids)
+    assert "link to a folder read already" in {r.reason for r in source.rejected}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "p", CLASSES)
+    os.mkfifo(root / "cat/pipe")
+    source = open_source(root)
+    assert "cat/pipe" in [s.id for s in source.samples]
+    assert len(source.fingerprint()) == 32
+
+
+def test_no_path_of_an_archive_is_trusted(tmp_path: Path) -> None:
+    bad = {
+        "/etc/cat/1.png": "an absolute path in an archive",
+        "C:/cat/1.png": "an absolute path in an archive",
+        "cat/../../1.png": "a path that leads out of its archive",
+        "cat\\3.png": "a path with backslashes in an archive",
+    }
+    for form in ("zip", ".tar", ".tar.gz"):
+        source = open_source(make(form, tmp_path, [*CLASSES, *bad]))
+        assert table(source) == CLASSES_TABLE
+        assert {r.path: r.reason for r in source.rejected} == bad
+
+
+def test_links_and_devices_in_archives_are_left_out(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "p.tar", CLASSES, "w")
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (("s", tarfile.SYMTYPE), ("h", tarfile.LNKTYPE), ("d", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(f"cat/{name}")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    reasons = {r.path: r.reason for r in open_source(path).rejected}
+    assert reasons == {
+        "cat/s": "a link in an archive",
+        "cat/h": "a link in an archive",
+        "cat/d": "not a regular file in its archive",
+    }
+
+
+def test_links_and_encrypted_members_of_a_zip_are_left_out(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "p.zip", CLASSES)
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("cat/link")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("cat/secret.png", b"x")
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x01\x02")  # the last entry of the directory is secret.png
+    content[directory + 8] |= 1
+    path.write_bytes(bytes(content))
+    reasons = {r.path: r.reason for r in open_source(path).rejected}
+    assert reasons == {"cat/link": "a link in an archive", "cat/secret.png": "encrypted with a password"}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_of_members_with_one_name_one_is_used(tmp_path: Path) -> None:
+    for form in ("zip", ".tar", ".tar.gz"):
+        source = open_source(make(form, tmp_path, [*CLASSES, "cat/1.png"]))
+        assert table(source) == CLASSES_TABLE
+        assert [r.path for r in source.rejected] == ["cat/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("cp949", "고양이"),
+        ("cp949", "똠방각하와펲시맨"),  # its first syllable is outside KS X 1001
+        ("utf-8", "고양이"),
+        ("cp437", "café"),
+        ("cp437", "Ménagère"),
+    ],
+)
+def test_names_without_the_utf8_flag_are_read_as_they_were_meant(encoding: str, name: str, tmp_path: Path) -> None:
+    stored = name.encode(encoding).decode("cp437")
+    path = write_zip(tmp_path / "p.zip", [f"{stored}/1.png", "x/1.png"])
+    content = path.read_bytes()
+    utf8, legacy = stored.encode("utf-8"), name.encode(encoding)
+    with zipfile.ZipFile(path, "w") as archive:  # same length of name, so that offsets stay
+        archive.writestr("?" * len(legacy) + "/1.png", png(0))
+        archive.writestr("x/1.png", png(1))
+    content = path.read_bytes()
+    assert utf8 not in content
+    path.write_bytes(content.replace(b"?" * len(legacy), legacy))
+    source = open_source(path)
+    assert name in source.class_names
+    assert all(read_bytes(s.location).startswith(b"\x89PNG") for s in source.samples if s.location)
+
+
+def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    write_folder(folder, ["pics/1.png", "pics/2.png", "사진/셋.png", "pics/4.png"])
+    (folder / "labels.csv").write_bytes(text.encode(encoding))
+    return folder / "labels.csv"
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_table_of_labels(delimiter: str, encoding: str, newline: str, tmp_path: Path) -> None:
+    lines = [
+        "image_path,Label,split,group,weight,remark",
+        "pics/1.png,고양이,train,p1,0.5,first",
+        "pics\\2.png,개,Training,,,",
+        "사진/셋.png,개,VAL,p2,2,",
+        "pics/gone.png,개,test,p3,1,",
+        "pics/4.png, 고양이 ,test",
+        "",
+    ]
+    path = write_csv(tmp_path, newline.join(lines).replace(",", delimiter), encoding)
+    source = open_source(path)
+    assert (source.kind, source.name) == ("csv", "labels")
+    assert [(s.id, source.class_names[s.label], s.split, s.group, s.weight) for s in source.samples] == [
+        ("pics/1.png", "고양이", "train", "p1", 0.5),
+        ("pics/2.png", "개", "train", None, 1.0),
+        ("사진/셋.png", "개", "validation", "p2", 2.0),
+        ("pics/4.png", "고양이", "test", None, 1.0),
+    ]
+    assert [(r.path, r.reason) for r in source.rejected] == [("pics/gone.png", "file not found")]
+    assert read_bytes(source.samples[1].location) == png(1)
+
+
+def test_all_mistakes_of_a_table_are_told_at_once(tmp_path: Path) -> None:
+    rows = ["pics/1.png,a,trian,1", "pics/2.png,,test,1", "pics/1.png,b,test,-1", "x,b,,nan"]
+    path = write_csv(tmp_path, "image_path,label,split,weight\n" + "\n".join(rows))
+    with pytest.raises(DataError) as error:
+        open_source(path)
+    message = str(error.value)
+    assert "line 2: split is 'trian'" in message
+    assert "Did you mean 'train'?" in message
+    assert "line 3: label is empty" in message
+    assert "line 4: weight is '-1'" in message
+    assert "line 4: 'pics/1.png' is in line 2 already" in message
+    assert "line 5: split is ''" in message
+    assert "line 5: weight is 'nan'" in message
+
+
+def test_ten_mistakes_are_shown(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "image_path,label\n" + "".join(f"{i}.png,\n" for i in range(14)))
+    with pytest.raises(DataError, match="14 mistakes") as error:
+        open_source(path)
+    assert str(error.value).count("label is empty") == 10
+    assert "and 4 more" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_pth,label\na,b\n", "no column image_path.*'image_pth'.*Did you mean 'image_pth'"),
+        ("", "no column image_path and no column label"),
+        ("image_path,label\n", "lists no pictures"),
+        ("image_path,label\ngone/1.png,a\ngone/2.png,b\n", "None of the 2 pictures"),
+        ("image_path,label\npics/1.png,a\npics/2.png,a\n", "one class only"),
+    ],
+)
+def test_tables_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(write_csv(tmp_path, text))
+
+
+def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not UTF-8"):
+        open_source(write_csv(tmp_path, "image_path,label\n사진.png,개\n", "cp949"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "holds no files"),
+        ([".hidden"], "holds no files"),
+        (["1.png", "2.png"], "2 pictures but no class folders.*CLASS/picture.jpg"),
+        (["train/1.png"], "1 picture but no class folders"),
+        (["a/1.png", "a/2.png"], "one class only, 'a'"),
+        (["all/a/1.png", "all/b/2.png"], "name 'all' as the source"),
+        (["a/1.png"], "holds one picture"),
+        (["train/a/1.png", "train/b/1.png", "other/1.png"], "mixes the part folders 'train'.*'other'"),
+        (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "no training pictures of 'c'"),
+        (["val/a/1.png", "test/b/1.png"], "test and a validation part but no train part"),
+    ],
+)
+def test_folders_that_cannot_be_used(names: list[str], message: str, tmp_path: Path) -> None:
+    root = tmp_path / "p"
+    root.mkdir()
+    with pytest.raises(DataError, match=message):
+        open_source(write_folder(root, names))
+
+
+def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "holiday", CLASSES)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"There is no 'holidy'.*Did you mean 'holiday'\?"):
+        open_source("holidy")
+    with pytest.raises(DataError, match=r"Did you mean 'cifar10'\?"):
+        open_source("cifar-10")
+    with pytest.raises(DataError, match=r"no usable path|There is no"):
+        open_source("a\0b")
+    with pytest.raises(DataError, match="There is no ''"):
+        open_source("")
+    (tmp_path / "photos.rar").write_bytes(b"Rar!")
+    with pytest.raises(DataError, match=r"no source of labelled pictures.*\.zip"):
+        open_source("photos.rar")
+
+
+@pytest.mark.parametrize("name", ["p.zip", "p.tar", "p.tar.gz"])
+@pytest.mark.parametrize("damage", ["foreign", "cut"])
+def test_damaged_archives(name: str, damage: str, tmp_path: Path) -> None:
+    form = "zip" if name == "p.zip" else name[1:]
+    path = make(form, tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(200)])
+    content = path.read_bytes()
+    path.write_bytes(b"hello" * 300 if damage == "foreign" else content[: len(content) // 2 + 77])
+    with pytest.raises(DataError, match="cannot be read as an archive"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", ".tar.gz"])
+def test_the_fingerprint_is_of_the_content(form: str, tmp_path: Path) -> None:
+    first = make(form, tmp_path, CLASSES)
+    fingerprint = open_source(first).fingerprint()
+    assert open_source(first).fingerprint() == fingerprint
+    copied = tmp_path / "elsewhere" / first.name
+    copied.parent.mkdir()
+    shutil.copytree(first, copied) if first.is_dir() else shutil.copy(first, copied)
+    assert open_source(copied).fingerprint() == fingerprint
+    other = tmp_path / "other"
+    other.mkdir()
+    assert open_source(make(form, other, CLASSES[::-1])).fingerprint() != fingerprint
+
+
+def test_a_changed_file_is_seen_even_if_its_size_and_time_are_kept(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "p", CLASSES)
+    file = root / "cat/1.png"
+    before = open_source(root).fingerprint()
+    status = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(bytes(content))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_mtime_ns == status.st_mtime_ns
+    assert open_source(root).fingerprint() != before
+    (root / "cat/1.png").rename(root / "cat/9.png")
+    assert len({before, open_source(root).fingerprint()}) == 2
+
+
+def test_labels_are_not_in_the_fingerprint(tmp_path: Path) -> None:
+    text = "image_path,label\npics/1.png,a\npics/2.png,b\n"
+    one = open_source(write_csv(tmp_path, text)).fingerprint()
+    other = open_source(write_csv(tmp_path, text.replace("g,a", "g,c"))).fingerprint()
+    assert one == other
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that settled are known by their stamp: even unreadable they keep their fingerprint."""
+    root = write_folder(tmp_path / "p", [f"{c}/{i}.png" for c in "ab" for i in range(500)])
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10**10)  # long after they were written
+    before = open_source(root).fingerprint()
+    original = Path.open
+
+    def watched(path: Path, *args: Any, **options: Any) -> Any:
+        assert path.suffix != ".png", "a file was read again"
+        return original(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", watched)
+    start = time.process_time()
+    assert open_source(root).fingerprint() == before
+    assert time.process_time() - start < 1  # 0.1 s; room for a slow machine
+
+
+@pytest.mark.data
+def test_the_cats_and_dogs_of_the_real_zip(shared_data: Path) -> None:
+    """Reference: the published counts of this copy (2,000 train, 1,000 validation, 1,000 test)."""
+    source = open_source(shared_data / "cats_and_dogs_small.zip")
+    assert source.class_names == ("cats", "dogs")
+    splits = [s.split for s in source.samples]
+    assert [splits.count(p) for p in ("train", "validation", "test")] == [2000, 1000, 1000]

@@ -1,0 +1,93 @@
+"""Curves as SVG: what is drawn where, read back from the markup."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from netloom.report.curves import draw_curve
+
+HISTORY = [
+    {
+        "epoch": epoch,
+        "train_loss": 1 / epoch,
+        "validation_loss": 1 / epoch + 0.01 * epoch,
+        "train_accuracy": 1 - 0.5 / epoch,
+        "validation_accuracy": 1 - 0.6 / epoch,
+    }
+    for epoch in range(1, 16)
+]
+
+
+def vertices(svg: str, gid: str) -> np.ndarray:
+    """Points of the line drawn in the group `gid`, `[points, 2]` with y downwards."""
+    group = next(g for g in ElementTree.fromstring(svg).iter("g") if g.get("id") == gid)
+    path = next(p for p in group.iter("path") if "L" in p.get("d", ""))
+    return np.array(re.findall(r"[ML] (\S+) (\S+)", path.get("d", "")), dtype=float)
+
+
+def test_the_line_is_the_column_up_to_scale():
+    points = vertices(draw_curve(HISTORY, "loss", best_epoch=None), "loss-validation")
+    values = np.array([row["validation_loss"] for row in HISTORY])
+    assert len(points) == len(HISTORY)
+    np.testing.assert_allclose(np.diff(points[:, 0]), np.diff(points[:, 0])[0], rtol=1e-3)
+    assert np.corrcoef(points[:, 1], values)[0, 1] == pytest.approx(-1, abs=1e-9)
+
+
+def test_the_best_epoch_is_marked_on_the_validation_line():
+    svg = draw_curve(HISTORY, "accuracy", best_epoch=7)
+    marker = next(
+        use
+        for group in ElementTree.fromstring(svg).iter("g")
+        if group.get("id") == "accuracy-best"
+        for use in group.iter("use")
+    )
+    drawn_at = float(marker.get("x", "nan")), float(marker.get("y", "nan"))
+    np.testing.assert_allclose(drawn_at, vertices(svg, "accuracy-validation")[6], atol=1e-4)
+    assert "epoch 7" in "".join(ElementTree.fromstring(svg).itertext())
+
+
+def test_accuracy_is_in_percent_and_never_above_100():
+    texts = list(ElementTree.fromstring(draw_curve(HISTORY, "accuracy", best_epoch=1)).itertext())
+    ticks = [float(text[:-1]) for text in texts if text.strip().endswith("%")]
+    assert len(ticks) >= 3
+    assert max(ticks) <= 100
+
+
+def test_a_missing_value_is_a_gap_and_a_missing_column_no_line():
+    history = [dict(row) for row in HISTORY]
+    history[5]["train_loss"] = float("nan")
+    history[9]["train_loss"] = None
+    for row in history:
+        del row["validation_loss"]
+    svg = draw_curve(history, "loss", best_epoch=None)
+    assert len(vertices(svg, "loss-train")) == len(HISTORY) - 2
+    assert "loss-validation" not in svg
+
+
+def test_one_epoch_shows_as_a_point():
+    svg = draw_curve(HISTORY[:1], "loss", best_epoch=1)
+    assert svg.count("<use") >= 2
+
+
+def test_markup_fits_into_a_page():
+    both = [draw_curve(HISTORY, quantity, best_epoch=7) for quantity in ("loss", "accuracy")]
+    ids = [identifier for svg in both for identifier in re.findall(r'\bid="([^"]*)"', svg)]
+    assert len(ids) == len(set(ids))
+    for svg in both:
+        assert svg.startswith("<svg viewBox=")
+        assert not re.search(r"https?:|<style|<metadata|xmlns|<!DOCTYPE", svg)
+        assert "var(--validation" in svg
+        targets = re.findall(r'(?:href="|url\()#([^")]*)', svg)
+        assert targets
+        assert set(targets) <= set(ids)
+
+
+def test_the_same_history_gives_the_same_markup_under_any_user_style():
+    plain = draw_curve(HISTORY, "loss", best_epoch=7)
+    with mpl.rc_context({"svg.fonttype": "path", "font.size": 30, "axes.facecolor": "red"}):
+        assert draw_curve(HISTORY, "loss", best_epoch=7) == plain

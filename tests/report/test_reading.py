@@ -1,0 +1,152 @@
+"""Sentences about curves whose story is known because they were made to tell it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from netloom.report.reading import read_curves
+
+
+def history(train_loss, validation_loss=None, **columns):
+    """Rows for curves given as sequences, epochs counted from 1."""
+    columns = {"train_loss": train_loss, **columns}
+    if validation_loss is not None:
+        columns["validation_loss"] = validation_loss
+    return [
+        {"epoch": epoch + 1, **{name: values[epoch] for name, values in columns.items()}}
+        for epoch in range(len(train_loss))
+    ]
+
+
+def test_overfitting_is_told_with_the_epoch_the_losses_and_the_gap():
+    epochs = np.arange(20)
+    train = 0.7 - 0.03 * epochs
+    # Together with training up to epoch 8, then up by as much as training goes down.
+    validation = np.where(epochs < 8, train, 0.7 - 0.03 * 7 + 0.03 * (epochs - 7))
+    told = read_curves(
+        history(
+            train,
+            validation,
+            train_accuracy=np.linspace(0.5, 0.98, 20),
+            validation_accuracy=np.linspace(0.5, 0.71, 20),
+        )
+    )
+    assert told[0] == (
+        "Validation loss was lowest, 0.490, in epoch 8 of 20; 12 epochs later it was 73% higher (0.850)."
+    )
+    assert told[1] == (
+        "It overfits: after epoch 8 training loss went on falling, from 0.490 to 0.130, while "
+        "validation loss turned up. The gap between the two has been growing since about epoch 10."
+    )
+    assert told[2] == (
+        "In the last epoch it was right on 98.0% of the training pictures and 71.0% of the "
+        "validation pictures, a gap of 27.0 points."
+    )
+    assert told[3].startswith("Against overfitting help")
+
+
+def test_a_wild_epoch_is_not_overfitting():
+    train = np.geomspace(1, 0.2, 20)
+    validation = train + 0.02
+    validation[12] += 1
+    accuracy = 1 - train / 2
+    told = read_curves(history(train, validation, train_accuracy=accuracy, validation_accuracy=accuracy))
+    assert not any("overfits" in sentence for sentence in told)
+
+
+def test_still_learning():
+    losses = np.linspace(1, 0.5, 10)
+    told = read_curves(history(losses, losses + 0.01))
+    assert told == [
+        "Validation loss was lowest, 0.510, in epoch 10, the last one.",
+        "It was still learning at the end: over the last 2 epochs validation loss fell from 0.621 "
+        "to 0.510. More epochs would probably help.",
+    ]
+
+
+def test_underfitting_is_a_flat_curve_with_many_training_mistakes():
+    losses = np.r_[np.linspace(2.3, 1.4, 10), np.full(20, 1.4)]
+    told = read_curves(
+        history(
+            losses,
+            losses + 0.01,
+            train_accuracy=np.full(30, 0.48),
+            validation_accuracy=np.full(30, 0.47),
+        )
+    )
+    assert any(s.startswith("It underfits: even of the training pictures only 48.0%") for s in told)
+
+
+def test_memorizing_is_a_gap_in_accuracy_without_a_rise_of_the_loss():
+    validation = np.r_[np.linspace(1, 0.6, 10), np.full(10, 0.6)]
+    told = read_curves(
+        history(
+            np.linspace(1, 0.1, 20),
+            validation,
+            train_accuracy=np.linspace(0.5, 0.97, 20),
+            validation_accuracy=np.full(20, 0.8),
+        )
+    )
+    assert any("validation loss has not turned up" in sentence for sentence in told)
+    assert any("a gap of 17.0 points" in sentence for sentence in told)
+    assert not any("overfits" in sentence for sentence in told)
+
+
+def test_no_sign_of_overfitting_and_easier_validation():
+    train = np.r_[np.linspace(0.7, 0.2, 10), np.full(10, 0.2)]
+    accuracy = np.full(20, 0.95)
+    told = read_curves(history(train, train * 0.9, train_accuracy=accuracy, validation_accuracy=accuracy))
+    assert "Training and validation stay together: no sign of overfitting." in told
+    assert any(sentence.startswith("Validation loss is below training loss") for sentence in told)
+
+
+def test_not_learning():
+    losses = 0.693 + 0.001 * np.sin(np.arange(12))
+    told = read_curves(history(losses, losses, train_accuracy=np.full(12, 0.5)))
+    assert told[1].startswith("The network is not learning: training loss only went from 0.693")
+
+
+def test_a_fitted_network_that_stays_put_is_learned_already():
+    losses = np.full(12, 0.05)
+    told = read_curves(history(losses, losses, train_accuracy=np.full(12, 0.99)))
+    assert not any("not learning" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_is_named_with_its_epoch(value):
+    told = read_curves(history([0.7, 0.9, value], [0.7, 0.8, 0.9]))
+    assert told == [
+        "In epoch 3 the training loss was no longer a number: training diverged. "
+        "A lower learning rate usually cures it."
+    ]
+
+
+def test_learning_rate_steps_are_named_and_smooth_schedules_are_not():
+    losses = np.linspace(1, 0.5, 12)
+    steps = [1e-3] * 4 + [2e-4] * 5 + [4e-5] * 3
+    told = read_curves(history(losses, losses, learning_rate=steps))
+    assert told[-1] == "The learning rate was lowered to 4e-05 in steps, at epoch 5, 10."
+    cosine = 1e-3 * (1 + np.cos(np.pi * np.arange(12) / 12))
+    told = read_curves(history(losses, losses, learning_rate=cosine))
+    assert not any("learning rate was lowered" in sentence for sentence in told)
+
+
+def test_without_validation_nothing_is_claimed_about_overfitting():
+    told = read_curves(history([1.0, 0.5, 0.2, 0.1]))
+    assert told == [
+        "Training loss went from 1.000 to 0.100 in 4 epochs. Without a validation part nothing "
+        "can be said about overfitting."
+    ]
+
+
+def test_a_validation_loss_that_was_never_measured_is_no_divergence():
+    assert read_curves(history([1.0, 0.5, 0.2], [np.nan] * 3))[0].startswith("Training loss went")
+
+
+def test_short_histories():
+    assert read_curves([]) == ["No epoch was completed, so there are no curves to read."]
+    told = read_curves([{"epoch": 1, "train_loss": 0.7, "validation_loss": 0.6}])
+    assert told[0] == "After one epoch: training loss 0.700, validation loss 0.600."
+    told = read_curves(history([0.7, 0.6]))
+    assert told[0] == "After 2 epochs: training loss 0.600."
