@@ -127,6 +127,13 @@ def tiff(pixels: np.ndarray, order: str, *, photometric: int = 1, sample_format:
     return start + data + directory + b"\0\0\0\0"
 
 
+def endless_jpeg() -> bytes:
+    """A small JPEG that takes some 20 s to decode: its last progressive scan comes 5,000 times."""
+    data = encoded(np.full((2000, 2000), 99, dtype=np.uint8), "JPEG", progressive=True)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last_scan * 5000 + data[-2:]
+
+
 def _saved(image: Image.Image, picture_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, picture_format, **options)

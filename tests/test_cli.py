@@ -136,6 +136,13 @@ def test_a_moved_run_evaluates_and_predicts(run: dict[str, Any], photos: Path, t
         assert shares == sorted(shares, reverse=True)
 
 
+def test_the_reports_command_repeats_the_run_bit_for_bit(run: dict[str, Any], photos: Path, tmp_path: Path) -> None:
+    recipe = Path(run["run"]) / "recipe.yaml"
+    again = succeed("train", photos, "--recipe", recipe, "--plan-of", run["run"], "--out", tmp_path)
+    weights = [(Path(r["run"]) / "weights.safetensors").read_bytes() for r in (run, again)]
+    assert weights[0] == weights[1]
+
+
 def test_one_unreadable_picture_does_not_stop_prediction(run: dict[str, Any], photos: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"nothing")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from netloom.workflows.runs import Run as Run
     from netloom.workflows.runs import load as load
     from netloom.workflows.summarize import summary as summary
+    from netloom.workflows.train import resume as resume
     from netloom.workflows.train import train as train
 
 # Public names and where they live. They are imported when first used, so that `netloom --help` and the processes
@@ -32,6 +33,7 @@ _PUBLIC = {
     "load": ("netloom.workflows.runs", "load"),
     "load_recipe": ("netloom.recipe", "load_recipe"),
     "predict": ("netloom.workflows.predict", "predict"),
+    "resume": ("netloom.workflows.train", "resume"),
     "summary": ("netloom.workflows.summarize", "summary"),
     "train": ("netloom.workflows.train", "train"),
 }

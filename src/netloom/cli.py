@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from netloom.errors import NetloomError
+from netloom.errors import DataError, NetloomError, RecipeError
 
 app = typer.Typer(
     name="netloom",
@@ -144,7 +144,12 @@ def main_options(
 @app.command()
 @_told
 def train(
-    source: Source,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
+        ),
+    ] = None,
     recipe: RecipeOption = None,
     settings: Settings = None,
     out: Out = Path("runs"),
@@ -152,22 +157,38 @@ def train(
     device: DeviceOption = Device.auto,
     as_json: AsJSON = False,
     quiet: Quiet = False,
+    like: Annotated[
+        str | None,
+        typer.Option("--plan-of", metavar="RUN", help="Execute it as this run was, to repeat its bits."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with this run; --set epochs=N extends it."),
+    ] = None,
 ) -> None:
     """Train a classifier on labelled pictures and test it once, at the end."""
     from netloom.recipe import parse_overrides
+    from netloom.workflows import train as workflow
+    from netloom.workflows.runs import load
 
     overrides = parse_overrides(settings or [])
-    from netloom.workflows.train import train as run_training
-
-    run = run_training(
-        source,
-        recipe,
-        out=out,
-        name=name,
-        device=device.value,
-        quiet=quiet,
-        settings=overrides,
-    )
+    if resume is not None:
+        if source or recipe or name or set(overrides) - {"epochs"}:
+            raise RecipeError("--resume goes on with what the run holds; besides it only --set epochs=N can be given.")
+        run = workflow.resume(resume, epochs=overrides.get("epochs"), quiet=quiet)
+    elif source is None:
+        raise DataError("Say what to train on: netloom train SOURCE, or --resume RUN to go on with a run.")
+    else:
+        run = workflow.train(
+            source,
+            recipe,
+            out=out,
+            name=name,
+            device=device.value,
+            quiet=quiet,
+            plan=None if like is None else load(like).plan,
+            settings=overrides,
+        )
     if as_json:
         _print_json(run.result)
     elif quiet:

@@ -12,6 +12,7 @@ from typing import Any
 
 from netloom.errors import NetloomError, RunError
 
+_PARTIAL = ".partial"
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -46,17 +47,33 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     with writing(path, "Free some space or choose another folder; what was there before is unchanged."):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
         try:
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _flush_folder(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """Half-written files that killed processes left in `folder`."""
+    return list(folder.glob(f".*{_PARTIAL}"))
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a renaming in `folder` survive a loss of power, on systems where folders can be flushed."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -163,7 +163,10 @@ class Recipe(_Group):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto takes what measures faster on the machine"
     )
-    seed: int = Field(0, ge=0, le=2**53, description="of everything random")
+    seed: int = Field(0, ge=0, le=2**53, description="of weights, order, augmentation and dropout")
+    split_seed: int = Field(
+        0, ge=0, le=2**53, description="of the split; its own, so that other seeds meet the same test pictures"
+    )
 
     @classmethod
     def from_mapping(cls, value: Mapping[str, Any], *, where: str = "recipe") -> Recipe:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from netloom.data.batches import InputScaling
 from netloom.data.decode import Resize
 from netloom.errors import RunError, did_you_mean
-from netloom.files import read_json, write_atomically, write_json, writing
+from netloom.files import partial_files, read_json, write_atomically, write_json, writing
 from netloom.recipe import Recipe, load_recipe
 from netloom.runtime import ExecutionPlan
 
@@ -46,6 +46,7 @@ class DataFacts:
         resize: `stretch`, `crop` or `pad`.
         mean: Of the input scaling, per channel.
         std: Of the input scaling, per channel.
+        fingerprint: Digest of the pictures' names, contents and classes.
         audit: What the audit found, as its JSON.
     """
 
@@ -57,6 +58,7 @@ class DataFacts:
     resize: Resize
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fingerprint: str
     audit: Mapping[str, Any]
 
     @property
@@ -159,6 +161,11 @@ class RunFolder:
         return ExecutionPlan.from_json(read_json(self.path / _EXECUTION))
 
     @property
+    def saved_plan(self) -> ExecutionPlan | None:
+        """How it was executed, or None if it did not get that far."""
+        return self.plan if (self.path / _EXECUTION).is_file() else None
+
+    @property
     def result(self) -> dict[str, Any]:
         """What came out; `status` is running, finished, interrupted or failed."""
         path = self.path / _RESULT
@@ -207,10 +214,20 @@ class RunFolder:
         environment: Mapping[str, Any],
     ) -> None:
         """Write all that is known before training."""
-        write_atomically(self.path / _RECIPE, recipe.to_yaml())
+        self.write_recipe(recipe)
         write_json(self.path / _SPLIT, split)
         write_json(self.path / _DATA, data.to_json())
         write_json(self.path / _ENVIRONMENT, environment)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write what is trained."""
+        write_atomically(self.recipe_path, recipe.to_yaml())
+
+    def remove_unfinished_files(self) -> None:
+        """Remove what a killed process left half-written."""
+        with writing(self.path, "Give write permission to the run's folder."):
+            for path in partial_files(self.path):
+                path.unlink(missing_ok=True)
 
     def write_plan(self, plan: ExecutionPlan) -> None:
         """Write how the training is executed."""

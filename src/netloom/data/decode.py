@@ -29,6 +29,7 @@ from PIL import (
 )
 
 from netloom.data.location import UnreadablePictureError
+from netloom.data.refusals import CUT_OFF, why_broken, why_unidentified
 
 __all__ = [
     "DECODER_VERSION",
@@ -62,8 +63,6 @@ _PLUGINS = (
 FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 """The only formats ever tried, by Pillow's names: what cameras, browsers and scanners write."""
 
-_CUT_OFF = "cut off: the file ends before the picture does"
-
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
 _PHOTOMETRIC_TAG = 262
@@ -81,26 +80,6 @@ _UPRIGHT = {
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _LEFT_WAS_AT_THE_END = (2, 3, 6, 7)  # the upright picture's left is the last stored column or row
 _TOP_WAS_AT_THE_END = (3, 4, 7, 8)
-
-# How other things that people keep among their pictures begin.
-_FOREIGN = (
-    (0, b"%PDF", "a PDF document"),
-    (0, b"8BPS", "a Photoshop document"),
-    (0, b"PK\x03\x04", "a zip archive"),
-    (4, b"ftypavif", "an AVIF picture"),
-    (4, b"ftypheic", "a HEIC picture"),
-    (4, b"ftypmif1", "a HEIF picture"),
-    (4, b"ftyp", "a video"),
-)
-_SIGNATURES = (
-    (b"\xff\xd8", "JPEG"),
-    (b"\x89PNG", "PNG"),
-    (b"RIFF", "WebP"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-)
 
 
 @dataclass(frozen=True)
@@ -216,11 +195,11 @@ def _refusing(data: bytes) -> Iterator[None]:
             f"more than {MAX_PIXELS // 1_000_000} megapixels, the most that are decoded"
         ) from None
     except UnidentifiedImageError as error:
-        raise UnreadablePictureError(_why_unidentified(data)) from error
+        raise UnreadablePictureError(why_unidentified(data, FORMATS)) from error
     except MemoryError as error:
         raise UnreadablePictureError("not enough memory to decode it") from error
     except Exception as error:  # Pillow's plugins raise nearly every kind on damaged files
-        raise UnreadablePictureError(_why_broken(error, data)) from error
+        raise UnreadablePictureError(why_broken(error, data)) from error
 
 
 _warnings_lock = threading.Lock()
@@ -285,7 +264,7 @@ def _check_png(data: bytes) -> None:
     while (name := data[position + 4 : position + 8]) != b"IEND":
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         if end + 4 > len(data):
-            raise UnreadablePictureError(_CUT_OFF)
+            raise UnreadablePictureError(CUT_OFF)
         checked = memoryview(data)[position + 4 : end]
         if name == b"IDAT" and zlib.crc32(checked) != int.from_bytes(data[end : end + 4], "big"):
             raise UnreadablePictureError("damaged (the checksum of its pixels is wrong)")
@@ -428,29 +407,3 @@ def _scale(image: Image.Image, size: tuple[int, int], box: tuple[float, float, f
     if image.size == size and inside == (0, 0, *size):
         return image
     return image.resize(size, Image.Resampling.BILINEAR, box=inside)
-
-
-def _why_unidentified(data: bytes) -> str:
-    for offset, signature, what in _FOREIGN:
-        if data.startswith(signature, offset):
-            return f"{what}; supported are {', '.join(FORMATS)}"
-    for signature, name in _SIGNATURES:
-        if data.startswith(signature):
-            return f"it begins like a {name} picture, but is cut off, damaged or of an unsupported kind"
-    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "a web page, not a picture"
-    if start.startswith((b"<svg", b"<?xml")):
-        return f"an SVG or XML document; supported are {', '.join(FORMATS)}"
-    n_ascii = sum(byte < 128 for byte in start)
-    if 2 * n_ascii > len(start) and all(byte in b"\t\r\n\f" or byte >= 32 for byte in start):
-        return "text, not a picture"
-    return f"not a picture of a supported format ({', '.join(FORMATS)})"
-
-
-def _why_broken(error: Exception, data: bytes) -> str:
-    message = str(error) or type(error).__name__
-    webp_bytes = 8 + int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
-    if isinstance(error, EOFError) or "truncated" in message.lower() or webp_bytes > len(data):
-        return _CUT_OFF
-    return f"damaged ({message})"

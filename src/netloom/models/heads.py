@@ -123,6 +123,12 @@ class Head:
         # sigmoid(-x), since 1 - sigmoid(x) is 0 in float32 from x = 17 on.
         return torch.sigmoid(torch.cat([-outputs, outputs], dim=1))
 
+    def soft_targets(self, targets: Tensor) -> Tensor:
+        """Float32 `[B, num_classes]` of class indices or soft targets; a regression's values as they are."""
+        if targets.is_floating_point():
+            return targets
+        return F.one_hot(targets, self.num_classes).to(torch.float32)
+
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """How many samples' most probable class is their target's, an int64 scalar on the device.
 

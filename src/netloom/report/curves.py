@@ -1,11 +1,11 @@
-"""Curves of loss and accuracy as SVG: text stays text, colours follow the page's theme."""
+"""Curves of loss and accuracy as SVG, of one run or of several: text stays text, colours follow the page's theme."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,36 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from netloom.report.history import column
 
 Quantity = Literal["loss", "accuracy"]
+History = Sequence[Mapping[str, float | None]]
+FloatArray = npt.NDArray[np.float64]
+
+
+class RunStyle(NamedTuple):
+    """How a run is drawn among several: the CSS variable of its colour and, where colours repeat, a marker."""
+
+    variable: str
+    marker: str | None
+
+
+class ThemedColour(NamedTuple):
+    """A colour on light and on dark paper."""
+
+    light: str
+    dark: str
+
+
+# Okabe and Ito, "Color universal design", 2008: told apart by colour-blind eyes too. Blue is lifted and black left
+# out for the dark page, yellow darkened for the light one.
+RUN_COLOURS = {
+    "run-1": ThemedColour("#0072b2", "#4aa8e0"),
+    "run-2": ThemedColour("#d55e00", "#f08138"),
+    "run-3": ThemedColour("#009e73", "#2bbd94"),
+    "run-4": ThemedColour("#b5568c", "#d98bb6"),
+    "run-5": ThemedColour("#c28600", "#e6ad2e"),
+    "run-6": ThemedColour("#4d4dbf", "#9a9af0"),
+    "run-7": ThemedColour("#7a6a55", "#b8a78f"),
+}
+_RUN_MARKERS = (None, "s", "^", "D", "v")
 
 # Drawn in these colours, which the page replaces through CSS variables of these names.
 _COLOURS = {
@@ -24,6 +54,7 @@ _COLOURS = {
     "train": "#8b93a1",
     "ink-soft": "#5b6472",
     "line": "#e3e6eb",
+    **{name: colour.light for name, colour in RUN_COLOURS.items()},
 }
 _SIZE_INCHES = (5.2, 3.1)
 _MARKED_EPOCHS = 12
@@ -40,7 +71,7 @@ _NOT_INLINE = re.compile(
 )
 
 
-def draw_curve(history: Sequence[Mapping[str, float | None]], quantity: Quantity, *, best_epoch: int | None) -> str:
+def draw_curve(history: History, quantity: Quantity, *, best_epoch: int | None) -> str:
     """One `<svg>` element: training and validation curve of `quantity`, the best epoch marked.
 
     Args:
@@ -52,41 +83,101 @@ def draw_curve(history: Sequence[Mapping[str, float | None]], quantity: Quantity
     Returns:
         SVG markup for use inside HTML: no namespace, no fixed size, ids unique to `quantity`.
     """
+
+    def draw(axes: Axes) -> None:
+        epochs = column(history, "epoch")
+        for part, linewidth in (("train", 1.6), ("validation", 2.2)):
+            marker = "o" if len(epochs) <= _MARKED_EPOCHS else None
+            values = column(history, f"{part}_{quantity}")
+            _draw_line(axes, epochs, values, colour=part, linewidth=linewidth, marker=marker, gid=part)
+        if best_epoch is not None:
+            _mark_best(axes, epochs, column(history, f"validation_{quantity}"), best_epoch)
+
+    return _draw(draw, quantity, label=f"{quantity} of training and validation by epoch")
+
+
+def draw_runs(histories: Sequence[History], quantity: Quantity) -> str:
+    """One `<svg>` element: the curves of several runs, training dashed and validation solid.
+
+    Args:
+        histories: Of each run, as `draw_curve` takes them; a run without an epoch draws nothing.
+        quantity: Which pair of columns to draw.
+
+    Returns:
+        Markup as of `draw_curve`, with the groups `run-<i>-train` and `run-<i>-validation` for run i, counted from
+        1, in the style that `run_style(i - 1)` gives.
+    """
+
+    def draw(axes: Axes) -> None:
+        for index, history in enumerate(histories):
+            variable, marker = run_style(index)
+            for part, linewidth, dashes in (("train", 1.3, (0, (3, 2))), ("validation", 2.2, "solid")):
+                _draw_line(
+                    axes,
+                    column(history, "epoch"),
+                    column(history, f"{part}_{quantity}"),
+                    colour=variable,
+                    linewidth=linewidth,
+                    linestyle=dashes,
+                    marker=marker or ("o" if len(history) == 1 else None),
+                    gid=f"run-{index + 1}-{part}",
+                )
+
+    return _draw(draw, quantity, label=f"{quantity} of {len(histories)} runs by epoch")
+
+
+def run_style(index: int) -> RunStyle:
+    """Style of run `index`, counted from 0; colours repeat after seven runs, then with a marker."""
+    cycle, colour = divmod(index, len(RUN_COLOURS))
+    return RunStyle(list(RUN_COLOURS)[colour], _RUN_MARKERS[cycle % len(_RUN_MARKERS)])
+
+
+def _draw(draw: Callable[[Axes], None], quantity: Quantity, *, label: str) -> str:
+    """The SVG of what `draw` puts onto the axes, ready for a page."""
     file = io.StringIO()
     # From Matplotlib's defaults, not the user's style; ids hash the salt, so that the same history
     # gives the same file.
     with style.context(["default", {**_STYLE, "svg.hashsalt": quantity}]):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         axes = figure.add_subplot()
-        epochs = column(history, "epoch")
-        for part in ("train", "validation"):
-            _draw_line(axes, epochs, column(history, f"{part}_{quantity}"), part)
-        if best_epoch is not None:
-            _mark_best(axes, epochs, column(history, f"validation_{quantity}"), best_epoch)
+        draw(axes)
         _style_axes(axes, quantity)
         figure.patch.set_alpha(0)
         figure.savefig(file, format="svg")
-    return _inline(file.getvalue(), quantity)
+    return _inline(file.getvalue(), quantity, label)
 
 
-def _draw_line(axes: Axes, epochs: npt.NDArray[np.float64], values: npt.NDArray[np.float64], part: str) -> None:
+def _draw_line(
+    axes: Axes,
+    epochs: FloatArray,
+    values: FloatArray,
+    *,
+    colour: str,
+    linewidth: float,
+    marker: str | None,
+    gid: str,
+    linestyle: str | tuple[int, tuple[int, int]] = "solid",
+) -> None:
     if np.isnan(values).all():
         return
     axes.plot(
         epochs,
         values,
-        color=_COLOURS[part],
-        linewidth=2.2 if part == "validation" else 1.6,
-        marker="o" if len(epochs) <= _MARKED_EPOCHS else None,
+        color=_COLOURS[colour],
+        linewidth=linewidth,
+        linestyle=linestyle,
+        marker=marker,
         markersize=3.5,
-        gid=part,
+        # Some twenty markers tell two lines apart; one on each of 200 epochs hides them.
+        markevery=max(1, len(epochs) // 20),
+        gid=gid,
     )
 
 
 def _mark_best(
     axes: Axes,
-    epochs: npt.NDArray[np.float64],
-    values: npt.NDArray[np.float64],
+    epochs: FloatArray,
+    values: FloatArray,
     best_epoch: int,
 ) -> None:
     axes.axvline(best_epoch, color=_COLOURS["ink-soft"], linewidth=1, linestyle=(0, (3, 3)))
@@ -129,7 +220,7 @@ def _style_axes(axes: Axes, quantity: Quantity) -> None:
     axes.spines["bottom"].set_color(_COLOURS["line"])
 
 
-def _inline(svg: str, quantity: Quantity) -> str:
+def _inline(svg: str, quantity: Quantity, label: str) -> str:
     svg = _NOT_INLINE.sub("", svg)
     for name, colour in _COLOURS.items():
         svg = svg.replace(colour, f"var(--{name}, {colour})")
@@ -137,7 +228,6 @@ def _inline(svg: str, quantity: Quantity) -> str:
     svg = re.sub(r"\bid=\"", f'id="{quantity}-', svg)
     svg = re.sub(r"(?:xlink:)?href=\"#", f'href="#{quantity}-', svg)
     svg = svg.replace("url(#", f"url(#{quantity}-")
-    label = f"{quantity} of training and validation by epoch"
     return re.sub(
         r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>",
         rf'<svg \1 role="img" aria-label="{label}" stroke-linejoin="round">',

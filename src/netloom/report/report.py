@@ -7,18 +7,15 @@ escaped when it is written, so that a class called `<b>` shows as such.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from netloom.metrics.summary import HeldOutScores
 from netloom.report import tables, wording
 from netloom.report.curves import draw_curve
 from netloom.report.data import ReportData, TrainingFacts
-from netloom.report.fonts import FONT_STACK
+from netloom.report.page import render_page
 from netloom.report.pictures import thumbnail
 from netloom.report.reading import read_curves
 
@@ -41,19 +38,17 @@ def render_report(report: ReportData) -> str:
             or a picture is not uint8 `[1, H, W]` or `[3, H, W]`.
     """
     _check_classes(report)
-    page = _template().render(
+    return render_page(
+        "report.html",
         report=report,
         headline=wording.headline(report),
         missing=wording.missing_parts(report),
-        font_stack=Markup(FONT_STACK),
         test=_test(report.test, report.class_names) if report.test else None,
         training=_training(report.training) if report.training else None,
         counts=tables.part_counts(report.source, report.class_names) if report.source else (),
         rejected_shown=_REJECTED,
         mistakes=[(mistake, thumbnail(mistake.picture)) for mistake in report.mistakes],
     )
-    # File names that are not Unicode reach here as lone surrogates, which no file can hold.
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _test(test: HeldOutScores, class_names: Sequence[str]) -> dict[str, Any]:
@@ -96,18 +91,3 @@ def _check_classes(report: ReportData) -> None:
             raise ValueError(
                 f"There are {n_classes} class names, but counts of {len(counts)} classes in the {part} part."
             )
-
-
-@lru_cache(maxsize=1)
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for function in (
-        wording.percent,
-        wording.percent_interval,
-        wording.number_interval,
-        wording.duration,
-        wording.counted,
-    ):
-        environment.filters[function.__name__] = function
-    text = resources.files("netloom.report").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(text)

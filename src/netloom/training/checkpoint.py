@@ -46,6 +46,10 @@ class Checkpoint:
         """Where in the epoch the training was."""
         return EpochProgress(**self.values["progress"])
 
+    def extended(self) -> Checkpoint:
+        """The same moment of a training that is to go on past the end it had."""
+        return Checkpoint(self.tensors, {**self.values, "stop_reason": None})
+
     def restore(self, state: TrainingState, callbacks: CallbackList) -> EpochProgress:
         """Put the model, the optimizer, the counters and the callbacks back to that moment."""
         prefix = "model."

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from netloom.data.batches import Batch
+
 
 @dataclass
 class TrainingState:
@@ -20,6 +22,10 @@ class TrainingState:
         epoch: Completed epochs.
         step: Completed optimizer steps, counted over all epochs.
         learning_rate_scale: Factor on every learning rate, beside the schedule's; `ReduceOnPlateau` lowers it.
+        batch: The batch of the last optimizer step as the network got it, augmented and scaled; None before the
+            first one.
+        evaluated_model: The network that is validated and kept: `model` itself, unless a callback such as
+            `WeightAveraging` puts another of the same shape here.
         history: One row per completed epoch: `epoch`, `train_loss`, `train_accuracy`, `validation_loss`,
             `validation_accuracy`, `learning_rate`, `seconds`, `images_per_second`.
         stop_reason: Why training ended before its last epoch, or None.
@@ -34,6 +40,11 @@ class TrainingState:
     learning_rate_scale: float = 1.0
     history: list[dict[str, float]] = field(default_factory=list)
     stop_reason: str | None = None
+    batch: Batch | None = None
+    evaluated_model: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.evaluated_model = self.model
 
     def stop(self, reason: str) -> None:
         """Ask for the training to end after this epoch; the first reason stands."""

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from netloom.data.augment import mix_batch
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.inference import forward
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan
-from netloom.training.regularize import WeightPenalty
+from netloom.training.regularize import MaxNorm, WeightPenalty
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
@@ -44,6 +45,31 @@ def total_loss(
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
+def mixed(
+    batch: Batch, heads: Sequence[Head], *, seed: int, step: int, mixup_alpha: float, cutmix_alpha: float
+) -> Batch:
+    """A shuffled batch of one input with its pictures mixed, their targets soft, float32 `[B, K]`.
+
+    The weight of a picture goes with its target: sum(share * weight * target) is the target of the mixture and
+    sum(share * weight) its weight, so that the loss is that of both pictures' targets, each with its own weight.
+    """
+    ((name, images),) = batch.inputs.items()
+    weights = torch.ones(len(batch), device=images.device) if batch.weights is None else batch.weights
+    soft = [head.soft_targets(batch.targets[head.name]) * weights[:, None] for head in heads]
+    images, columns = mix_batch(
+        images,
+        torch.cat([*soft, weights[:, None]], dim=1),
+        seed=seed,
+        step=step,
+        mixup_alpha=mixup_alpha,
+        cutmix_alpha=cutmix_alpha,
+    )
+    *parts, total = columns.split([*(part.shape[1] for part in soft), 1], dim=1)
+    divisor = total.clamp_min(torch.finfo(torch.float32).tiny)
+    targets = {head.name: part / divisor for head, part in zip(heads, parts, strict=True)}
+    return Batch({name: images}, targets, None if batch.weights is None else total[:, 0])
+
+
 class TrainingStep:
     """Takes optimizer steps and adds up loss and correct predictions on the device.
 
@@ -56,6 +82,9 @@ class TrainingStep:
         label_smoothing: In [0, 1).
         penalty: L1 and L2 on the weights.
         gradient_clip_norm: Largest norm of the whole gradient, or None.
+        max_norm: Limit on the norms of kernels, or None.
+        mixup_alpha: Of mixup, see `mix_batch`; 0 is off.
+        cutmix_alpha: Of cutmix, likewise.
     """
 
     def __init__(
@@ -69,10 +98,14 @@ class TrainingStep:
         label_smoothing: float = 0.0,
         penalty: WeightPenalty | None = None,
         gradient_clip_norm: float | None = None,
+        max_norm: MaxNorm | None = None,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
     ) -> None:
         self.model, self.heads, self.optimizer, self.plan = model, heads, optimizer, plan
         self.seed, self.label_smoothing = seed, label_smoothing
-        self.penalty, self.gradient_clip_norm = penalty, gradient_clip_norm
+        self.penalty, self.gradient_clip_norm, self.max_norm = penalty, gradient_clip_norm, max_norm
+        self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
         self._names = [head.name for head in heads]
         self._device = plan.torch_device
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -86,7 +119,13 @@ class TrainingStep:
         self.n_samples = 0
 
     def __call__(self, batch: Batch, step: int) -> None:
-        """Train on one batch; `step` counts optimizer steps from the start of the training."""
+        """Train on one batch; `step` counts optimizer steps from the start of the training.
+
+        A mixed picture counts as correct if the network gives the class of its larger share.
+        """
+        if self.mixup_alpha or self.cutmix_alpha:
+            alphas = {"mixup_alpha": self.mixup_alpha, "cutmix_alpha": self.cutmix_alpha}
+            batch = mixed(batch, self.heads, seed=self.seed, step=step, **alphas)
         seed_step(self.seed, step, self._device)
         with self.plan.autocast():
             outputs = forward(self.model, batch.inputs, self._names)
@@ -98,6 +137,8 @@ class TrainingStep:
         if self.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip_norm)
         self.optimizer.step()
+        if self.max_norm is not None:
+            self.max_norm.apply()
         head, n = self.heads[0], len(batch)
         with torch.no_grad():
             self.loss_sum += loss.detach() * n

@@ -121,4 +121,8 @@ def _environment(folder: RunFolder) -> Mapping[str, str]:
 def _command(folder: RunFolder) -> str:
     """What repeats the run, from its own recipe file."""
     source = folder.data.source_location
-    return shlex.join(["netloom", "train", source, "--recipe", str(folder.recipe_path)]) if source else ""
+    return (
+        shlex.join(["netloom", "train", source, "--recipe", str(folder.recipe_path), "--plan-of", str(folder.path)])
+        if source
+        else ""
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from netloom.inference import Prediction
 from netloom.training.state import TrainingState
 
 HOOKS = (
@@ -18,6 +20,9 @@ HOOKS = (
     "on_validation_end",
     "on_epoch_end",
     "on_fit_end",
+    "on_predict_start",
+    "on_predict_batch_end",
+    "on_predict_end",
 )
 
 
@@ -26,6 +31,9 @@ class Callback:
 
     A callback with counters or tensors of its own returns them from `state_dict` (plain JSON values and tensors),
     so that a resumed training goes on as if it had never stopped.
+
+    The prediction hooks belong to every pass over pictures without training: the validation of each epoch (between
+    `on_validation_start` and `on_validation_end`), the test at the end, and `evaluate` and `predict`.
     """
 
     def on_fit_start(self, state: TrainingState) -> None:
@@ -52,6 +60,18 @@ class Callback:
     def on_fit_end(self, state: TrainingState) -> None:
         """After the last epoch, also when a callback or the user stopped the training."""
 
+    def on_predict_start(self, prediction: Prediction) -> None:
+        """Before the first batch is predicted."""
+
+    def on_predict_batch_end(self, prediction: Prediction) -> None:
+        """After a batch was predicted; `prediction.outputs` are its logits."""
+
+    def on_predict_end(self, prediction: Prediction) -> None:
+        """After the last batch was predicted."""
+
+    def close(self) -> None:
+        """After the training, however it ended, also by an exception: release files and displays."""
+
     def state_dict(self) -> dict[str, Any]:
         """JSON values and tensors that a resumption needs."""
         return {}
@@ -65,7 +85,7 @@ class CallbackList:
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = list(callbacks)
-        self._overriding: dict[str, list[Callable[[TrainingState], None]]] = {
+        self._overriding: dict[str, list[Callable[[Any], None]]] = {
             hook: [
                 getattr(callback, hook)
                 for callback in self.callbacks
@@ -74,19 +94,34 @@ class CallbackList:
             for hook in HOOKS
         }
 
-    def call(self, hook: str, state: TrainingState) -> None:
+    def call(self, hook: str, state: TrainingState | Prediction) -> None:
         """Call `hook` on every callback that has its own."""
         for function in self._overriding[hook]:
             function(state)
 
-    def state_dicts(self) -> list[dict[str, Any]]:
-        """The states of all callbacks, in their order."""
-        return [callback.state_dict() for callback in self.callbacks]
+    def close(self) -> None:
+        """Close every callback."""
+        for callback in self.callbacks:
+            callback.close()
 
-    def load_state_dicts(self, values: Sequence[dict[str, Any]]) -> None:
-        """Give every callback its state back."""
-        for callback, value in zip(self.callbacks, values, strict=True):
-            callback.load_state_dict(value)
+    def state_dicts(self) -> dict[str, dict[str, Any]]:
+        """The states of those callbacks that have one, by class name and, from the second of a class on, number."""
+        return {name: value for name, callback in self._named() if (value := callback.state_dict())}
+
+    def load_state_dicts(self, values: Mapping[str, dict[str, Any]]) -> None:
+        """Give every callback its state back; one that was not there before starts anew."""
+        for name, callback in self._named():
+            if name in values:
+                callback.load_state_dict(values[name])
+
+    def _named(self) -> list[tuple[str, Callback]]:
+        seen: Counter[str] = Counter()
+        named = []
+        for callback in self.callbacks:
+            kind = type(callback).__name__
+            seen[kind] += 1
+            named.append((kind if seen[kind] == 1 else f"{kind}-{seen[kind]}", callback))
+        return named
 
 
 class Monitor:

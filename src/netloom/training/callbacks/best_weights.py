@@ -34,9 +34,9 @@ class BestWeights(Callback):
     def on_epoch_end(self, state: TrainingState) -> None:
         """Copy the weights if this epoch is the best so far."""
         if self.monitor.improved(state):
-            self.weights = copy_weights(state.model)
+            self.weights = copy_weights(state.evaluated_model)
             if self.save is not None:
-                self.save(state.model)
+                self.save(state.evaluated_model)
 
     def on_fit_end(self, state: TrainingState) -> None:
         """Put the best epoch's weights into the model."""

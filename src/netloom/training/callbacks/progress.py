@@ -52,7 +52,7 @@ class EpochProgress(Callback):
             f"  {row['images_per_second']:,.0f} images/s{left}"
         )
 
-    def on_fit_end(self, state: TrainingState) -> None:
+    def close(self) -> None:
         """Remove the bar of an epoch that was cut short."""
         self._bar.close()
 

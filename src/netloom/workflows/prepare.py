@@ -1,0 +1,130 @@
+"""From a source to decoded, audited and split pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from netloom.data.audit import audit
+from netloom.data.imageset import ImageSet, load_image_set
+from netloom.data.sources import open_source
+from netloom.data.splits import Split, make_split
+from netloom.errors import DataError, RunError
+from netloom.progress import Reporter
+from netloom.recipe import Recipe
+from netloom.run import DataFacts, RunFolder
+from netloom.workflows import build
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Pictures, their split, and what is to be told about them."""
+
+    image_set: ImageSet
+    split: Split
+    facts: DataFacts
+
+
+def prepare_data(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> PreparedData:
+    """Open, decode, audit and split a source as a recipe wants it.
+
+    Raises:
+        DataError: The source cannot be used.
+    """
+    opened = source if isinstance(source, ImageSet) else open_source(source)
+    with reporter.bar("Reading pictures") as on_progress:
+        loaded = load_image_set(
+            opened,
+            image_size=recipe.image_size,
+            resize=recipe.resize,
+            channels=build.wanted_channels(recipe),
+            on_progress=on_progress,
+        )
+    image_set, report = loaded.image_set, audit(loaded)
+    split = make_split(
+        targets=image_set.targets.numpy(),
+        parts=image_set.splits,
+        groups=image_set.groups,
+        content_hashes=image_set.content_hashes,
+        class_names=image_set.class_names,
+        validation_fraction=recipe.validation_fraction,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.split_seed,
+    )
+    scaling = build.build_scaling(recipe, image_set.images, split.train)
+    height, width = image_set.images.shape[2:]
+    facts = DataFacts(
+        source_name=loaded.source_name,
+        source_location=loaded.source_location,
+        class_names=tuple(image_set.class_names),
+        image_size=(height, width),
+        channels=1 if image_set.images.shape[1] == 1 else 3,
+        resize=recipe.resize,
+        mean=scaling.mean,
+        std=scaling.std,
+        fingerprint=fingerprint(image_set),
+        audit=report.to_json(),
+    )
+    _say_what_is_there(reporter, facts, image_set, split, report.warnings)
+    return PreparedData(image_set, split, facts)
+
+
+def reopen_data(folder: RunFolder, source: ImageSet | None, reporter: Reporter) -> PreparedData:
+    """The very pictures and split that a run was started with.
+
+    Args:
+        folder: The run.
+        source: The pictures, where the run was trained on pictures in memory.
+        reporter: Shows progress.
+
+    Raises:
+        RunError: The pictures are not there any more, or have changed since.
+    """
+    facts = folder.data
+    if source is None and not facts.source_location:
+        raise RunError(
+            f"{folder.path} was trained on pictures in memory, which are not in the run; "
+            "resume it from Python and give them: netloom.resume(run, source=image_set)."
+        )
+    try:
+        opened = source if source is not None else open_source(facts.source_location)
+    except DataError as error:
+        raise RunError(f"The pictures of {folder.path} are no longer at {facts.source_location}: {error}") from error
+    with reporter.bar("Reading pictures") as on_progress:
+        image_set = load_image_set(
+            opened,
+            image_size=facts.image_size,
+            resize=facts.resize,
+            channels=facts.channels,
+            on_progress=on_progress,
+        ).image_set
+    if fingerprint(image_set) != facts.fingerprint:
+        raise RunError(
+            f"The pictures at {facts.source_location or 'hand'} have changed since {folder.path} was started, so its "
+            "training cannot go on as it was. Put them back as they were, or train anew."
+        )
+    return PreparedData(image_set, Split.from_json(folder.split, image_set.ids), facts)
+
+
+def fingerprint(image_set: ImageSet) -> str:
+    """A digest of the pictures' names, contents and classes; equal if and only if these are."""
+    digest = hashlib.blake2b(digest_size=16)
+    hashes = image_set.content_hashes or ("",) * len(image_set)
+    for name, content, target in zip(image_set.ids, hashes, image_set.targets.tolist(), strict=True):
+        digest.update(f"{name}\0{content}\0{target}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _say_what_is_there(
+    reporter: Reporter, facts: DataFacts, image_set: ImageSet, split: Split, warnings: Sequence[str]
+) -> None:
+    height, width = facts.image_size
+    reporter.say(
+        f"{facts.source_name}: {len(image_set):,} pictures of {len(facts.class_names)} classes at "
+        f"{width}x{height}, {'grey' if facts.channels == 1 else 'colour'}; "
+        f"{len(split.train):,} to train, {len(split.validation):,} to validate, {len(split.test):,} to test"
+    )
+    for warning in [*warnings, *split.notes]:
+        reporter.say(f"  note: {warning}")

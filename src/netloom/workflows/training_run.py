@@ -1,0 +1,233 @@
+"""One training of a run's network: fit, keep the weights, test once, report. `train` and `resume` share it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from netloom.data.batches import ImageBatches
+from netloom.errors import TrainingError
+from netloom.evaluation.holdout import Evaluation, evaluate_model
+from netloom.models.heads import Head
+from netloom.progress import Reporter
+from netloom.recipe import Recipe
+from netloom.runtime import ExecutionPlan, on_device, peak_memory_bytes
+from netloom.training.callbacks import Callback, EpochProgress
+from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
+from netloom.training.loop import fit
+from netloom.training.planning import choose_plan
+from netloom.training.state import TrainingState
+from netloom.workflows import build
+from netloom.workflows.interruption import BY_SYSTEM, BY_USER, listening
+from netloom.workflows.prepare import PreparedData
+from netloom.workflows.report import write_report
+from netloom.workflows.runs import Run
+
+
+class InterruptedTrainingError(TrainingError):
+    """The training was stopped from outside; the run so far is usable and can be resumed."""
+
+    def __init__(self, message: str, run: Run, reason: str) -> None:
+        super().__init__(message)
+        self.run = run
+        self.exit_code = {BY_USER: 130, BY_SYSTEM: 143}[reason]
+
+
+@dataclass
+class TrainingRun:
+    """What one call of `train` or `resume` works with.
+
+    Attributes:
+        run: Where everything is written.
+        recipe: What is trained.
+        data: Pictures and split.
+        network: With its initial weights; moved to the device.
+        heads: What its outputs mean.
+        device: A torch device name.
+        reporter: Tells a person how it goes.
+        plan: How it is executed; None to measure.
+        checkpoint: To go on from.
+        earlier_tests: How often the test part was looked at before this call.
+        started: When the call began, by `time.perf_counter`.
+    """
+
+    run: Run
+    recipe: Recipe
+    data: PreparedData
+    network: nn.Module
+    heads: list[Head]
+    device: str
+    reporter: Reporter
+    plan: ExecutionPlan | None = None
+    checkpoint: Checkpoint | None = None
+    earlier_tests: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def execute(self, callbacks: Sequence[Callback] = ()) -> Run:
+        """Train, test, report.
+
+        Raises:
+            InterruptedTrainingError: Ctrl-C or SIGTERM.
+            TrainingError: The loss is no longer a number.
+        """
+        self.network = on_device(self.network, self.device)
+        batches = build.training_batches(
+            self.recipe,
+            self.data.image_set,
+            self.data.split.train,
+            scaling=self.data.facts.scaling,
+            device=self.device,
+        )
+        plan = self.plan or choose_plan(
+            self.network,
+            next(iter(batches.epoch(0))),
+            self.heads,
+            device=self.device,
+            precision=self.recipe.precision,
+        )
+        self.run.write_plan(plan)
+        self.run.write_result({"status": "running", "tests": self.earlier_tests})
+        parameters = sum(p.numel() for p in self.network.parameters())
+        self.reporter.say(
+            f"{self.recipe.custom_model or self.recipe.model}: {parameters:,} parameters, on {plan.device} with "
+            f"{plan.threads} threads in {plan.precision} ({plan.reason})"
+        )
+        try:
+            state = self._fit(batches, plan, callbacks)
+        except TrainingError as error:
+            self.run.write_result({"status": "failed", "reason": str(error), "tests": self.earlier_tests})
+            raise
+        return self._finish(state, plan)
+
+    def _fit(self, batches: ImageBatches, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
+        recipe = self.recipe
+        own = [*build.build_callbacks(recipe, self.run), EpochProgress(self.reporter)]
+        with listening() as interruption:
+            return fit(
+                self.network,
+                train=batches,
+                validation=self._part(self.data.split.validation),
+                heads=self.heads,
+                optimizer=build.build_optimizer(recipe, self.network),
+                plan=plan,
+                epochs=recipe.epochs,
+                seed=recipe.seed,
+                schedule=build.build_schedule(recipe),
+                penalty=build.build_penalty(recipe, self.network),
+                label_smoothing=recipe.label_smoothing,
+                gradient_clip_norm=recipe.gradient_clip_norm,
+                callbacks=[*own, *callbacks],
+                checkpointer=Checkpointer(self.run.checkpoint_path),
+                resume=self.checkpoint,
+                interruption=interruption,
+            )
+
+    def _part(self, indices: npt.NDArray[np.int64]) -> ImageBatches:
+        return build.plain_batches(
+            self.data.image_set,
+            indices,
+            batch_size=self.recipe.batch_size,
+            scaling=self.data.facts.scaling,
+            device=self.device,
+        )
+
+    def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan) -> Evaluation:
+        targets = self.data.image_set.targets.numpy()
+        return evaluate_model(
+            self.network,
+            self._part(indices).epoch(),
+            head=self.heads[0],
+            targets=targets[indices],
+            train_targets=targets[self.data.split.train],
+            plan=plan,
+        )
+
+    def _finish(self, state: TrainingState, plan: ExecutionPlan) -> Run:
+        """Keep the weights, look at the test part once, write result and report."""
+        self.run.write_weights(weights_bytes(self.network))
+        interrupted = state.stop_reason in (BY_USER, BY_SYSTEM)
+        result = self._result(state, plan, "interrupted" if interrupted else "finished")
+        if state.history:
+            validation = self._evaluate(self.data.split.validation, plan)
+            result["validation"] = {**validation.to_json(), **_best(state.history)}
+        test = None
+        if not interrupted:
+            test = self._evaluate(self.data.split.test, plan)
+            self.run.write_test_predictions(probabilities=test.probabilities, targets=test.targets)
+            result["test"] = test.to_json()
+            result["tests"] += 1
+        result["seconds"] = time.perf_counter() - self.started
+        self.run.write_result(result)
+        write_report(self.run, self.data.image_set, self.data.split, test)
+        if interrupted:
+            raise InterruptedTrainingError(
+                f"Training was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. The run so far is "
+                f"usable; go on with: netloom train --resume {self.run.path}",
+                self.run,
+                str(state.stop_reason),
+            )
+        self._say_result(result)
+        return self.run
+
+    def _result(self, state: TrainingState, plan: ExecutionPlan, status: str) -> dict[str, Any]:
+        seconds = sum(row["seconds"] for row in state.history)
+        parameters = list(self.network.parameters())
+        n = len(self.data.split.train)
+        return {
+            "run": str(self.run.path),
+            "status": status,
+            "source": self.data.facts.source_name,
+            "recipe": self.recipe.name,
+            "model": self.recipe.custom_model or self.recipe.model,
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "epochs": state.epoch,
+            "kept_epoch": kept_epoch(self.recipe, state.history),
+            "stop_reason": state.stop_reason,
+            "train_n": n,
+            "train_images_per_second": n * len(state.history) / seconds if seconds else None,
+            "train_seconds": seconds,
+            "peak_memory_bytes": peak_memory_bytes(plan.device),
+            "device": plan.device,
+            "precision": plan.precision,
+            "tests": self.earlier_tests,
+        }
+
+    def _say_result(self, result: Mapping[str, Any]) -> None:
+        test, validation = result["test"], result["validation"]
+        low, high = test["interval"]
+        self.reporter.say(
+            f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures "
+            f"(95% interval {low:.2%} to {high:.2%}); always guessing {test['majority_baseline']['class']!r}: "
+            f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%} "
+            f"(weights of epoch {result['kept_epoch']})"
+        )
+        if result["tests"] > 1:
+            self.reporter.say(
+                f"  note: the test part was looked at {result['tests']} times; choices made in between "
+                "make its score too good"
+            )
+        self.reporter.say(f"Run:    {self.run.path}\nReport: {self.run.report_path}")
+
+
+def kept_epoch(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> int | None:
+    """The epoch whose weights are kept."""
+    if not history:
+        return None
+    monitor = build.kept_by(recipe)
+    if monitor is None:
+        return int(history[-1]["epoch"])
+    values = np.array([row[monitor] for row in history])
+    best = values.argmax() if monitor.endswith("accuracy") else values.argmin()
+    return int(history[int(best)]["epoch"])
+
+
+def _best(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    best = max(history, key=lambda row: row["validation_accuracy"])
+    return {"best_accuracy": best["validation_accuracy"], "best_epoch": best["epoch"]}

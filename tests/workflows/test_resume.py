@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import netloom
+from netloom.errors import NetloomError
+from netloom.training.callbacks import Callback
+from netloom.workflows.training_run import InterruptedTrainingError
+from picture_folders import write_folder
+from workflows.killed_training import RECIPE, Killer
+
+SCRIPT = Path(__file__).parent / "killed_training.py"
+STEPS_PER_EPOCH = 5  # 60 pictures: 12 to test, 10 to validate, 38 to train in batches of 8
+TIMED = ("seconds", "images_per_second")
+POSIX = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread leaves nothing to measure, so that every run here has the same execution plan."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
+
+
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run:
+    """The uninterrupted training."""
+    return train(photos, tmp_path_factory.mktemp("whole"))
+
+
+def train(photos: Path, out: Path, callback: Callback | None = None, **changes: Any) -> netloom.Run:
+    callbacks = [callback or Killer(10**9, "step")]
+    return netloom.train(photos, out=out, quiet=True, callbacks=callbacks, settings={**RECIPE, **changes})
+
+
+def resume(path: Path, **options: Any) -> netloom.Run:
+    return netloom.resume(path, quiet=True, callbacks=[Killer(10**9, "step")], **options)
+
+
+def assert_same_bits(resumed: netloom.Run, whole: netloom.Run) -> None:
+    """Weights, optimizer state, callbacks' state, generator-free counters and untimed metrics."""
+    for path in ("weights_path", "checkpoint_path"):
+        ours, theirs = (load_file(getattr(run, path)) for run in (resumed, whole))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    histories = [[{k: v for k, v in row.items() if k not in TIMED} for row in r.history] for r in (resumed, whole)]
+    assert histories[0] == histories[1]
+    assert resumed.result["test"] == whole.result["test"]
+    assert resumed.result["status"] == "finished"
+
+
+def killed(photos: Path, out: Path, step: int, phase: str) -> Path:
+    """The folder of a run whose process was killed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), str(photos), str(out), str(step), phase]
+    result = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
+    (folder,) = out.iterdir()
+    return folder
+
+
+@POSIX
+@pytest.mark.parametrize(("step", "phase"), [(2, "step"), (13, "step"), (7, "validation"), (11, "save")])
+def test_a_killed_training_is_resumed_bit_for_bit(
+    photos: Path, tmp_path: Path, whole: netloom.Run, step: int, phase: str
+) -> None:
+    folder = killed(photos, tmp_path, step, phase)
+    resumed = resume(folder)
+    assert not list(folder.glob(".*partial"))
+    assert_same_bits(resumed, whole)
+
+
+@POSIX
+@pytest.mark.slow
+def test_thirty_kills_at_random_steps(photos: Path, tmp_path: Path, whole: netloom.Run) -> None:
+    draw = random.Random(20)
+    for number in range(30):
+        step = draw.randrange(1, STEPS_PER_EPOCH * RECIPE["epochs"])
+        folder = killed(photos, tmp_path / str(number), step, "step")
+        assert_same_bits(resume(folder), whole)
+
+
+class StopAt(Callback):
+    """Asks for an end as a user does: by a signal to this process."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_batch_end(self, state: Any) -> None:
+        if state.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@POSIX
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_is_resumed_bit_for_bit(
+    photos: Path, tmp_path: Path, whole: netloom.Run, number: int, code: int
+) -> None:
+    with pytest.raises(InterruptedTrainingError) as caught:
+        train(photos, tmp_path, StopAt(8, number))
+    assert caught.value.exit_code == code
+    folder = caught.value.run.path
+    assert caught.value.run.result["status"] == "interrupted"
+    assert "test" not in caught.value.run.result
+    assert_same_bits(resume(folder), whole)
+
+
+def test_a_constant_schedule_is_extended_exactly(photos: Path, tmp_path: Path) -> None:
+    changes = {"schedule": None, "early_stopping": None}
+    whole = train(photos, tmp_path / "whole", **changes)
+    short = train(photos, tmp_path / "short", epochs=3, **changes)
+    extended = resume(short.path, epochs=6)
+    assert extended.recipe.epochs == 6
+    assert_same_bits(extended, whole)
+    assert extended.result["tests"] == 2
+
+
+def test_a_finished_run_is_left_as_it_is(whole: netloom.Run) -> None:
+    before = whole.result
+    assert resume(whole.path).result == before
+
+
+def test_resuming_with_fewer_epochs_or_changed_pictures_is_refused(photos: Path, tmp_path: Path) -> None:
+    copy = write_folder(tmp_path / "photos")
+    run = train(copy, tmp_path / "runs", epochs=2)
+    with pytest.raises(NetloomError, match="has trained 2 epochs already"):
+        resume(run.path, epochs=1)
+    (copy / "plain" / "000.png").write_bytes((copy / "down" / "001.png").read_bytes())
+    with pytest.raises(NetloomError, match="have changed"):
+        resume(run.path, epochs=3)
