@@ -50,6 +50,12 @@ class InputScaling:
         offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device)
         return torch.addcmul(offset.view(1, -1, 1, 1), pixels, factor.view(1, -1, 1, 1))
 
+    def to_pixels(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The way back: network inputs `[B, C, H, W]` to pixels, uint8, rounded and cut to 0..255."""
+        std = inputs.new_tensor(self.std).view(1, -1, 1, 1)
+        mean = inputs.new_tensor(self.mean).view(1, -1, 1, 1)
+        return (inputs * std + mean).mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
     @classmethod
     def unit(cls, channels: int) -> InputScaling:
         """Pixels to 0..1, as `rescale=1/255` does."""
@@ -65,16 +71,16 @@ class InputScaling:
         """Mean 0 and standard deviation 1 per channel over `images[indices]`, at most 10,000 of them evenly spaced."""
         chosen = indices[:: max(1, len(indices) // 10_000)]
         channels = images.shape[1]
-        total, squares, count = torch.zeros(channels), torch.zeros(channels), 0
-        total, squares = total.double(), squares.double()
-        for start in range(0, len(chosen), 256):
-            block = images[torch.from_numpy(chosen[start : start + 256])].double().div_(255)
+        total, squares, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
+        for start in range(0, len(chosen), 64):
+            block = images[torch.from_numpy(chosen[start : start + 64])].float().div_(255)
             total += block.sum((0, 2, 3))
             squares += block.square_().sum((0, 2, 3))
             count += block.numel() // channels
         mean = total / count
         std = (squares / count - mean**2).clamp_(min=0).sqrt_().clamp_(min=1 / 255)
-        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+        # Rounded, since the last bits of float32 sums depend on the number of threads.
+        return cls(tuple(round(m, 5) for m in mean.tolist()), tuple(round(s, 5) for s in std.tolist()))
 
 
 class ImageBatches:
@@ -137,9 +143,11 @@ class ImageBatches:
         drawn = None
         if self.augmenter is not None:
             drawn = self.augmenter.draw(epoch=epoch, samples=order, device=self.images.device)
+        pixels = self.images.permute(0, 2, 3, 1)
         for start, stop in self._bounds()[skip:]:
             chosen = rows[start:stop]
-            images = self.images.index_select(0, chosen)
+            # index_select forgets channels-last memory, so it works on the [N, H, W, C] view.
+            images = pixels.index_select(0, chosen).permute(0, 3, 1, 2)
             if self.augmenter is not None and drawn is not None:
                 images = self.augmenter.apply(images, drawn[start:stop])
             yield Batch(

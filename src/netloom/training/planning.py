@@ -21,7 +21,7 @@ _WORTHWHILE = 1.1
 # Fewer threads are taken if they are nearly as fast: they leave the machine to others, and on a busy one a step that
 # waits for all cores takes a hundred times as long (measured with two busy cores of four: 2.8 s against 50 ms).
 _NEARLY_AS_FAST = 1.05
-_SECONDS_PER_CANDIDATE = 0.15
+_SECONDS_PER_CANDIDATE = 0.1
 _REPETITIONS = 20
 
 

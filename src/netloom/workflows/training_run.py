@@ -18,7 +18,7 @@ from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, on_device, peak_memory_bytes
-from netloom.training.callbacks import Callback, EpochProgress
+from netloom.training.callbacks import Callback, EpochProgress, Profile
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
@@ -26,7 +26,6 @@ from netloom.training.state import TrainingState
 from netloom.workflows import build
 from netloom.workflows.interruption import BY_SYSTEM, BY_USER, listening
 from netloom.workflows.prepare import PreparedData
-from netloom.workflows.report import write_report
 from netloom.workflows.runs import Run
 
 
@@ -53,6 +52,7 @@ class TrainingRun:
         reporter: Tells a person how it goes.
         plan: How it is executed; None to measure.
         checkpoint: To go on from.
+        profile: Record where the time of some steps goes.
         earlier_tests: How often the test part was looked at before this call.
         started: When the call began, by `time.perf_counter`.
     """
@@ -66,6 +66,7 @@ class TrainingRun:
     reporter: Reporter
     plan: ExecutionPlan | None = None
     checkpoint: Checkpoint | None = None
+    profile: bool = False
     earlier_tests: int = 0
     started: float = field(default_factory=time.perf_counter)
 
@@ -108,6 +109,7 @@ class TrainingRun:
     def _fit(self, batches: ImageBatches, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         recipe = self.recipe
         own = [*build.build_callbacks(recipe, self.run), EpochProgress(self.reporter)]
+        own += [Profile(self.run.profile_path)] if self.profile else []
         with listening() as interruption:
             return fit(
                 self.network,
@@ -119,9 +121,7 @@ class TrainingRun:
                 epochs=recipe.epochs,
                 seed=recipe.seed,
                 schedule=build.build_schedule(recipe),
-                penalty=build.build_penalty(recipe, self.network),
-                label_smoothing=recipe.label_smoothing,
-                gradient_clip_norm=recipe.gradient_clip_norm,
+                **build.step_options(recipe, self.network),
                 callbacks=[*own, *callbacks],
                 checkpointer=Checkpointer(self.run.checkpoint_path),
                 resume=self.checkpoint,
@@ -164,6 +164,9 @@ class TrainingRun:
             result["tests"] += 1
         result["seconds"] = time.perf_counter() - self.started
         self.run.write_result(result)
+        # Imported late: Matplotlib would delay every training's first step by most of a second.
+        from netloom.workflows.report import write_report
+
         write_report(self.run, self.data.image_set, self.data.split, test)
         if interrupted:
             raise InterruptedTrainingError(

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from netloom.data.augment import AugmentationSpec, Augmenter
+from netloom.data.batches import ImageBatches, InputScaling
+
+
+def pictures(n: int = 37) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (n, 3, 6, 5), generator=generator, dtype=torch.uint8)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def make(n: int = 37, **options: object) -> ImageBatches:
+    defaults = {"batch_size": 8, "scaling": InputScaling.unit(3), "seed": 4, "shuffle": True}
+    return ImageBatches(pictures(n), {"label": torch.arange(n)}, np.arange(n), **{**defaults, **options})  # type: ignore[arg-type]
+
+
+def labels(batches: ImageBatches, epoch: int = 0, skip: int = 0) -> list[list[int]]:
+    return [batch.targets["label"].tolist() for batch in batches.epoch(epoch, skip=skip)]
+
+
+def flat(lists: list[list[int]]) -> list[int]:
+    return [item for part in lists for item in part]
+
+
+def test_standardizing_gives_mean_zero_and_deviation_one_against_numpy() -> None:
+    images = pictures(400)
+    scaling = InputScaling.standardizing(images, np.arange(100, 400))
+    pixels = images[100:].numpy().astype(np.float64) / 255
+    assert scaling.mean == pytest.approx(pixels.mean((0, 2, 3)), abs=1e-5)
+    assert scaling.std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-5)
+    scaled = scaling(images[100:])
+    assert scaled.dtype == torch.float32
+    assert scaled.mean((0, 2, 3)).numpy() == pytest.approx(np.zeros(3), abs=1e-4)
+    assert scaled.std((0, 2, 3)).numpy() == pytest.approx(np.ones(3), abs=1e-3)
+
+
+def test_unit_and_no_scaling() -> None:
+    images = pictures(2)
+    torch.testing.assert_close(InputScaling.unit(3)(images), images.float() / 255)
+    torch.testing.assert_close(InputScaling.none(3)(images), images.float())
+
+
+def test_an_epoch_holds_every_picture_once_in_a_new_order() -> None:
+    batches = make()
+    first, second = labels(batches, 0), labels(batches, 1)
+    assert sorted(flat(first)) == sorted(flat(second)) == list(range(37))
+    assert first != second
+    assert labels(make(), 0) == first
+    assert labels(make(seed=5), 0) != first
+    assert len(first) == len(batches) == 5
+
+
+def test_an_epoch_can_be_entered_at_any_batch() -> None:
+    assert labels(make(), 3, skip=2) == labels(make(), 3)[2:]
+
+
+def test_a_single_leftover_picture_joins_the_batch_before() -> None:
+    assert [len(x) for x in labels(make(33))] == [8, 8, 8, 9]
+    assert [len(x) for x in labels(make(34))] == [8, 8, 8, 8, 2]
+    assert [len(x) for x in labels(make(1))] == [1]
+
+
+def test_without_shuffling_the_order_is_that_of_the_indices() -> None:
+    assert flat(labels(make(shuffle=False))) == list(range(37))
+
+
+def test_pictures_keep_their_labels_and_channels_last_memory() -> None:
+    images = pictures()
+    for batch in make().epoch(2):
+        torch.testing.assert_close(batch.inputs["image"], images[batch.targets["label"]].float() / 255)
+        assert batch.inputs["image"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_augmentation_of_a_picture_does_not_depend_on_its_batch() -> None:
+    spec = AugmentationSpec(rotation=30, zoom=0.2, horizontal_flip=True)
+    small = make(batch_size=4, augmenter=Augmenter(spec, seed=4))
+    large = make(batch_size=16, augmenter=Augmenter(spec, seed=4))
+    by_label = [
+        {int(t): x for b in batches.epoch(1) for t, x in zip(b.targets["label"], b.inputs["image"], strict=True)}
+        for batches in (small, large)
+    ]
+    for label, picture in by_label[0].items():
+        torch.testing.assert_close(picture, by_label[1][label])
