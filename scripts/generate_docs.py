@@ -1,4 +1,4 @@
-"""Write docs/recipes.md and docs/cli.md from the code; `--check` only says whether they are current."""
+"""Write the generated pages of docs/ from the code; `--check` only says whether they are current."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1", _TYPER_FORCE_DISABLE_TERMINAL="1")
 
+from cookbook_page import cookbook_page
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -28,6 +29,10 @@ def type_of(schema: dict[str, Any], definitions: dict[str, Any]) -> tuple[str, s
         parts = [type_of(part, definitions) for part in schema["anyOf"]]
         names = dict.fromkeys(name for name, _ in parts)
         return " or ".join(names), "".join(group for _, group in parts)
+    if "const" in schema:
+        return f"`{schema['const']}`", ""
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"mapping of names to {type_of(schema['additionalProperties'], definitions)[0]}", ""
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"]), ""
     if schema.get("type") == "array":
@@ -91,7 +96,8 @@ def cli_page() -> str:
 
 def main() -> int:
     stale = []
-    for name, text in (("recipes.md", recipes_page()), ("cli.md", cli_page())):
+    pages = {"recipes.md": recipes_page(), "cli.md": cli_page(), "cookbook.md": cookbook_page(NOTE)}
+    for name, text in pages.items():
         path = DOCS / name
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue

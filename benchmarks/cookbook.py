@@ -1,0 +1,65 @@
+"""Run the experiments of docs/experiments.yaml and record their results for docs/cookbook.md.
+
+    python benchmarks/cookbook.py [RECIPE ...] [--seeds 3] [--out DIR]
+
+Each recipe is trained over several seeds on the same split; the mean, the spread and the machine are written to
+docs/results/RECIPE.json. Sources are named sets or, where `NETLOOM_DATA` holds one of that name, folders or archives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from netloom.runtime import environment_record
+from netloom.workflows.seeds import train_seeds
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def source_of(name: str) -> str:
+    """The source as `netloom train` takes it: a file of `NETLOOM_DATA` where there is one, else the name."""
+    folder = os.environ.get("NETLOOM_DATA")
+    archive = Path(folder) / f"{name}.zip" if folder else None
+    return str(archive) if archive is not None and archive.is_file() else name
+
+
+def run(experiment: dict[str, Any], seeds: int, out: Path) -> None:
+    summary = train_seeds(source_of(experiment["source"]), experiment["recipe"], n_seeds=seeds, out=out)
+    kept = {k: v for k, v in summary.items() if k not in ("folder", "runs")}
+    record = {**kept, "machine": machine()}
+    path = DOCS / "results" / f"{experiment['recipe']}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """Versions and processor; no names or paths of the machine."""
+    environment = environment_record()
+    return {k: environment[k] for k in ("versions", "processor", "cpu_capability", "usable_cpus", "cuda_devices")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    experiments = yaml.safe_load((DOCS / "experiments.yaml").read_text(encoding="utf-8"))
+    wanted = set(arguments.recipes) or {e["recipe"] for e in experiments}
+    unknown = wanted - {e["recipe"] for e in experiments}
+    if unknown:
+        parser.error(f"no such experiment: {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory() as scratch:
+        for experiment in experiments:
+            if experiment["recipe"] in wanted:
+                run(experiment, arguments.seeds, arguments.out or Path(scratch))
+
+
+if __name__ == "__main__":
+    main()
