@@ -14,9 +14,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from typer.testing import CliRunner, Result
 
 from netloom.cli import app
@@ -141,6 +143,23 @@ def test_the_reports_command_repeats_the_run_bit_for_bit(run: dict[str, Any], ph
     again = succeed("train", photos, "--recipe", recipe, "--plan-of", run["run"], "--out", tmp_path)
     weights = [(Path(r["run"]) / "weights.safetensors").read_bytes() for r in (run, again)]
     assert weights[0] == weights[1]
+
+
+def test_seeds_share_the_split_and_tell_their_spread(photos: Path, tmp_path: Path) -> None:
+    """Mean, deviation and t-interval against SciPy."""
+    found = succeed("train", photos, "--seeds", "3", "--out", tmp_path, "--set", "seed=5", *QUICK)
+    assert found["seeds"] == [5, 6, 7]
+    runs = [Path(run) for run in found["runs"]]
+    assert len({(run / "split.json").read_bytes() for run in runs}) == 1
+    assert len({(run / "weights.safetensors").read_bytes() for run in runs}) == 3
+    assert len({(run / "execution.json").read_bytes() for run in runs}) == 1
+    values = [json.loads((run / "result.json").read_text())["test"]["accuracy"] for run in runs]
+    assert found["test_accuracy"]["values"] == values
+    assert found["test_accuracy"]["mean"] == pytest.approx(np.mean(values))
+    if np.std(values) > 0:
+        expected = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+        assert found["test_accuracy"]["interval"] == pytest.approx(expected)
+    assert "two seeds" in fail("train", photos, "--seeds", "1")
 
 
 def test_one_unreadable_picture_does_not_stop_prediction(run: dict[str, Any], photos: Path, tmp_path: Path) -> None:

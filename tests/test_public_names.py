@@ -7,7 +7,10 @@ import netloom
 
 
 def test_public_names_are_these_and_all_resolve() -> None:
-    expected = "Callback ImageSet NetloomError Recipe Run audit evaluate load load_recipe predict resume summary train"
+    expected = (
+        "Callback ImageSet NetloomError Recipe Run audit augment_preview compare evaluate load load_recipe lr_find "
+        "predict resume summary train"
+    )
     assert netloom.__all__ == expected.split()
     for name in netloom.__all__:
         assert getattr(netloom, name) is not None

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from netloom.recipe import Recipe as Recipe
     from netloom.recipe import load_recipe as load_recipe
     from netloom.training.callbacks import Callback as Callback
+    from netloom.workflows.augment_preview import augment_preview as augment_preview
+    from netloom.workflows.compare import compare as compare
     from netloom.workflows.evaluate import evaluate as evaluate
     from netloom.workflows.inspect import audit_source as audit  # noqa: F401
+    from netloom.workflows.lr_find import lr_find as lr_find
     from netloom.workflows.predict import predict as predict
     from netloom.workflows.runs import Run as Run
     from netloom.workflows.runs import load as load
@@ -29,9 +32,12 @@ _PUBLIC = {
     "Recipe": ("netloom.recipe", "Recipe"),
     "Run": ("netloom.workflows.runs", "Run"),
     "audit": ("netloom.workflows.inspect", "audit_source"),
+    "augment_preview": ("netloom.workflows.augment_preview", "augment_preview"),
+    "compare": ("netloom.workflows.compare", "compare"),
     "evaluate": ("netloom.workflows.evaluate", "evaluate"),
     "load": ("netloom.workflows.runs", "load"),
     "load_recipe": ("netloom.recipe", "load_recipe"),
+    "lr_find": ("netloom.workflows.lr_find", "lr_find"),
     "predict": ("netloom.workflows.predict", "predict"),
     "resume": ("netloom.workflows.train", "resume"),
     "summary": ("netloom.workflows.summarize", "summary"),

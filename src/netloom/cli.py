@@ -69,6 +69,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run's fol
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run, after its time.", show_default=False)]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]
 
 
@@ -77,6 +78,16 @@ def _fail(message: str, code: int, *, as_json: bool, kind: str) -> NoReturn:
         _print_json({"error": {"kind": kind, "message": message}})
     typer.echo(f"Error: {message}" if code == 2 else message, err=True)
     raise typer.Exit(code)
+
+
+def _is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether Python, torch's CPU allocator or a GPU's has no memory left; torch has no class for the second."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )
 
 
 def _told(verb: Verb) -> Verb:
@@ -91,6 +102,16 @@ def _told(verb: Verb) -> Verb:
             _fail(str(error), error.exit_code, as_json=as_json, kind=type(error).__name__)
         except KeyboardInterrupt:
             _fail("Interrupted.", 130, as_json=as_json, kind="Interrupted")
+        except (MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
+                raise
+            _fail(
+                "There is not enough memory for this. Use a smaller batch_size, image_size or network. "
+                f"({str(error).strip().splitlines()[0][:300] if str(error).strip() else 'MemoryError'})",
+                2,
+                as_json=as_json,
+                kind="OutOfMemory",
+            )
 
     return run  # type: ignore[return-value]
 
@@ -106,6 +127,15 @@ def _plain(value: Any) -> Any:
 
 def _print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(_plain(value), ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def _show(value: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """One JSON object, or lines for people."""
+    if as_json:
+        _print_json(value)
+        return
+    for line in lines:
+        typer.echo(line)
 
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: tuple[int, ...] = ()) -> None:
@@ -157,6 +187,9 @@ def train(
     device: DeviceOption = Device.auto,
     as_json: AsJSON = False,
     quiet: Quiet = False,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", help="Repeat over N seeds and tell the spread.")
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option("--plan-of", metavar="RUN", help="Execute it as this run was, to repeat its bits."),
@@ -165,6 +198,9 @@ def train(
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with this run; --set epochs=N extends it."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace of some steps into the run: where the time goes.")
+    ] = False,
 ) -> None:
     """Train a classifier on labelled pictures and test it once, at the end."""
     from netloom.recipe import parse_overrides
@@ -173,26 +209,30 @@ def train(
 
     overrides = parse_overrides(settings or [])
     if resume is not None:
-        if source or recipe or name or set(overrides) - {"epochs"}:
+        started_anew = source or recipe or name or seeds or like or device is not Device.auto
+        if started_anew or set(overrides) - {"epochs"}:
             raise RecipeError("--resume goes on with what the run holds; besides it only --set epochs=N can be given.")
-        run = workflow.resume(resume, epochs=overrides.get("epochs"), quiet=quiet)
-    elif source is None:
+        run = workflow.resume(resume, epochs=overrides.get("epochs"), quiet=quiet, profile=profile)
+        _show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
+        return
+    if source is None:
         raise DataError("Say what to train on: netloom train SOURCE, or --resume RUN to go on with a run.")
-    else:
-        run = workflow.train(
-            source,
-            recipe,
-            out=out,
-            name=name,
-            device=device.value,
-            quiet=quiet,
-            plan=None if like is None else load(like).plan,
-            settings=overrides,
-        )
-    if as_json:
-        _print_json(run.result)
-    elif quiet:
-        typer.echo(str(run.path))
+    shared: dict[str, Any] = {
+        "out": out,
+        "name": name,
+        "device": device.value,
+        "quiet": quiet,
+        "plan": None if like is None else load(like).plan,
+        "settings": overrides,
+    }
+    if seeds is not None:
+        from netloom.workflows.seeds import describe_seeds, train_seeds
+
+        summary = train_seeds(source, recipe, n_seeds=seeds, **shared)
+        _show(summary, describe_seeds(summary), as_json=as_json)
+        return
+    run = workflow.train(source, recipe, profile=profile, **shared)
+    _show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
 
 
 @app.command()
@@ -233,6 +273,36 @@ def evaluate(
 
 def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+@app.command()
+@_told
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Folders of two or more runs.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE.html", help="Write a page with the curves of all runs."),
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Compare runs: what differs, what came out, and which differences are more than noise."""
+    from netloom.report.comparison import headline, pairs_table, recipes_table, runs_table
+    from netloom.workflows.compare import compare as run_comparison
+
+    found = run_comparison(runs, out=out)
+    if as_json:
+        _print_json({**found.to_json(), "page": None if out is None else str(out)})
+        return
+    for table in (runs_table(found), recipes_table(found), pairs_table(found)):
+        if table.rows:
+            _table(table.columns, table.rows, right=table.right)
+    if not found.recipe_differences:
+        typer.echo("The recipes are the same.")
+    typer.echo(headline(found))
+    for note in found.notes:
+        typer.echo(f"  note: {note}")
+    if out is not None:
+        typer.echo(f"Page: {out}")
 
 
 @app.command()
@@ -306,6 +376,83 @@ def audit(source: Source, as_json: AsJSON = False, quiet: Quiet = False) -> None
         _print_json(found.to_json())
         return
     typer.echo(found.to_text())
+
+
+@app.command("lr-find")
+@_told
+def lr_find(
+    source: Source,
+    recipe: RecipeOption = None,
+    settings: Settings = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curve into a .svg, .png or .html file.")
+    ] = None,
+    force: Force = False,
+    min_rate: Annotated[float, typer.Option("--min-rate", help="Learning rate of the first step.")] = 1e-6,
+    max_rate: Annotated[float, typer.Option("--max-rate", help="Learning rate of the last step.")] = 10.0,
+    steps: Annotated[int, typer.Option("--steps", help="From the first rate to the last.")] = 300,
+    device: DeviceOption = Device.auto,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find a learning rate for a recipe: the loss of a copy of the network at rising rates."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows.lr_find import describe
+    from netloom.workflows.lr_find import lr_find as run_test
+
+    found = run_test(
+        source,
+        recipe,
+        min_rate=min_rate,
+        max_rate=max_rate,
+        n_steps=steps,
+        plot=plot,
+        force=force,
+        device=device.value,
+        quiet=quiet,
+        settings=parse_overrides(settings or []),
+    )
+    shown = None if plot is None else str(plot)
+    _show({**found.to_json(), "plot": shown}, describe(found, plot=shown), as_json=as_json)
+
+
+@app.command("augment-preview")
+@_told
+def augment_preview(
+    source: Source,
+    recipe: RecipeOption = None,
+    settings: Settings = None,
+    picture: Annotated[
+        str | None,
+        typer.Option("--picture", metavar="ID", help="Of a training picture, or its number; the first without it."),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Of the grid.")] = 4,
+    columns: Annotated[int, typer.Option("--columns", min=2, help="Of the grid.")] = 6,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", help="What to write; a new augmented-….png here without it."),
+    ] = None,
+    force: Force = False,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a training picture as the recipe's augmentation changes it, epoch by epoch."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows.augment_preview import augment_preview as draw
+
+    found = draw(
+        source,
+        recipe,
+        picture=picture,
+        rows=rows,
+        columns=columns,
+        plot=plot,
+        force=force,
+        quiet=quiet,
+        settings=parse_overrides(settings or []),
+    )
+    text = f"{found['plot']}: {found['picture']} as it is (framed) and in {found['epochs']} epochs"
+    _show(found, [text], as_json=as_json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from netloom.errors import NetloomError, RunError
 
 _PARTIAL = ".partial"
+_MOST_NAME_BYTES = 160  # of the 255 that file systems allow; a Hangul syllable takes three
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -21,6 +23,8 @@ _REASONS = {
     errno.EPERM: "there is no permission to write there",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "something else of that name is there",
+    errno.ENOENT: "its folder is not there and cannot be made",
+    errno.ENAMETOOLONG: "a name in the path is too long",
 }
 
 
@@ -29,14 +33,13 @@ def writing(path: Path, remedy: str) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into a message that names it and says what to do.
 
     Raises:
-        RunError: The disk is full or read-only, or permission is missing.
+        RunError: The disk is full or read-only, permission is missing, or anything else the system says.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
-            raise
-        raise RunError(f"Cannot write {path}: {_REASONS[error.errno]}. {remedy}") from error
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise RunError(f"Cannot write {path}: {reason}. {remedy}") from error
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -76,6 +79,24 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Keep a file of the user's from being replaced unasked; called before the work that would be lost.
+
+    Raises:
+        RunError: There is something of that name, and `force` does not allow to replace it.
+    """
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; give the name of a file in it.")
+    if path.exists() and not force:
+        raise RunError(f"{path} exists already. Give another name, or --force to replace it.")
+
+
+def safe_name(name: str) -> str:
+    """`name` as a part of a file's name on every system: letters of any script, digits and `_ . + -`; may be empty."""
+    plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
+    return plain.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, atomically."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
@@ -91,5 +112,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NetloomError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NetloomError(f"{path} is not valid JSON ({error}); the file is damaged.") from error

@@ -33,6 +33,10 @@ class Prediction:
 Watch = Callable[[str, Prediction], None]
 
 
+def unwatched(hook: str, prediction: Prediction) -> None:
+    """Nobody watches."""
+
+
 def forward(model: nn.Module, inputs: dict[str, torch.Tensor], head_names: list[str]) -> dict[str, torch.Tensor]:
     """Run `model` on named inputs and name its outputs.
 
@@ -59,12 +63,12 @@ def predict_outputs(
     *,
     head_names: list[str],
     plan: ExecutionPlan,
-    watch: Watch = lambda hook, prediction: None,
+    watch: Watch = unwatched,
 ) -> dict[str, torch.Tensor]:
     """Raw outputs (logits) by head name, float32 `[N, K]` on the CPU, in the order of the batches.
 
-    The model runs in evaluation mode and is put back into the mode it was in. `watch` is called with
-    `on_predict_start`, `on_predict_batch_end` and `on_predict_end`.
+    Without any batch they are `[0, 0]`. The model runs in evaluation mode and is put back into the mode it was in.
+    `watch` is called with `on_predict_start`, `on_predict_batch_end` and `on_predict_end`.
     """
     training = model.training
     model.eval()
@@ -84,4 +88,4 @@ def predict_outputs(
         watch("on_predict_end", prediction)
     finally:
         model.train(training)
-    return {name: torch.cat(parts).cpu() for name, parts in collected.items()}
+    return {name: torch.cat(parts).cpu() if parts else torch.empty(0, 0) for name, parts in collected.items()}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from netloom.errors import ModelError, RecipeError, did_you_mean
+from netloom.plain_yaml import parse_yaml
+from netloom.validation import mistakes_in
 
 CUSTOM_MODEL = "custom"
 _MONITORED = Literal["validation_loss", "validation_accuracy", "train_loss", "train_accuracy"]
@@ -24,8 +26,15 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _with_text_keys(value: Any) -> Any:
+    """In YAML the class `3` is a number; names are texts."""
+    return {str(k) if type(k) is int else k: v for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
 Units = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)]
+ClassWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_with_text_keys)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=1, le=10_000)]  # the side of the largest picture that is decoded is 12,247
 Normalization = Literal["none", "before", "after"]
 Pooling = Literal["max", "average", "none"]
 
@@ -61,6 +70,8 @@ class Augmentation(_Group):
     randaugment_operations: int = Field(2, ge=1, le=14, description="operations on each picture")
     randaugment_magnitude: int = Field(9, ge=0, le=30, description="strength of `randaugment`")
     cutout: float = Field(0.0, ge=0, le=1, description="side of an erased square, of the shorter side")
+    mixup: float = Field(0.0, ge=0, le=100, description="blend pictures and targets of a batch; alpha of Beta(α, α)")
+    cutmix: float = Field(0.0, ge=0, le=100, description="paste boxes of one picture into another; alpha likewise")
 
 
 class EarlyStopping(_Group):
@@ -80,6 +91,13 @@ class ReduceOnPlateau(_Group):
     patience: int = Field(3, ge=1, description="epochs without improvement before lowering")
     min_delta: float = Field(1e-4, ge=0, description="how much better counts as better")
     min_learning_rate: float = Field(0.0, ge=0, description="the rate is not lowered below this")
+
+
+class EMA(_Group):
+    """Validate and keep a running average of the weights."""
+
+    decay: float = Field(0.999, ge=0, lt=1, description="what the average keeps of itself at each step")
+    warmup: bool = Field(True, description="smaller decay in the first steps, to forget the random start")
 
 
 class LearningRateSchedule(_Group):
@@ -122,7 +140,7 @@ class Recipe(_Group):
         None, description="how the last feature map meets the dense layers"
     )
 
-    image_size: int | tuple[int, int] | None = Field(
+    image_size: Side | tuple[Side, Side] | None = Field(
         None, description="pixels, a side or [height, width]; null takes it from the pictures"
     )
     resize: Literal["stretch", "crop", "pad"] = Field("stretch", description="how pictures become that size")
@@ -143,6 +161,11 @@ class Recipe(_Group):
     loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(
         "cross_entropy", description="binary: one sigmoid output for two classes"
     )
+    class_weight: Literal["auto"] | ClassWeights | None = Field(
+        None,
+        description="weights of classes in the training loss, which is then a weighted mean; auto is n / (K n_k), by "
+        "which all classes count the same; classes that a mapping leaves out weigh 1",
+    )
     label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
     optimizer: Literal["sgd", "adam", "adamw", "nadam", "rmsprop"] = Field("adam", description="the optimizer")
     learning_rate: float = Field(1e-3, gt=0, description="base learning rate")
@@ -151,6 +174,7 @@ class Recipe(_Group):
     weight_decay: float = Field(0.0, ge=0, description="on weights only; decoupled for adamw")
     l1: float = Field(0.0, ge=0, description="penalty on the absolute values of the weights")
     l2: float = Field(0.0, ge=0, description="penalty on the squares of the weights")
+    max_norm: float | None = Field(None, gt=0, description="largest norm of the weights into each unit, kernels only")
     gradient_clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
     schedule: LearningRateSchedule | None = Field(None, description="null keeps the rate constant")
 
@@ -160,6 +184,14 @@ class Recipe(_Group):
     monitor: _MONITORED = Field("validation_loss", description="by which figure `keep: best` judges")
     early_stopping: EarlyStopping | None = Field(None, description="stop when nothing improves")
     reduce_on_plateau: ReduceOnPlateau | None = Field(None, description="lower the rate on plateaus")
+    ema: EMA | None = Field(None, description="validate and keep a running average of the weights")
+    keep_every: int | None = Field(
+        None, ge=1, description="also keep the weights of every so many epochs, in the run's `epochs/`"
+    )
+    time_limit_minutes: float | None = Field(
+        None, gt=0, description="stop before training and validation take longer than this"
+    )
+    tensorboard: bool = Field(False, description="write event files for TensorBoard, in the run's `tensorboard/`")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto takes what measures faster on the machine"
     )
@@ -180,7 +212,7 @@ class Recipe(_Group):
         try:
             recipe = cls.model_validate(dict(value))
         except ValidationError as error:
-            problems = [_explain(item) for item in error.errors()]
+            problems = mistakes_in(error, cls, free_keys=_BY_CLASS_NAME)
         named = {problem.partition(":")[0] for problem in problems}
         problems += [p for p in _model_problems(value) if p.partition(":")[0] not in named]
         if recipe is not None:
@@ -210,6 +242,7 @@ class Recipe(_Group):
         return {name: value for name, value in chosen.items() if value is not None}
 
 
+_LISTS = ("filters", "dense_units")
 MODEL_OPTIONS = (
     "filters",
     "convs_per_block",
@@ -228,30 +261,6 @@ MODEL_OPTIONS = (
 )
 
 
-def _fields_at(location: Sequence[str | int]) -> Iterable[str]:
-    """The keys known in the group that `location` names."""
-    model: type[BaseModel] = Recipe
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation if part in model.model_fields else None
-        candidates = [annotation, *get_args(annotation)]
-        groups = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not groups:
-            return []
-        model = groups[0]
-    return model.model_fields
-
-
-def _explain(item: Any) -> str:
-    """One pydantic error in words."""
-    location = [part for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
-    name = ".".join(str(part) for part in location)
-    if item["type"] == "extra_forbidden":
-        known = list(_fields_at(location[:-1]))
-        hint = did_you_mean(str(location[-1]), known)
-        return f"{name}: there is no such key.{hint or ' See docs/recipes.md for all of them.'}"
-    return f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
-
-
 def _model_problems(value: Mapping[str, Any]) -> list[str]:
     """What is wrong with the model's name and options."""
     from netloom.models.registry import model_names, model_options, validate_options
@@ -266,7 +275,7 @@ def _model_problems(value: Mapping[str, Any]) -> list[str]:
     foreign = [k for k in given if k not in accepted]
     problems = [f"{k}: {name} has no such option; it has {', '.join(accepted)}" for k in foreign]
     try:
-        validate_options(name, {k: _as_list(v) for k, v in given.items() if k in accepted})
+        validate_options(name, {k: _as_list(v) if k in _LISTS else v for k, v in given.items() if k in accepted})
     except ModelError as error:
         problems += str(error).splitlines()[:-1]
     return problems
@@ -283,6 +292,10 @@ def _combination_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+# Mappings whose keys are names of the user's, which may hold dots; they are replaced whole.
+_BY_CLASS_NAME = ("class_weight",)
+
+
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it; groups merge, dotted keys reach into them, None turns a group off."""
     merged = dict(base)
@@ -290,7 +303,9 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         first, _, rest = key.partition(".")
         inner = merged.get(first)
         group = inner if isinstance(inner, Mapping) else {}
-        if rest:
+        if first in _BY_CLASS_NAME:
+            merged[first] = {**group, rest: value} if rest else value
+        elif rest:
             merged[first] = _merge(group, {rest: value})
         elif isinstance(value, Mapping):
             merged[first] = _merge(group, value)
@@ -313,11 +328,15 @@ def describe_recipes() -> list[dict[str, str]]:
     return [{"name": v["name"], "model": v.get("model", default), "description": v["description"]} for v in values]
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+def _load_yaml(text: str, where: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not valid YAML: {error}") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"{where} is not valid YAML: {error}.") from error
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    value = _load_yaml(text, where)
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -345,7 +364,7 @@ def _read(name_or_file: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
         hint = did_you_mean(text, recipe_names()) or " `netloom recipes` lists them."
         raise RecipeError(f"There is no recipe or recipe file {text!r}.{hint}")
     base = values.pop("extends", None)
-    return values if base is None else _merge(_read(str(base), (*seen, text)), values)
+    return values if base is None else _change(_read(str(base), (*seen, text)), values)
 
 
 def load_recipe(name_or_file: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -360,7 +379,18 @@ def load_recipe(name_or_file: str | Path | Recipe, overrides: Mapping[str, Any] 
         values, where = name_or_file.to_mapping(), "the recipe"
     else:
         values, where = _read(name_or_file), f"recipe {str(name_or_file)!r}"
-    return Recipe.from_mapping(_merge(values, overrides or {}), where=where)
+    return Recipe.from_mapping(_change(values, overrides or {}), where=where)
+
+
+def _change(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`; where these name another model, options of `base` that it does not have are dropped."""
+    if "model" in changes and not base.keys().isdisjoint(MODEL_OPTIONS):
+        from netloom.models.registry import model_names, model_options
+
+        if changes["model"] in model_names():
+            foreign = set(MODEL_OPTIONS) - set(model_options(changes["model"]))
+            base = {k: v for k, v in base.items() if k not in foreign}
+    return _merge(base, changes)
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
@@ -374,8 +404,5 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"--set {setting!r}: expected key=value, for example --set epochs=20.")
-        try:
-            overrides[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {setting!r}: the value is not valid YAML.") from error
+        overrides[key.strip()] = _load_yaml(text, f"The value of --set {setting!r}")
     return overrides

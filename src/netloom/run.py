@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import csv
-import re
+import reprlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from netloom.data.batches import InputScaling
 from netloom.data.decode import Resize
 from netloom.errors import RunError, did_you_mean
-from netloom.files import partial_files, read_json, write_atomically, write_json, writing
-from netloom.recipe import Recipe, load_recipe
+from netloom.files import partial_files, read_json, safe_name, write_atomically, write_json, writing
+from netloom.recipe import Recipe, Side, load_recipe
 from netloom.runtime import ExecutionPlan
 
 _RECIPE = "recipe.yaml"
@@ -28,6 +29,9 @@ _EXECUTION = "execution.json"
 _METRICS = "metrics.csv"
 _WEIGHTS = "weights.safetensors"
 _CHECKPOINT = "checkpoint.safetensors"
+_EPOCHS = "epochs"
+_TENSORBOARD = "tensorboard"
+_PROFILE = "profile"
 _RESULT = "result.json"
 _PREDICTIONS = "test_predictions.safetensors"
 _REPORT = "report.html"
@@ -52,12 +56,12 @@ class DataFacts:
 
     source_name: str
     source_location: str
-    class_names: tuple[str, ...]
-    image_size: tuple[int, int]
+    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
+    image_size: tuple[Side, Side]
     channels: Literal[1, 3]
     resize: Resize
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
     fingerprint: str
     audit: Mapping[str, Any]
 
@@ -72,10 +76,22 @@ class DataFacts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DataFacts:
-        """What `to_json` gave, with its lists made tuples again."""
-        plain = {f.name: value[f.name] for f in fields(cls)}
-        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-        return cls(**tuples)
+        """What `to_json` gave, checked, since runs are passed from hand to hand.
+
+        Raises:
+            ValueError: It is not what `to_json` gives.
+        """
+        try:
+            facts = TypeAdapter(cls).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "all of it"
+            raise ValueError(f"{place}: {first['msg']}, found {reprlib.repr(first['input'])}") from error
+        if len(set(facts.class_names)) < len(facts.class_names):
+            raise ValueError("class_names: two are the same")
+        if not len(facts.mean) == len(facts.std) == facts.channels:
+            raise ValueError(f"mean and std: expected one number for each of {facts.channels} channels")
+        return facts
 
 
 class RunFolder:
@@ -96,13 +112,13 @@ class RunFolder:
             RunError: It cannot be written there.
         """
         parent = Path(out)
-        safe = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "run"
+        safe = safe_name(name) or "run"
         stamp = time.strftime("%Y-%m-%d-%H%M%S")
         with writing(parent, "Choose another folder with --out."):
             parent.mkdir(parents=True, exist_ok=True)
             for number in range(1, 1000):
                 suffix = "" if number == 1 else f"-{number}"
-                path = parent / f"{stamp}-{safe[:80]}{suffix}"
+                path = parent / f"{stamp}-{safe}{suffix}"
                 try:
                     path.mkdir()
                 except FileExistsError:
@@ -139,26 +155,37 @@ class RunFolder:
 
     @property
     def data(self) -> DataFacts:
-        """What it was trained on."""
+        """What it was trained on.
+
+        Raises:
+            RunError: The file is damaged.
+        """
         try:
-            return DataFacts.from_json(read_json(self.path / _DATA))
-        except (KeyError, TypeError) as error:
-            raise RunError(f"{self.path / _DATA} is damaged: {error!r} is missing.") from error
+            return DataFacts.from_json(self._read_object(_DATA))
+        except ValueError as error:
+            raise self._damaged(_DATA, error) from error
 
     @property
     def split(self) -> dict[str, Any]:
         """The split manifest."""
-        return dict(read_json(self.path / _SPLIT))
+        return self._read_object(_SPLIT)
 
     @property
     def environment(self) -> dict[str, Any]:
         """What it was trained with."""
-        return dict(read_json(self.path / _ENVIRONMENT))
+        return self._read_object(_ENVIRONMENT)
 
     @property
     def plan(self) -> ExecutionPlan:
-        """How it was executed."""
-        return ExecutionPlan.from_json(read_json(self.path / _EXECUTION))
+        """How it was executed.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        try:
+            return ExecutionPlan.from_json(self._read_object(_EXECUTION))
+        except (TypeError, ValueError) as error:
+            raise self._damaged(_EXECUTION, error) from error
 
     @property
     def saved_plan(self) -> ExecutionPlan | None:
@@ -167,18 +194,43 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What came out; `status` is running, finished, interrupted or failed."""
-        path = self.path / _RESULT
-        return dict(read_json(path)) if path.is_file() else {"status": "running"}
+        """What came out; `status` is running, finished, interrupted or failed, `tests` how often it was tested.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        if not (self.path / _RESULT).is_file():
+            return {"status": "running", "tests": 0}
+        result = self._read_object(_RESULT)
+        plausible = isinstance(result.get("status"), str) and isinstance(result.get("tests"), int)
+        if not plausible or not all(isinstance(result.get(part, {}), dict) for part in ("validation", "test")):
+            raise self._damaged(_RESULT, "it needs a status, a number of tests, and groups of scores")
+        return result
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """One row per epoch."""
+        """One row per epoch.
+
+        Raises:
+            RunError: The file is damaged.
+        """
         path = self.path / _METRICS
         if not path.is_file():
             return []
-        with path.open(encoding="utf-8", newline="") as file:
-            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        except (TypeError, ValueError, csv.Error) as error:
+            raise self._damaged(_METRICS, error) from error
+
+    def _read_object(self, name: str) -> dict[str, Any]:
+        value = read_json(self.path / name)
+        if not isinstance(value, dict):
+            raise self._damaged(name, f"expected a JSON object, found {type(value).__name__}")
+        return value
+
+    def _damaged(self, name: str, why: object) -> RunError:
+        return RunError(f"{self.path / name} is damaged: {why}. Take the file from a backup, or train anew.")
 
     @property
     def recipe_path(self) -> Path:
@@ -199,6 +251,16 @@ class RunFolder:
     def checkpoint_path(self) -> Path:
         """Where the state of the training is, for going on."""
         return self.path / _CHECKPOINT
+
+    @property
+    def tensorboard_path(self) -> Path:
+        """Where the event files for TensorBoard go."""
+        return self.path / _TENSORBOARD
+
+    @property
+    def profile_path(self) -> Path:
+        """Where the trace of some steps goes."""
+        return self.path / _PROFILE
 
     @property
     def report_path(self) -> Path:
@@ -237,6 +299,17 @@ class RunFolder:
         """Write the kept weights."""
         write_atomically(self.weights_path, content)
 
+    def epoch_weights_path(self, epoch: int) -> Path:
+        """Where the weights after `epoch`, 1 for the first, are if they were kept."""
+        return self.path / _EPOCHS / f"epoch-{epoch:04d}.safetensors"
+
+    def write_epoch_weights(self, epoch: int, content: bytes) -> None:
+        """Write the weights after `epoch`, beside the kept ones."""
+        path = self.epoch_weights_path(epoch)
+        with writing(path.parent, "Give write permission to the run's folder."):
+            path.parent.mkdir(exist_ok=True)
+        write_atomically(path, content)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write what came out."""
         write_json(self.path / _RESULT, result)
@@ -259,12 +332,16 @@ class RunFolder:
         """Probabilities `[n, K]` and true classes `[n]` of the test part.
 
         Raises:
-            RunError: The run has not been tested.
+            RunError: The run has not been tested, or the file is damaged.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         path = self.path / _PREDICTIONS
         if not path.is_file():
             raise RunError(f"{self.path} has not been tested: it has no {_PREDICTIONS}.")
-        tensors = load_file(path)
-        return tensors["probabilities"], tensors["targets"]
+        try:
+            tensors = load_file(path)
+            return tensors["probabilities"], tensors["targets"]
+        except (SafetensorError, KeyError, OSError) as error:
+            raise RunError(f"{path} cannot be read ({error}); it is damaged.") from error

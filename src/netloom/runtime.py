@@ -67,7 +67,14 @@ class ExecutionPlan:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ExecutionPlan:
-        """The plan that `to_json` wrote; unknown keys are ignored."""
+        """The plan that `to_json` wrote; unknown keys are ignored.
+
+        Raises:
+            ValueError: It is not what `to_json` gives.
+        """
+        device, threads = value.get("device"), value.get("threads")
+        if not (isinstance(device, str) and isinstance(threads, int)):
+            raise ValueError("it needs a device, a text, and threads, a whole number")
         return cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value})
 
 
@@ -76,6 +83,7 @@ def executing(plan: ExecutionPlan) -> Iterator[None]:
     """Set threads and deterministic kernels for the body, and put everything back afterwards."""
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     random_state = torch.random.get_rng_state()
+    device_random_state = _device_random_state(plan.torch_device)
     torch.set_num_threads(plan.threads)
     torch.backends.cudnn.deterministic = True
     try:
@@ -84,6 +92,17 @@ def executing(plan: ExecutionPlan) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = deterministic
         torch.random.set_rng_state(random_state)
+        if plan.torch_device.type == "cuda":
+            torch.cuda.set_rng_state(device_random_state, plan.torch_device)
+        elif plan.torch_device.type == "mps":
+            torch.mps.set_rng_state(device_random_state)
+
+
+def _device_random_state(device: torch.device) -> torch.Tensor:
+    """State of the generator of an accelerator; empty for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else torch.empty(0)
 
 
 def resolve_device(name: str = "auto") -> str:

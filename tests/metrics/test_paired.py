@@ -94,8 +94,8 @@ def test_independent_interval_of_newcombes_table(first, second, expected):
         ([], []),
     ],
 )
-def test_holm_is_rs_p_adjust(p_values, expected):
-    """R 4: `p.adjust(p, method = "holm")`."""
+def test_holm_is_the_procedure_worked_by_hand(p_values, expected):
+    """Holm 1979: the k-th smallest of M times M - k + 1, never below the one before, at most 1."""
     np.testing.assert_allclose(holm_adjusted(p_values), expected)
 
 

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from netloom.report.curves import draw_curve
+from netloom.report.curves import RUN_COLOURS, draw_curve, draw_runs, run_style
 
 HISTORY = [
     {
@@ -91,3 +91,55 @@ def test_the_same_history_gives_the_same_markup_under_any_user_style():
     plain = draw_curve(HISTORY, "loss", best_epoch=7)
     with mpl.rc_context({"svg.fonttype": "path", "font.size": 30, "axes.facecolor": "red"}):
         assert draw_curve(HISTORY, "loss", best_epoch=7) == plain
+
+
+def test_several_runs_are_drawn_on_one_scale_training_dashed():
+    """The second run's validation loss is the first one's training loss, so the two lines coincide."""
+    swapped = [{"epoch": row["epoch"], "validation_loss": row["train_loss"]} for row in HISTORY]
+    svg = draw_runs([HISTORY, swapped, []], "loss")
+    np.testing.assert_allclose(vertices(svg, "loss-run-2-validation"), vertices(svg, "loss-run-1-train"), atol=1e-6)
+    assert "loss-run-2-train" not in svg
+    assert "loss-run-3" not in svg
+    dashed = {
+        group.get("id"): "stroke-dasharray" in next(group.iter("path")).get("style", "")
+        for group in ElementTree.fromstring(svg).iter("g")
+        if (group.get("id") or "").startswith("loss-run-")
+    }
+    assert dashed == {"loss-run-1-train": True, "loss-run-1-validation": False, "loss-run-2-validation": False}
+    assert "var(--run-1" in svg
+    assert "var(--run-2" in svg
+
+
+def test_every_run_has_a_style_of_its_own():
+    styles = [run_style(index) for index in range(35)]
+    assert len(set(styles)) == 35
+    assert {variable for variable, _ in styles} == set(RUN_COLOURS)
+    many = draw_runs([HISTORY] * 8, "accuracy")
+    lines = [g for g in ElementTree.fromstring(many).iter("g") if (g.get("id") or "").startswith("accuracy-run-")]
+    marked = {g.get("id") for g in lines if g.find(".//use") is not None}
+    assert marked == {"accuracy-run-8-train", "accuracy-run-8-validation"}
+
+
+def test_a_run_of_one_epoch_shows_among_others():
+    group = next(
+        group
+        for group in ElementTree.fromstring(draw_runs([HISTORY, HISTORY[:1]], "loss")).iter("g")
+        if group.get("id") == "loss-run-2-validation"
+    )
+    assert len(list(group.iter("use"))) == 1
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_lines_stand_out_from_the_paper(theme):
+    """WCAG 2.2, 1.4.11: graphics need a contrast of 3 to 1; papers as in page.css."""
+    paper = ("#ffffff", "#191d24")[theme]
+    for colour in RUN_COLOURS.values():
+        lighter, darker = sorted((luminance(colour[theme]), luminance(paper)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 3, colour
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])

@@ -4,68 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from html_page import Page
 from netloom.metrics.summary import score_probabilities
 from netloom.report.data import Mistake, ModelFacts, ReportData, SourceFacts, TrainingFacts
 from netloom.report.report import render_report
 
 NASTY = ["고양이 <b>", "dog & \"friends' <script>alert(1)</script>", "{{ 7 * 7 }}"]
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """Checks nesting while it parses; keeps text, tags with their attributes, and table rows."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        assert len(attrs) == len(dict(attrs)), f"repeated attribute in {tag}"
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" in self.open:
-            return
-        self.text.append(data)
-        if "td" in self.open or "th" in self.open:
-            self.tables[-1][-1][-1] += data
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def table(self, *header: str) -> list[list[str]]:
-        """Body of the table whose first column heads are `header`."""
-        return next(t[1:] for t in self.tables if tuple(t[0][: len(header)]) == header)
 
 
 def answers(n_classes: int, n: int = 120, seed: int = 0):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,8 +11,14 @@ from torch import nn
 from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import ImageBatches, InputScaling
 from netloom.models.heads import Head
+from netloom.runtime import ExecutionPlan
+from netloom.training.loop import fit
+from netloom.training.optim import create_optimizer
+from netloom.training.state import TrainingState
 
 HEAD = Head(name="label", kind="softmax", class_names=("dark", "bright", "striped"))
+PLAN = ExecutionPlan("cpu", 2, "float32")
+TIMED = ("seconds", "images_per_second")
 
 
 def pictures(n: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,3 +61,37 @@ def network(seed: int = 0) -> nn.Module:
             nn.Dropout(0.3),
             nn.Linear(8 * 16, 3),
         ).to(memory_format=torch.channels_last)
+
+
+def train(model: torch.nn.Module | None = None, **options: Any) -> TrainingState:
+    model = model or network()
+    optimizer = options.pop("optimizer", None) or create_optimizer(model, "adam", learning_rate=0.01)
+    defaults: dict[str, Any] = {
+        "train": batches(n=45, shuffle=True, augment=True),
+        "validation": batches(start=45),
+        "heads": [HEAD],
+        "plan": PLAN,
+        "epochs": 4,
+        "seed": 1,
+    }
+    return fit(model, optimizer=optimizer, **{**defaults, **options})
+
+
+def untimed(state: TrainingState) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in state.history]
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+class StopAfter:
+    """Asks for an end after so many questions, as Ctrl-C would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> str | None:
+        self.left -= 1
+        return "stopped" if self.left == 0 else None

@@ -8,41 +8,13 @@ import pytest
 import torch
 
 from netloom.errors import RunError, TrainingError
-from netloom.runtime import ExecutionPlan
-from netloom.training.callbacks import BestWeights, Callback, EarlyStopping, ReduceOnPlateau
+from netloom.training.callbacks import BestWeights, Callback, EarlyStopping, ReduceOnPlateau, WeightAveraging
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
-from netloom.training.loop import fit
 from netloom.training.optim import OPTIMIZERS, create_optimizer
-from netloom.training.regularize import WeightPenalty
+from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import Schedule
 from netloom.training.state import TrainingState
-from training.helpers import HEAD, batches, network
-
-PLAN = ExecutionPlan("cpu", 2, "float32")
-TIMED = ("seconds", "images_per_second")
-
-
-def train(model: torch.nn.Module | None = None, **options: Any) -> TrainingState:
-    model = model or network()
-    optimizer = options.pop("optimizer", None) or create_optimizer(model, "adam", learning_rate=0.01)
-    defaults: dict[str, Any] = {
-        "train": batches(n=45, shuffle=True, augment=True),
-        "validation": batches(start=45),
-        "heads": [HEAD],
-        "plan": PLAN,
-        "epochs": 4,
-        "seed": 1,
-    }
-    return fit(model, optimizer=optimizer, **{**defaults, **options})
-
-
-def untimed(state: TrainingState) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k not in TIMED} for row in state.history]
-
-
-def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
+from training.helpers import StopAfter, batches, equal, network, train, untimed
 
 
 def test_it_learns_and_repeats_bit_for_bit() -> None:
@@ -64,17 +36,6 @@ def test_training_leaves_the_global_generator_untouched() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-class StopAfter:
-    """Asks for an end after so many questions, as Ctrl-C would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __call__(self) -> str | None:
-        self.left -= 1
-        return "stopped" if self.left == 0 else None
-
-
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 @pytest.mark.parametrize("steps", [1, 5, 6, 14])
 def test_a_resumed_training_ends_bit_identical(tmp_path: Path, optimizer: str, steps: int) -> None:
@@ -92,8 +53,16 @@ def test_a_resumed_training_ends_bit_identical(tmp_path: Path, optimizer: str, s
                 weight_decay=0.01,
             ),
             "penalty": WeightPenalty(model, l1=1e-4, l2=1e-3),
+            "max_norm": MaxNorm(model, limit=1.0),
+            "mixup_alpha": 0.2,
+            "cutmix_alpha": 1.0,
             "schedule": Schedule("cosine", warmup_epochs=1),
-            "callbacks": [BestWeights(), EarlyStopping(patience=3), ReduceOnPlateau(patience=1)],
+            "callbacks": [
+                WeightAveraging(decay=0.9),
+                BestWeights(),
+                EarlyStopping(patience=3),
+                ReduceOnPlateau(patience=1),
+            ],
         }
 
     whole = train(**pieces())

@@ -29,7 +29,17 @@ RECIPE: dict[str, Any] = {
     "schedule": {"kind": "cosine", "warmup_epochs": 1},
     "early_stopping": {"patience": 5},
     "reduce_on_plateau": {"patience": 1},
-    "augmentation": {"rotation": 10, "horizontal_flip": True, "width_shift": 0.1, "brightness": 0.1},
+    "ema": {"decay": 0.9},
+    "augmentation": {
+        "rotation": 10,
+        "horizontal_flip": True,
+        "width_shift": 0.1,
+        "brightness": 0.1,
+        "mixup": 0.2,
+        "cutmix": 1,
+    },
+    "class_weight": {"down": 2.0},
+    "max_norm": 2.0,
     "label_smoothing": 0.05,
     "precision": "float32",
 }

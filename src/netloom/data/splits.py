@@ -62,7 +62,7 @@ class Split:
                 "keys train, validation, test (lists of picture ids), method, seed and notes."
             ) from error
         position = {name: index for index, name in enumerate(ids)}
-        _refuse_unknown_ids(names, position)
+        _refuse_impossible_ids(names, position)
         indices = {
             part: np.sort(np.array([position[name] for name in members], dtype=np.int64))
             for part, members in names.items()
@@ -70,8 +70,10 @@ class Split:
         return cls(**indices, method=method, seed=seed, notes=notes)
 
 
-def _refuse_unknown_ids(names: Mapping[str, list[str]], position: Mapping[str, int]) -> None:
+def _refuse_impossible_ids(names: Mapping[str, list[str]], position: Mapping[str, int]) -> None:
     listed = [name for members in names.values() for name in members]
+    if len(set(listed)) < len(listed) or not all(names.values()):
+        raise DataError("The split manifest is damaged: a picture is listed twice, or a part is empty.")
     missing = [name for name in listed if name not in position]
     if missing:
         raise DataError(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from netloom.data.batches import Batch
-from netloom.inference import predict_outputs
+from netloom.inference import Watch, predict_outputs, unwatched
 from netloom.metrics.scores import per_class_scores
 from netloom.metrics.summary import HeldOutScores, score_probabilities
 from netloom.models.heads import Head
@@ -79,6 +79,7 @@ def evaluate_model(
     targets: npt.NDArray[np.int64],
     train_targets: npt.NDArray[np.int64],
     plan: ExecutionPlan,
+    watch: Watch = unwatched,
 ) -> Evaluation:
     """Score `model` on the pictures of `batches`.
 
@@ -89,9 +90,10 @@ def evaluate_model(
         targets: True classes in the order of the batches, int64 `[n]`.
         train_targets: Of the training part, for the majority baseline.
         plan: Device, threads and precision.
+        watch: Called with the prediction hooks.
     """
     with executing(plan):
-        outputs = predict_outputs(model, batches, head_names=[head.name], plan=plan)
+        outputs = predict_outputs(model, batches, head_names=[head.name], plan=plan, watch=watch)
     with torch.no_grad():
         probabilities = head.probabilities(outputs[head.name]).numpy()
     scores = score_probabilities(probabilities, targets, train_targets=train_targets)

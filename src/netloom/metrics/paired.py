@@ -1,4 +1,4 @@
-"""Is the difference between two classifiers more than the luck of which pictures were tested?"""
+"""Whether two classifiers differ by more than the luck of which pictures were tested."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from netloom.models.blocks import named_sequence, with_dense_head
 from netloom.models.contract import ImageModel
 from netloom.models.layers import (
     Activation,
-    Count,
+    DenseUnits,
     Normalization,
     Padding,
     Pooling,
@@ -66,7 +66,7 @@ def alexnet(
     pooling: Pooling = "max",
     normalization: Normalization = "none",
     dropout: Rate = 0.0,
-    dense_units: tuple[Count, ...] = (4096, 4096),
+    dense_units: DenseUnits = (4096, 4096),
     dense_dropout: Rate = 0.5,
 ) -> ImageModel:
     """AlexNet as published (Krizhevsky et al. 2012), or with a first layer for small pictures.

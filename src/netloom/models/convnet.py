@@ -12,6 +12,8 @@ from netloom.models.contract import ImageModel
 from netloom.models.layers import (
     Activation,
     Count,
+    DenseUnits,
+    Depth,
     Normalization,
     Padding,
     Pooling,
@@ -37,8 +39,8 @@ def convnet(
     in_channels: int,
     num_outputs: int,
     image_size: tuple[int, int],
-    filters: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None,
-    convs_per_block: Count | tuple[Count, ...] = 1,
+    filters: Annotated[tuple[Count, ...], Field(min_length=1, max_length=32)] | None = None,
+    convs_per_block: Depth | tuple[Depth, ...] = 1,
     kernel_size: Count | tuple[Count, ...] = 3,
     padding: Padding = "same",
     pooling: Pooling | tuple[Pooling, ...] = "max",
@@ -49,7 +51,7 @@ def convnet(
     spatial_dropout: bool = False,
     head_pooling: Literal["flatten", "average"] = "flatten",
     dropout: Rate = 0.0,
-    dense_units: tuple[Count, ...] = (),
+    dense_units: DenseUnits = (),
     dense_dropout: Rate = 0.0,
 ) -> ImageModel:
     """Blocks of convolutions in the line of LeCun et al. 1998, and a dense head.

@@ -34,7 +34,11 @@ Activation = Literal[
 Normalization = Literal["none", "before", "after"]
 Padding = Literal["same", "valid"]
 Pooling = Literal["max", "average", "none"]
-Count = Annotated[int, Field(ge=1, strict=True)]
+# The upper bounds are above any published network, so that a mistyped number is told and not built for hours:
+# 32 blocks of 32 convolutions are as many as the deepest one has (ResNet-1001, He et al. 2016).
+Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Depth = Annotated[int, Field(ge=1, le=32, strict=True)]
+DenseUnits = Annotated[tuple[Count, ...], Field(max_length=32)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 Value = TypeVar("Value", bound="int | str")

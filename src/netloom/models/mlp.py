@@ -6,7 +6,7 @@ from torch import nn
 
 from netloom.models.blocks import dense_layers, named_sequence
 from netloom.models.contract import ImageModel
-from netloom.models.layers import Activation, Count, Normalization, Rate, initialize
+from netloom.models.layers import Activation, DenseUnits, Normalization, Rate, initialize
 from netloom.models.registry import register_model
 
 
@@ -20,7 +20,7 @@ def mlp(
     in_channels: int,
     num_outputs: int,
     image_size: tuple[int, int],
-    dense_units: tuple[Count, ...] = (300, 100),
+    dense_units: DenseUnits = (300, 100),
     activation: Activation = "relu",
     normalization: Normalization = "none",
     dropout: Rate = 0.0,

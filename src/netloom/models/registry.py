@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import reprlib
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from netloom.models.contract import ImageModel
 from netloom.randomness import derive_seed
 
 Builder = TypeVar("Builder", bound=Callable[..., ImageModel])
+
+MAX_PARAMETERS = 1_000_000_000
+"""Largest network that is built: 4 GB of weights, 16 GB with gradients and Adam's moments."""
 
 _GIVEN = frozenset({"in_channels", "num_outputs", "image_size"})
 
@@ -117,7 +122,7 @@ def validate_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         except ValidationError as error:
             words = [word for word in typing.get_args(types[option]) if isinstance(word, str)]
             hint = did_you_mean(str(value), words)
-            problems.append(f"{option}: {_explain(error)}, got {value!r}.{hint}")
+            problems.append(f"{option}: {_explain(error)}, got {reprlib.repr(value)}.{hint}")
     if problems:
         listed = ", ".join(known) or "none"
         raise ModelError("\n".join([*problems, f"Options of {name}: {listed}."]))
@@ -144,18 +149,35 @@ def create_model(
         options: Options that differ from the defaults of `model_options(name)`.
 
     Raises:
-        ModelError: The model or an option is unknown, a value is impossible, or the pictures are
-            smaller than the network needs.
+        ModelError: The model or an option is unknown, a value is impossible, the pictures are
+            smaller than the network needs, or it would have over `MAX_PARAMETERS`.
     """
     valid = validate_options(name, options or {})
     given = {"in_channels": in_channels, "num_outputs": num_outputs, "image_size": image_size}
     if min(in_channels, num_outputs, *image_size) < 1:
         raise ModelError(f"{name}: in_channels, num_outputs and image_size start at 1, got {given}.")
     entry = _ENTRIES[name]
+    build = functools.partial(entry.builder, **given, **entry.fixed, **{**entry.description.options, **valid})
+    _refuse_oversized(name, build)
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the generators of every GPU.
         torch.default_generator.manual_seed(derive_seed(seed, "initialization"))
-        return entry.builder(**given, **entry.fixed, **{**entry.description.options, **valid})
+        return build()
+
+
+def _refuse_oversized(name: str, build: Callable[[], ImageModel]) -> None:
+    """Count the parameters of a network on the `meta` device, where it takes no memory."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            count = sum(parameter.numel() for parameter in build().parameters())
+    except RuntimeError:  # the size of one tensor does not fit 64 bits
+        count = None
+    if count is None or count > MAX_PARAMETERS:
+        found = "more parameters than can be counted" if count is None else f"{count:,} parameters"
+        raise ModelError(
+            f"{name} would have {found} with these options and pictures; at most {MAX_PARAMETERS:,} are "
+            "built. Use fewer filters or units, a smaller image_size, or pooling."
+        )
 
 
 def _entry(name: str) -> _Entry:
@@ -178,5 +200,8 @@ def _defaults(builder: Callable[..., ImageModel], *, without: frozenset[str]) ->
 
 def _explain(error: ValidationError) -> str:
     """What was expected, in words: "should be 'same' or 'valid'"."""
-    reasons = [detail["msg"].removeprefix("Input ") for detail in error.errors()]
+    details = error.errors()
+    # Of a list whose first item is wrong pydantic also says that it is too short.
+    telling = [detail for detail in details if detail["type"] != "too_short"] or details
+    reasons = [detail["msg"].removeprefix("Input ") for detail in telling]
     return " or ".join(dict.fromkeys(reasons)).replace("a valid tuple", "a list")

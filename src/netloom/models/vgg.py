@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from netloom.models.blocks import Block, conv_trunk, with_dense_head
 from netloom.models.contract import ImageModel
-from netloom.models.layers import Activation, Count, Normalization, Rate
+from netloom.models.layers import Activation, DenseUnits, Normalization, Rate
 from netloom.models.registry import register_model
 
 _PAPER = "Simonyan and Zisserman, Very deep convolutional networks for large-scale image recognition, 2014"
@@ -26,7 +26,7 @@ def vgg(
     image_size: tuple[int, int],
     activation: Activation = "relu",
     normalization: Normalization = "none",
-    dense_units: tuple[Count, ...] = (4096, 4096),
+    dense_units: DenseUnits = (4096, 4096),
     dense_normalization: Normalization = "none",
     dropout: Rate = 0.0,
     dense_dropout: Rate = 0.5,

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from netloom.report.figures import COLOURS, STYLE, quiet_axes
 from netloom.report.history import column
 
 Quantity = Literal["loss", "accuracy"]
@@ -35,8 +36,8 @@ class ThemedColour(NamedTuple):
     dark: str
 
 
-# Okabe and Ito, "Color universal design", 2008: told apart by colour-blind eyes too. Blue is lifted and black left
-# out for the dark page, yellow darkened for the light one.
+# The first five after Okabe and Ito, "Color universal design", 2008, whose colours colour-blind eyes tell apart, each
+# darkened or lifted until a thin line of it stands out from the paper.
 RUN_COLOURS = {
     "run-1": ThemedColour("#0072b2", "#4aa8e0"),
     "run-2": ThemedColour("#d55e00", "#f08138"),
@@ -50,20 +51,11 @@ _RUN_MARKERS = (None, "s", "^", "D", "v")
 
 # Drawn in these colours, which the page replaces through CSS variables of these names.
 _COLOURS = {
-    "validation": "#2563eb",
-    "train": "#8b93a1",
-    "ink-soft": "#5b6472",
-    "line": "#e3e6eb",
+    **COLOURS,
     **{name: colour.light for name, colour in RUN_COLOURS.items()},
 }
 _SIZE_INCHES = (5.2, 3.1)
 _MARKED_EPOCHS = 12
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "axes.unicode_minus": False,
-}
 # Inline SVG needs none of these: namespaces hold addresses, and the `*` in the style sheet would
 # match the whole page.
 _NOT_INLINE = re.compile(
@@ -137,7 +129,7 @@ def _draw(draw: Callable[[Axes], None], quantity: Quantity, *, label: str) -> st
     file = io.StringIO()
     # From Matplotlib's defaults, not the user's style; ids hash the salt, so that the same history
     # gives the same file.
-    with style.context(["default", {**_STYLE, "svg.hashsalt": quantity}]):
+    with style.context(["default", {**STYLE, "svg.hashsalt": quantity}]):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
@@ -205,19 +197,14 @@ def _mark_best(
 def _style_axes(axes: Axes, quantity: Quantity) -> None:
     axes.patch.set_alpha(0)
     axes.margins(x=0.02)
-    axes.set_xlabel("epoch", color=_COLOURS["ink-soft"])
+    axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     if quantity == "accuracy":
         low, high = axes.get_ylim()
         axes.set_ylim(low, min(high, 1.005))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.05 else 1))
-    axes.grid(axis="y", color=_COLOURS["line"], linewidth=1)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=_COLOURS["ink-soft"])
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_COLOURS["line"])
+    quiet_axes(axes)
 
 
 def _inline(svg: str, quantity: Quantity, label: str) -> str:

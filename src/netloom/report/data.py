@@ -24,6 +24,8 @@ class SourceFacts:
     location: str = ""
     class_counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Pictures per class, by part: `{"train": [K counts], "validation": ..., "test": ...}`."""
+    class_weights: Sequence[float] = ()
+    """What a training picture of each class weighs in the loss, `[K]`; empty if all weigh the same."""
     split_method: str = ""
     """How the parts were drawn, as a sentence."""
     rejected: Sequence[tuple[str, str]] = ()

@@ -65,12 +65,14 @@ class ClassRow(NamedTuple):
 
 
 class PartCounts(NamedTuple):
-    """Pictures of one class by part, and all of them as a share of the largest class."""
+    """Pictures of one class by part, all of them as a share of the largest class, and its weight in the loss."""
 
     name: str
     counts: list[int]
     total: int
     share_of_largest: float
+    weight: float | None
+    """None where all classes weigh the same."""
 
 
 class ReliabilityRow(NamedTuple):
@@ -165,9 +167,10 @@ def part_counts(source: SourceFacts, class_names: Sequence[str]) -> list[PartCou
     by_class = np.array(list(source.class_counts.values()), dtype=np.int64).T
     totals = by_class.sum(axis=1)
     largest = max(1, int(totals.max(initial=0)))
+    weights: Sequence[float | None] = source.class_weights or [None] * len(class_names)
     return [
-        PartCounts(name, counts.tolist(), int(total), int(total) / largest)
-        for name, counts, total in zip(class_names, by_class, totals, strict=True)
+        PartCounts(name, counts.tolist(), int(total), int(total) / largest, weight)
+        for name, counts, total, weight in zip(class_names, by_class, totals, weights, strict=True)
     ]
 
 

@@ -21,6 +21,13 @@ from netloom.training.state import TrainingState
 # Saving may take this fraction of the training time; a crash then loses at most twenty times what saving takes.
 _SAVING_SHARE = 0.05
 _TENSOR = "__tensor__"
+_STATE: dict[str, type | tuple[type, ...]] = {
+    "epoch": int,
+    "step": int,
+    "learning_rate_scale": (int, float),
+    "history": list,
+    "stop_reason": (str, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,26 @@ class Checkpoint:
         return Checkpoint(self.tensors, {**self.values, "stop_reason": None})
 
     def restore(self, state: TrainingState, callbacks: CallbackList) -> EpochProgress:
-        """Put the model, the optimizer, the counters and the callbacks back to that moment."""
+        """Put the model, the optimizer, the counters and the callbacks back to that moment.
+
+        Raises:
+            RunError: It is the checkpoint of another training, or damaged.
+        """
+        try:
+            return self._restore(state, callbacks)
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(
+                f"The checkpoint does not belong to this training: {_beginning(error)} Put the run's own back, or "
+                "train anew."
+            ) from error
+
+    def _restore(self, state: TrainingState, callbacks: CallbackList) -> EpochProgress:
         prefix = "model."
         state.model.load_state_dict({k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)})
         self._restore_optimizer(state.optimizer)
-        for name in ("epoch", "step", "learning_rate_scale", "history", "stop_reason"):
+        for name, kind in _STATE.items():
+            if not isinstance(self.values[name], kind):
+                raise TypeError(f"its {name} is {type(self.values[name]).__name__}.")
             setattr(state, name, self.values[name])
         callbacks.load_state_dicts(_unflatten(self.values["callbacks"], self.tensors))
         return self.progress
@@ -128,11 +150,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         with safe_open(path, "pt") as file:
-            values = json.loads((file.metadata() or {})["training"])
+            values = dict(json.loads((file.metadata() or {})["training"]))
             return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
     except FileNotFoundError as error:
         raise RunError(f"There is no checkpoint at {path}; the training cannot be resumed.") from error
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise RunError(f"The checkpoint {path} cannot be read ({error}); it is damaged.") from error
 
 
@@ -152,7 +174,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"The weights {path} belong to another network: {error}") from error
+        raise RunError(f"The weights {path} belong to another network: {_beginning(error)}") from error
+
+
+def _beginning(error: Exception) -> str:
+    """The first lines of what torch says; it names every tensor of a network otherwise."""
+    lines = f"{error}".splitlines() or [type(error).__name__]
+    return " ".join(line.strip()[:300] for line in lines[:3])
 
 
 def weights_bytes(model: nn.Module) -> bytes:

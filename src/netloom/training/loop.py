@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,7 @@ from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, executing
 from netloom.training.callbacks.base import Callback, CallbackList
 from netloom.training.checkpoint import Checkpoint, Checkpointer, EpochProgress
-from netloom.training.regularize import WeightPenalty
+from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import Schedule
 from netloom.training.state import TrainingState
 from netloom.training.step import TrainingStep
@@ -41,6 +42,9 @@ def fit(
     penalty: WeightPenalty | None = None,
     label_smoothing: float = 0.0,
     gradient_clip_norm: float | None = None,
+    max_norm: MaxNorm | None = None,
+    mixup_alpha: float = 0.0,
+    cutmix_alpha: float = 0.0,
     callbacks: Sequence[Callback] = (),
     checkpointer: Checkpointer | None = None,
     resume: Checkpoint | None = None,
@@ -61,6 +65,9 @@ def fit(
         penalty: L1 and L2 on the weights.
         label_smoothing: In [0, 1).
         gradient_clip_norm: Largest norm of the whole gradient, or None.
+        max_norm: Limit on the norms of kernels, or None.
+        mixup_alpha: Of mixup, see `mix_batch`; 0 is off.
+        cutmix_alpha: Of cutmix, likewise.
         callbacks: Called in their order.
         checkpointer: Where to save what a resumption needs.
         resume: A checkpoint to go on from.
@@ -80,12 +87,15 @@ def fit(
         label_smoothing=label_smoothing,
         penalty=penalty,
         gradient_clip_norm=gradient_clip_norm,
+        max_norm=max_norm,
+        mixup_alpha=mixup_alpha,
+        cutmix_alpha=cutmix_alpha,
     )
     watchers = CallbackList(callbacks)
     factor = (schedule or Schedule()).factor(epochs=epochs, steps_per_epoch=len(train))
     fitting = _Fitting(state, step, watchers, factor, train, validation, checkpointer)
     fitting.interruption = interruption
-    with executing(plan):
+    with executing(plan), contextlib.closing(watchers):
         progress = resume.restore(state, watchers) if resume else EpochProgress()
         watchers.call("on_fit_start", state)
         try:
@@ -152,7 +162,7 @@ class _Fitting:
             for group in state.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
             self.callbacks.call("on_batch_start", state)
-            step(batch, state.step)
+            state.batch = step(batch, state.step)
             state.step += 1
             batches += 1
             self.callbacks.call("on_batch_end", state)
@@ -188,10 +198,11 @@ class _Fitting:
         state, step = self.state, self.step
         self.callbacks.call("on_validation_start", state)
         outputs = predict_outputs(
-            state.model,
+            state.evaluated_model,
             self.validation.epoch(),
             head_names=[head.name for head in step.heads],
             plan=step.plan,
+            watch=self.callbacks.call,
         )
         rows = torch.from_numpy(self.validation.indices)
         loss, accuracy = 0.0, 0.0

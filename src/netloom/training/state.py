@@ -22,7 +22,7 @@ class TrainingState:
         epoch: Completed epochs.
         step: Completed optimizer steps, counted over all epochs.
         learning_rate_scale: Factor on every learning rate, beside the schedule's; `ReduceOnPlateau` lowers it.
-        batch: The batch of the last optimizer step as the network got it, augmented and scaled; None before the
+        batch: The batch of the last optimizer step as the network got it, augmented, scaled and mixed; None before the
             first one.
         evaluated_model: The network that is validated and kept: `model` itself, unless a callback such as
             `WeightAveraging` puts another of the same shape here.

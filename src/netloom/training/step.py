@@ -64,7 +64,7 @@ def mixed(
         mixup_alpha=mixup_alpha,
         cutmix_alpha=cutmix_alpha,
     )
-    *parts, total = columns.split([*(part.shape[1] for part in soft), 1], dim=1)
+    *parts, total = torch.split(columns, [*(part.shape[1] for part in soft), 1], dim=1)
     divisor = total.clamp_min(torch.finfo(torch.float32).tiny)
     targets = {head.name: part / divisor for head, part in zip(heads, parts, strict=True)}
     return Batch({name: images}, targets, None if batch.weights is None else total[:, 0])
@@ -118,8 +118,8 @@ class TrainingStep:
         self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
         self.n_samples = 0
 
-    def __call__(self, batch: Batch, step: int) -> None:
-        """Train on one batch; `step` counts optimizer steps from the start of the training.
+    def __call__(self, batch: Batch, step: int) -> Batch:
+        """Train on one batch and return it as the network got it; `step` counts optimizer steps from the start.
 
         A mixed picture counts as correct if the network gives the class of its larger share.
         """
@@ -144,6 +144,7 @@ class TrainingStep:
             self.loss_sum += loss.detach() * n
             self.correct += head.correct(outputs[head.name].detach(), batch.targets[head.name])
         self.n_samples += n
+        return batch
 
     def check_finite(self, *, learning_rate: float, epoch: int) -> None:
         """Look whether the loss is still a number.
@@ -159,6 +160,9 @@ class TrainingStep:
             )
 
     def figures(self) -> dict[str, float]:
-        """`train_loss` and `train_accuracy` over the batches since `reset`."""
+        """`train_loss` and `train_accuracy` over the batches since `reset`.
+
+        Where samples have weights, the loss of each batch is the weighted mean; the accuracy counts every sample once.
+        """
         n = max(1, self.n_samples)
         return {"train_loss": self.loss_sum.item() / n, "train_accuracy": self.correct.item() / n}

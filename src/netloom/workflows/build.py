@@ -14,17 +14,28 @@ from torch import nn
 from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
-from netloom.errors import ModelError, RecipeError
+from netloom.errors import ModelError, RecipeError, did_you_mean
 from netloom.inference import inference_batch_size
 from netloom.models.heads import Head
 from netloom.models.registry import create_model
 from netloom.randomness import derive_seed
 from netloom.recipe import CUSTOM_MODEL, Recipe
 from netloom.run import DataFacts, RunFolder
-from netloom.training.callbacks import BestWeights, Callback, CSVLog, EarlyStopping, ReduceOnPlateau
+from netloom.training.callbacks import (
+    BestWeights,
+    Callback,
+    CSVLog,
+    EarlyStopping,
+    EpochWeights,
+    ReduceOnPlateau,
+    TensorBoard,
+    TimeLimit,
+    WeightAveraging,
+    require_tensorboard,
+)
 from netloom.training.checkpoint import weights_bytes
 from netloom.training.optim import create_optimizer
-from netloom.training.regularize import WeightPenalty
+from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import Schedule
 
 CustomModel = nn.Module | Callable[..., nn.Module]
@@ -139,7 +150,51 @@ def build_augmenter(recipe: Recipe) -> Augmenter | None:
     if recipe.augmentation is None:
         return None
     spec = AugmentationSpec(**recipe.augmentation.model_dump())
-    return None if spec.is_identity else Augmenter(spec, seed=recipe.seed)
+    return Augmenter(spec, seed=recipe.seed) if spec.changes_pictures else None
+
+
+def class_weights(
+    recipe: Recipe, targets: npt.NDArray[np.int64], class_names: Sequence[str]
+) -> npt.NDArray[np.float32] | None:
+    """The weight of each class in the training loss, float32 `[K]`, or None where all weigh the same.
+
+    `auto` is n / (K n_k) for K classes that occur, scikit-learn's `balanced`; a class that does not occur weighs 1.
+
+    Args:
+        recipe: Its `class_weight`.
+        targets: Class indices `[n]` of the training part.
+        class_names: In the order of the indices.
+
+    Raises:
+        RecipeError: A weight is given for a class that does not exist.
+    """
+    if recipe.class_weight is None:
+        return None
+    weights = np.ones(len(class_names), dtype=np.float32)
+    if recipe.class_weight == "auto":
+        counts = np.bincount(targets, minlength=len(class_names))
+        occurs = counts > 0
+        weights[occurs] = len(targets) / (occurs.sum() * counts[occurs])
+        return weights
+    known = list(class_names)
+    if foreign := [name for name in recipe.class_weight if name not in known]:
+        hints = "".join(did_you_mean(name, known) for name in foreign)
+        raise RecipeError(
+            f"class_weight: there is no class {', '.join(map(repr, foreign))}.{hints} "
+            f"The classes are {', '.join(known)}."
+        )
+    for name, weight in recipe.class_weight.items():
+        weights[known.index(name)] = weight
+    return weights
+
+
+def sample_weights(recipe: Recipe, image_set: ImageSet, train: npt.NDArray[np.int64]) -> torch.Tensor | None:
+    """What each picture weighs in the training loss, float32 `[N]`: its own weight times that of its class."""
+    of_class = class_weights(recipe, image_set.targets.numpy()[train], image_set.class_names)
+    if of_class is None:
+        return image_set.weights
+    weights = torch.from_numpy(of_class)[image_set.targets]
+    return weights if image_set.weights is None else weights * image_set.weights
 
 
 def training_batches(
@@ -150,7 +205,12 @@ def training_batches(
     scaling: InputScaling,
     device: str,
 ) -> ImageBatches:
-    """Shuffled, augmented batches of the training part."""
+    """Shuffled, augmented, weighted batches of the training part.
+
+    Raises:
+        RecipeError: A class weight is given for a class that does not exist.
+    """
+    weights = sample_weights(recipe, image_set, indices)
     return ImageBatches(
         image_set.images.to(device),
         {"label": image_set.targets.to(device)},
@@ -160,7 +220,7 @@ def training_batches(
         seed=recipe.seed,
         shuffle=True,
         augmenter=build_augmenter(recipe),
-        weights=None if image_set.weights is None else image_set.weights.to(device),
+        weights=None if weights is None else weights.to(device),
     )
 
 
@@ -200,14 +260,35 @@ def build_schedule(recipe: Recipe) -> Schedule:
     return Schedule() if recipe.schedule is None else Schedule(**recipe.schedule.model_dump())
 
 
-def build_penalty(recipe: Recipe, model: nn.Module) -> WeightPenalty | None:
-    """The weight penalty of a recipe, or None without one."""
-    return WeightPenalty(model, l1=recipe.l1, l2=recipe.l2) if recipe.l1 or recipe.l2 else None
+def step_options(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """What a training step does beside forward, loss and update: options of `fit` and of `TrainingStep`."""
+    augmentation = recipe.augmentation
+    return {
+        "penalty": WeightPenalty(model, l1=recipe.l1, l2=recipe.l2) if recipe.l1 or recipe.l2 else None,
+        "max_norm": None if recipe.max_norm is None else MaxNorm(model, limit=recipe.max_norm),
+        "label_smoothing": recipe.label_smoothing,
+        "gradient_clip_norm": recipe.gradient_clip_norm,
+        "mixup_alpha": 0.0 if augmentation is None else augmentation.mixup,
+        "cutmix_alpha": 0.0 if augmentation is None else augmentation.cutmix,
+    }
+
+
+def check_extras(recipe: Recipe) -> None:
+    """Look for the optional packages that a recipe needs, before any work is done.
+
+    Raises:
+        NetloomError: One is not installed.
+    """
+    if recipe.tensorboard:
+        require_tensorboard()
 
 
 def build_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
     """The callbacks of a recipe; the one that keeps weights writes them into the run."""
     callbacks: list[Callback] = []
+    # First, so that at the end the best epoch's weights replace the last average, not the other way round.
+    if recipe.ema is not None:
+        callbacks.append(WeightAveraging(**recipe.ema.model_dump()))
     stopping = recipe.early_stopping
     if stopping is not None:
         callbacks.append(
@@ -218,7 +299,18 @@ def build_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
     monitor = kept_by(recipe)
     if monitor is not None:
         callbacks.append(BestWeights(monitor=monitor, save=lambda model: folder.write_weights(weights_bytes(model))))
+    if recipe.keep_every is not None:
+        callbacks.append(
+            EpochWeights(
+                save=lambda epoch, model: folder.write_epoch_weights(epoch, weights_bytes(model)),
+                every=recipe.keep_every,
+            )
+        )
+    if recipe.time_limit_minutes is not None:
+        callbacks.append(TimeLimit(max_minutes=recipe.time_limit_minutes))
     callbacks.append(CSVLog(folder.metrics_path))
+    if recipe.tensorboard:
+        callbacks.append(TensorBoard(folder.tensorboard_path, scaling=folder.data.scaling))
     return callbacks
 
 

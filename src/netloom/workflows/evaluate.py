@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from netloom.data.sources import open_source
 from netloom.data.splits import Split
 from netloom.errors import DataError, NetloomError, RunError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
+from netloom.inference import Watch, unwatched
 from netloom.progress import Reporter
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, on_device, resolve_device, training_threads
+from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows import build
 from netloom.workflows.runs import Run, load
 
@@ -32,11 +35,12 @@ def evaluate(
     part: str = "test",
     device: str = "auto",
     quiet: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Score the run's kept weights.
 
     Without `source`, on a part of the data it was trained with, as its manifest says. With one, on all pictures of
-    that source, whose class names must be among the run's.
+    that source, whose class names must be among the run's. The prediction hooks of `callbacks` are called.
 
     Returns:
         Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class.
@@ -49,7 +53,8 @@ def evaluate(
     if part not in PARTS:
         raise RunError(f"Part {part!r} is unknown: one of {', '.join(PARTS)}.")
     image_set, train_targets, indices = _pictures(opened, source, part, Reporter(quiet=quiet))
-    evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device)
+    watch = CallbackList(callbacks).call
+    evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device, watch=watch)
     recorded = opened.result.get(part, {}).get("accuracy") if source is None else None
     return {
         "run": str(opened.path),
@@ -67,6 +72,7 @@ def score(
     *,
     train_targets: npt.NDArray[np.int64],
     device: str = "auto",
+    watch: Watch = unwatched,
 ) -> Evaluation:
     """Score the run's model on `image_set[indices]`, executed as the run was if the device is the same."""
     recipe, facts, chosen = run.recipe, run.data, resolve_device(device)
@@ -85,6 +91,7 @@ def score(
         targets=image_set.targets.numpy()[indices],
         train_targets=train_targets,
         plan=plan,
+        watch=watch,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from netloom.errors import DataError
 from netloom.inference import inference_batch_size, predict_outputs
 from netloom.run import DataFacts, RunFolder
 from netloom.runtime import executing, on_device, resolve_device, usable_cpus
+from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows.build import build_heads
 from netloom.workflows.evaluate import plan_for
 from netloom.workflows.runs import load
@@ -30,6 +31,7 @@ def predict(
     *,
     top: int = 1,
     device: str = "auto",
+    callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
     """Classify pictures.
 
@@ -38,6 +40,7 @@ def predict(
         paths: Files, folders (all files below), or patterns with `*`.
         top: How many classes to give for each picture, likeliest first.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        callbacks: Whose prediction hooks are called.
 
     Returns:
         For each picture `path` and either `predictions`, a list of `{"class", "probability"}`, or `error`, why it
@@ -56,25 +59,41 @@ def predict(
     plan, model = plan_for(opened, chosen), on_device(opened.model(), chosen)
     head = build_heads(opened.recipe, facts.class_names)[0]
     size = inference_batch_size(facts.image_size, opened.recipe.batch_size)
-    results: list[dict[str, Any]] = []
+    problems: list[str | None] = []
     with executing(plan), ThreadPoolExecutor(usable_cpus()) as pool:
-        for start in range(0, len(files), size):
-            chunk = files[start : start + size]
-            decoded = list(pool.map(lambda path: _decode(path, facts), chunk))
-            readable = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
-            probabilities: Iterator[npt.NDArray[np.float32]] = iter(())
-            if readable:
-                images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2).to(chosen)
-                batch = Batch({"image": facts.scaling(images)}, {})
-                outputs = predict_outputs(model, [batch], head_names=[head.name], plan=plan)
-                probabilities = iter(head.probabilities(outputs[head.name]).numpy())
-            for path, pixels in zip(chunk, decoded, strict=True):
-                if isinstance(pixels, str):
-                    results.append({"path": str(path), "error": pixels})
-                else:
-                    row = next(probabilities)
-                    results.append({"path": str(path), "predictions": _top(row, facts, top)})
-    return results
+        outputs = predict_outputs(
+            model,
+            _batches(files, facts, problems, batch_size=size, device=chosen, pool=pool),
+            head_names=[head.name],
+            plan=plan,
+            watch=CallbackList(callbacks).call,
+        )
+    rows = iter(head.probabilities(outputs[head.name]).numpy())
+    return [
+        {"path": str(path), "predictions": _top(next(rows), facts, top)}
+        if problem is None
+        else {"path": str(path), "error": problem}
+        for path, problem in zip(files, problems, strict=True)
+    ]
+
+
+def _batches(
+    files: Sequence[Path],
+    facts: DataFacts,
+    problems: list[str | None],
+    *,
+    batch_size: int,
+    device: str,
+    pool: ThreadPoolExecutor,
+) -> Iterator[Batch]:
+    """The readable pictures of `files`; why a file cannot be read, or None, is put at the end of `problems`."""
+    for start in range(0, len(files), batch_size):
+        decoded = list(pool.map(lambda path: _decode(path, facts), files[start : start + batch_size]))
+        problems += [pixels if isinstance(pixels, str) else None for pixels in decoded]
+        readable = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
+        if readable:
+            images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2).to(device)
+            yield Batch({"image": facts.scaling(images)}, {})
 
 
 def _top(row: npt.NDArray[np.float32], facts: DataFacts, top: int) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from netloom.models.registry import describe_models
 from netloom.report.data import Mistake, ModelFacts, ReportData, SourceFacts, TrainingFacts
 from netloom.report.report import render_report
 from netloom.run import RunFolder
+from netloom.workflows import build
 
 _MISTAKES_SHOWN = 24
 _HOW_SPLIT = {
@@ -70,10 +71,12 @@ def _source(folder: RunFolder, image_set: ImageSet, split: Split) -> SourceFacts
     facts = folder.data
     targets, k = image_set.targets.numpy(), len(facts.class_names)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    weights = build.class_weights(folder.recipe, targets[split.train], facts.class_names)
     return SourceFacts(
         name=facts.source_name,
         location=facts.source_location,
         class_counts={part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items()},
+        class_weights=() if weights is None else weights.tolist(),
         split_method=_HOW_SPLIT.get(split.method, f"Parts: {split.method}."),
         rejected=[(item["path"], item["reason"]) for item in facts.audit.get("rejected", [])],
         warnings=facts.audit.get("warnings", []),

@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from netloom.errors import ModelError, did_you_mean
 from netloom.models.registry import create_model, model_names
 from netloom.models.summary import ModelSummary, summarize
 from netloom.recipe import Recipe, load_recipe, recipe_names
 from netloom.workflows.build import build_heads
 
+_MOST_CLASSES = 1_000_000
 _DEFAULT_SIDE = {"rgb": 3, "auto": 3, "grey": 1}
 
 
@@ -38,18 +41,19 @@ def summary(
     recipe = _recipe_of(model, settings or {})
     channels, height, width = _shape(input_shape, recipe)
     count = classes if classes is not None else 2 if recipe.loss.startswith("binary") else 10
-    if count < 2:
-        raise ModelError(f"--classes {count}: a classifier needs at least two classes.")
+    if not 2 <= count <= _MOST_CLASSES:
+        raise ModelError(f"--classes {count}: expected 2 to {_MOST_CLASSES:,}.")
     head = build_heads(recipe, [str(i) for i in range(count)])[0]
-    network = create_model(
-        recipe.model,
-        in_channels=channels,
-        num_outputs=head.num_outputs,
-        image_size=(height, width),
-        seed=recipe.seed,
-        options=recipe.model_options(),
-    )
-    return summarize(network, input_shape=(channels, height, width), trunk_only=trunk)
+    with torch.device("meta"):  # shapes and counts need no numbers: vgg19 at 224x224 takes no memory
+        network = create_model(
+            recipe.model,
+            in_channels=channels,
+            num_outputs=head.num_outputs,
+            image_size=(height, width),
+            seed=recipe.seed,
+            options=recipe.model_options(),
+        )
+        return summarize(network, input_shape=(channels, height, width), trunk_only=trunk)
 
 
 def _recipe_of(name: str, settings: Mapping[str, Any]) -> Recipe:
@@ -66,7 +70,7 @@ def _recipe_of(name: str, settings: Mapping[str, Any]) -> Recipe:
 
 def _shape(text: str | None, recipe: Recipe) -> tuple[int, int, int]:
     if text is not None:
-        match = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip())
+        match = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})[x×](\d{1,6})", text.strip())
         if match is None:
             raise ModelError(f"--input {text!r}: expected CHANNELSxHEIGHTxWIDTH, for example 3x32x32.")
         return int(match[1]), int(match[2]), int(match[3])

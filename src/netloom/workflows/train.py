@@ -38,6 +38,7 @@ def train(
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
     plan: ExecutionPlan | None = None,
+    profile: bool = False,
     settings: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Run:
@@ -54,6 +55,7 @@ def train(
         quiet: Say nothing while it runs.
         callbacks: Of your own, called after the recipe's.
         plan: Execute it so, and on this plan's device, to repeat another run's bits (`run.plan`); None measures.
+        profile: Write a trace of some steps, `profile/` in the run's folder: where the time goes.
         settings: Recipe keys to change, dotted ones too.
         **overrides: Recipe keys to change.
 
@@ -65,9 +67,11 @@ def train(
     reporter = Reporter(quiet=quiet)
     chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
     device = resolve_device(device if plan is None else plan.device)
+    build.check_extras(chosen)
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     heads = build.build_heads(chosen, data.facts.class_names)
+    build.sample_weights(chosen, data.image_set, data.split.train)  # a wrong class name is told before a run is made
     network = build.build_model(
         chosen,
         in_channels=data.facts.channels,
@@ -83,7 +87,8 @@ def train(
         environment=environment_record(),
     )
     run = Run(folder.path, model=model)
-    return TrainingRun(run, chosen, data, network, heads, device, reporter, plan=plan).execute(callbacks)
+    training = TrainingRun(run, chosen, data, network, heads, device, reporter, plan=plan, profile=profile)
+    return training.execute(callbacks)
 
 
 def resume(
@@ -94,6 +99,7 @@ def resume(
     source: ImageSet | None = None,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
+    profile: bool = False,
 ) -> Run:
     """Go on with a training that was cut short, or extend a finished one.
 
@@ -107,6 +113,7 @@ def resume(
         source: The pictures, where the run was trained on pictures in memory.
         quiet: Say nothing while it runs.
         callbacks: The same as were given to `train`.
+        profile: Write a trace of some steps, as for `train`.
 
     Raises:
         RunError: There is no such run, its pictures have changed, or `epochs` is less than it has already.
@@ -117,6 +124,7 @@ def resume(
     opened = load(run, model=model)
     opened.remove_unfinished_files()
     recipe, result = opened.recipe, opened.result
+    build.check_extras(recipe)
     extended = _extended(opened, recipe, epochs)
     if result["status"] == "finished" and extended == recipe:
         reporter.say(f"{opened.path} is finished; say how many epochs it shall have: --set epochs=N.")
@@ -138,6 +146,7 @@ def resume(
         reporter,
         plan=plan,
         checkpoint=checkpoint,
+        profile=profile,
         earlier_tests=int(result.get("tests", 0)),
     ).execute(callbacks)
 

@@ -14,11 +14,12 @@ from torch import nn
 from netloom.data.batches import ImageBatches
 from netloom.errors import TrainingError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
+from netloom.inference import Watch
 from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, on_device, peak_memory_bytes
-from netloom.training.callbacks import Callback, EpochProgress, Profile
+from netloom.training.callbacks import Callback, CallbackList, EpochProgress, Profile
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
@@ -104,7 +105,7 @@ class TrainingRun:
         except TrainingError as error:
             self.run.write_result({"status": "failed", "reason": str(error), "tests": self.earlier_tests})
             raise
-        return self._finish(state, plan)
+        return self._finish(state, plan, CallbackList(callbacks).call)
 
     def _fit(self, batches: ImageBatches, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         recipe = self.recipe
@@ -137,7 +138,7 @@ class TrainingRun:
             device=self.device,
         )
 
-    def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan) -> Evaluation:
+    def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan, watch: Watch) -> Evaluation:
         targets = self.data.image_set.targets.numpy()
         return evaluate_model(
             self.network,
@@ -146,19 +147,20 @@ class TrainingRun:
             targets=targets[indices],
             train_targets=targets[self.data.split.train],
             plan=plan,
+            watch=watch,
         )
 
-    def _finish(self, state: TrainingState, plan: ExecutionPlan) -> Run:
+    def _finish(self, state: TrainingState, plan: ExecutionPlan, watch: Watch) -> Run:
         """Keep the weights, look at the test part once, write result and report."""
         self.run.write_weights(weights_bytes(self.network))
         interrupted = state.stop_reason in (BY_USER, BY_SYSTEM)
         result = self._result(state, plan, "interrupted" if interrupted else "finished")
         if state.history:
-            validation = self._evaluate(self.data.split.validation, plan)
+            validation = self._evaluate(self.data.split.validation, plan, watch)
             result["validation"] = {**validation.to_json(), **_best(state.history)}
         test = None
         if not interrupted:
-            test = self._evaluate(self.data.split.test, plan)
+            test = self._evaluate(self.data.split.test, plan, watch)
             self.run.write_test_predictions(probabilities=test.probabilities, targets=test.targets)
             result["test"] = test.to_json()
             result["tests"] += 1
@@ -217,6 +219,8 @@ class TrainingRun:
                 "make its score too good"
             )
         self.reporter.say(f"Run:    {self.run.path}\nReport: {self.run.report_path}")
+        if self.profile and self.run.profile_path.is_dir():
+            self.reporter.say(f"Profile: {self.run.profile_path}")
 
 
 def kept_epoch(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> int | None:

@@ -137,11 +137,16 @@ class AugmentationSpec:
         return self.mixup > 0 or self.cutmix > 0
 
     @property
-    def is_identity(self) -> bool:
-        """Whether nothing at all is asked for."""
+    def changes_pictures(self) -> bool:
+        """Whether anything is done to single pictures; mixing is done to batches."""
         geometry = self.interpolates or self.moves_pixels
         colour = self.jitters_colour or self.policy != "none"
-        return not (geometry or colour or self.cutout or self.mixes)
+        return bool(geometry or colour or self.cutout)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing at all is asked for."""
+        return not (self.changes_pictures or self.mixes)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,0 +1,58 @@
+"""Stop before a time limit is passed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from netloom.training.callbacks.base import Callback
+from netloom.training.state import TrainingState
+
+
+class TimeLimit(Callback):
+    """Stops after the epoch from which another one would not end within the limit.
+
+    An epoch is expected to take as long as the longest so far, so that only a first epoch that is longer than the
+    whole limit passes it. What a resumed training took before counts.
+
+    Args:
+        max_minutes: Of training and validation together.
+    """
+
+    def __init__(self, *, max_minutes: float) -> None:
+        self.max_minutes = max_minutes
+        self._earlier_seconds = 0.0
+        self._longest_epoch_seconds = 0.0
+        self._started: float | None = None
+        self._epoch_started = 0.0
+
+    def on_fit_start(self, state: TrainingState) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_epoch_start(self, state: TrainingState) -> None:
+        """Start the epoch's clock."""
+        self._epoch_started = time.monotonic()
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Stop if another epoch would pass the limit."""
+        epoch_seconds = time.monotonic() - self._epoch_started
+        self._longest_epoch_seconds = max(self._longest_epoch_seconds, epoch_seconds)
+        spent = self._seconds()
+        if spent + self._longest_epoch_seconds > 60 * self.max_minutes:
+            state.stop(
+                f"time limit: {spent / 60:.1f} of {self.max_minutes:g} minutes are used and an epoch takes up to "
+                f"{self._longest_epoch_seconds / 60:.1f}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seconds spent, and those of the longest epoch."""
+        return {"seconds": self._seconds(), "longest_epoch_seconds": self._longest_epoch_seconds}
+
+    def load_state_dict(self, value: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._earlier_seconds = value["seconds"]
+        self._longest_epoch_seconds = value["longest_epoch_seconds"]
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + (0.0 if self._started is None else time.monotonic() - self._started)

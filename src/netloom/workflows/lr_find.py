@@ -1,0 +1,146 @@
+"""Which learning rate suits a recipe on a source."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from netloom.data.imageset import ImageSet
+from netloom.errors import RunError
+from netloom.files import refuse_existing, write_atomically
+from netloom.progress import Reporter
+from netloom.recipe import Recipe
+from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device, resolve_device
+from netloom.training.lr_finder import RangeTest, find_learning_rate
+from netloom.training.planning import choose_plan
+from netloom.training.step import TrainingStep
+from netloom.workflows import build
+from netloom.workflows.build import CustomModel
+from netloom.workflows.prepare import prepare_data
+from netloom.workflows.train import recipe_for
+
+SUGGESTIONS = {
+    "steepest": "steepest descent",
+    "half_of_diverging": "half of where it shoots up",
+}
+
+
+def lr_find(
+    source: str | Path | ImageSet,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    model: CustomModel | None = None,
+    min_rate: float = 1e-6,
+    max_rate: float = 10.0,
+    n_steps: int = 300,
+    max_seconds: float = 120.0,
+    plot: str | Path | None = None,
+    force: bool = False,
+    device: str = "auto",
+    plan: ExecutionPlan | None = None,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> RangeTest:
+    """Find learning rates for a recipe by the exponential range test, see `training.lr_finder`.
+
+    All that the recipe says of training applies but its schedule and its learning rate. Only a copy of the network is
+    trained: the model, generators and files stay as they are, and a training afterwards gives the same bits.
+
+    Args:
+        source: A folder, an archive, a CSV file, a named set, or an ImageSet.
+        recipe: A shipped recipe's name, a YAML file or a Recipe; the source's own default without one.
+        model: As in `train`.
+        min_rate: Learning rate of the first step.
+        max_rate: Learning rate of the last step.
+        n_steps: Optimizer steps, at least 50; the test ends sooner where the loss shoots up.
+        max_seconds: Fewer steps are taken where they would take longer than this, but not below 50.
+        plot: An `.svg`, `.png` or `.html` file to draw the curve into.
+        force: Replace `plot` if it exists.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        plan: Execute it so, and on this plan's device; None measures.
+        quiet: Say nothing while it runs.
+        settings: Recipe keys to change, dotted ones too.
+        **overrides: Recipe keys to change.
+
+    Raises:
+        NetloomError: Of the fitting kind; the message says what to do.
+    """
+    path = None if plot is None else _checked(Path(plot), force=force)
+    keep_freed_memory()
+    reporter = Reporter(quiet=quiet)
+    chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
+    device = resolve_device(device if plan is None else plan.device)
+    data = prepare_data(source, chosen, reporter)
+    heads = build.build_heads(chosen, data.facts.class_names)
+    network = build.build_model(
+        chosen,
+        in_channels=data.facts.channels,
+        num_outputs=heads[0].num_outputs,
+        image_size=data.facts.image_size,
+        custom=copy.deepcopy(model) if isinstance(model, nn.Module) else model,
+    )
+    network = on_device(network, device)
+    train = build.training_batches(chosen, data.image_set, data.split.train, scaling=data.facts.scaling, device=device)
+    measured = plan or choose_plan(network, next(iter(train.epoch())), heads, device=device, precision=chosen.precision)
+
+    def make_step(replica: nn.Module) -> TrainingStep:
+        optimizer = build.build_optimizer(chosen, replica)
+        options = build.step_options(chosen, replica)
+        return TrainingStep(replica, heads, optimizer, plan=measured, seed=chosen.seed, **options)
+
+    with reporter.bar("Trying learning rates") as on_progress:
+        found = find_learning_rate(
+            network,
+            train=train,
+            make_step=make_step,
+            min_rate=min_rate,
+            max_rate=max_rate,
+            n_steps=n_steps,
+            max_seconds=max_seconds,
+            on_progress=on_progress,
+        )
+    if path is not None:
+        write_atomically(path, _drawn(found, f"{data.facts.source_name}: recipe {chosen.name}", path))
+    return found
+
+
+def _checked(path: Path, *, force: bool) -> Path:
+    from netloom.report.rates import FORMATS
+
+    known = [f".{name}" for name in FORMATS]
+    if path.suffix.lower() not in known:
+        raise RunError(f"--plot {path}: expected a name that ends in {', '.join(known)}.")
+    refuse_existing(path, force=force)
+    return path
+
+
+def _drawn(found: RangeTest, title: str, path: Path) -> bytes:
+    from netloom.report.rates import draw_rates
+
+    return draw_rates(
+        found.rates,
+        found.losses,
+        found.smoothed,
+        suggestions={SUGGESTIONS[name]: rate for name, rate in found.suggestions.items()},
+        title=title,
+        file_format=path.suffix.lower()[1:],
+    )
+
+
+def describe(found: RangeTest, *, plot: str | None = None) -> list[str]:
+    """What the test found, in lines for people; `plot` is the file that was drawn."""
+    lines = [
+        f"{SUGGESTIONS[name][0].upper()}{SUGGESTIONS[name][1:]}:  --set learning_rate={rate:.2g}"
+        for name, rate in found.suggestions.items()
+    ]
+    if not lines:
+        lines = ["The loss neither fell nor shot up: try other rates with --min-rate and --max-rate, or more steps."]
+    elif len(lines) == 2:
+        lines.append("Start with the first; the second is about the largest that works, say as the peak of one_cycle.")
+    where = f"Plot: {plot}" if plot else "--plot FILE.svg draws the curve."
+    return [*lines, where]
