@@ -22,6 +22,7 @@ ROWS = [
     {"run"},
     {"workflows"},
     {"cli"},
+    {"__main__"},
 ]
 ROW_OF = {name: number for number, row in enumerate(ROWS) for name in row}
 

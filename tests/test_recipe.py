@@ -110,3 +110,46 @@ def test_recipes_are_frozen_and_replaced() -> None:
         recipe.epochs = 3  # type: ignore[misc]
     assert recipe.replace(epochs=3).epochs == 3
     assert recipe.replace(augmentation=None).augmentation is None
+
+
+def test_another_model_leaves_the_options_that_it_does_not_have() -> None:
+    assert load_recipe("photos").head_pooling is not None
+    changed = load_recipe("photos", {"model": "resnet20"})
+    assert (changed.model, changed.head_pooling, changed.filters) == ("resnet20", None, None)
+    assert changed.augmentation == load_recipe("photos").augmentation
+    with pytest.raises(RecipeError, match="filters: resnet20 has no such option"):
+        load_recipe("photos", {"model": "resnet20", "filters": [8]})
+
+
+def test_a_recipe_file_for_another_model_than_the_one_it_extends(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: photos\nmodel: resnet20\n", encoding="utf-8")
+    assert load_recipe(path).model == "resnet20"
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"schedule": "cosine"}, "schedule: is a group of keys; set one of them, such as schedule.kind"),
+        ({"image_size": "48x64"}, "image_size: .*integer.* or .*list, found '48x64'"),
+        ({"image_size": 10**6}, "image_size: .*less than or equal to 10000"),
+        ({"class_weight": {"[a]": -1}}, "class_weight"),
+        ({"l1": 1e300}, "l1: .*less than or equal to 1000000"),
+    ],
+)
+def test_one_key_is_told_in_one_line(values: dict[str, object], told: str) -> None:
+    with pytest.raises(RecipeError, match=told) as caught:
+        Recipe.from_mapping(values)
+    assert "pydantic" not in str(caught.value)
+    assert str(caught.value).count("\n") == (2 if "class_weight" in values else 1)
+
+
+def test_long_values_are_shortened_in_messages() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_mapping({"dense_units": [0] * 100_000, "name": ["x" * 10**6]})
+    assert len(str(caught.value)) < 10**6 / 10
+
+
+def test_values_given_on_the_command_line_have_no_aliases() -> None:
+    with pytest.raises(RecipeError, match="aliases"):
+        parse_overrides(["filters=[&a [1], *a]"])

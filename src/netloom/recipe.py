@@ -168,14 +168,16 @@ class Recipe(_Group):
     )
     label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
     optimizer: Literal["sgd", "adam", "adamw", "nadam", "rmsprop"] = Field("adam", description="the optimizer")
-    learning_rate: float = Field(1e-3, gt=0, description="base learning rate")
+    learning_rate: float = Field(1e-3, gt=0, le=1e6, description="base learning rate")
     momentum: Fraction = Field(0.0, description="of sgd and rmsprop")
     nesterov: bool = Field(False, description="Nesterov's momentum, for sgd")
-    weight_decay: float = Field(0.0, ge=0, description="on weights only; decoupled for adamw")
-    l1: float = Field(0.0, ge=0, description="penalty on the absolute values of the weights")
-    l2: float = Field(0.0, ge=0, description="penalty on the squares of the weights")
-    max_norm: float | None = Field(None, gt=0, description="largest norm of the weights into each unit, kernels only")
-    gradient_clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    weight_decay: float = Field(0.0, ge=0, le=1e6, description="on weights only; decoupled for adamw")
+    l1: float = Field(0.0, ge=0, le=1e6, description="penalty on the absolute values of the weights")
+    l2: float = Field(0.0, ge=0, le=1e6, description="penalty on the squares of the weights")
+    max_norm: float | None = Field(
+        None, gt=0, le=1e6, description="largest norm of the weights into each unit, kernels only"
+    )
+    gradient_clip_norm: float | None = Field(None, gt=0, le=1e6, description="largest norm of the gradient")
     schedule: LearningRateSchedule | None = Field(None, description="null keeps the rate constant")
 
     epochs: int = Field(50, ge=1, description="passes over the training pictures")

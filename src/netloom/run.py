@@ -86,7 +86,8 @@ class DataFacts:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "all of it"
-            raise ValueError(f"{place}: {first['msg']}, found {reprlib.repr(first['input'])}") from error
+            found = "" if first["type"] == "missing" else f", found {reprlib.repr(first['input'])}"
+            raise ValueError(f"{place}: {first['msg']}{found}") from error
         if len(set(facts.class_names)) < len(facts.class_names):
             raise ValueError("class_names: two are the same")
         if not len(facts.mean) == len(facts.std) == facts.channels:

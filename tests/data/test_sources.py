@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
@@ -432,3 +433,20 @@ def test_the_cats_and_dogs_of_the_real_zip(shared_data: Path) -> None:
     assert source.class_names == ("cats", "dogs")
     splits = [s.split for s in source.samples]
     assert [splits.count(p) for p in ("train", "validation", "test")] == [2000, 1000, 1000]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_tar_with_an_absurd_header_is_refused_at_once(tmp_path: Path, suffix: str, kind: bytes) -> None:
+    """Python's tarfile would search hundreds of megabytes of digits for minutes."""
+    path = tmp_path / f"bomb{suffix}"
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 300 * 1024**2
+    opener = gzip.open if suffix == ".tar.gz" else open
+    with opener(path, "wb") as file:
+        file.write(header.tobuf())
+        file.write(b"9" * 2**20)
+    started = time.process_time()
+    with pytest.raises(DataError, match=r"bomb"):
+        open_source(path)
+    assert time.process_time() - started < 5

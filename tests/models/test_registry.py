@@ -113,3 +113,26 @@ def test_a_users_builder_is_checked_when_it_is_registered() -> None:
     with pytest.raises(ValueError, match="'stages' of _tiny needs a type and a default"):
         register_model("mine", description="", paper="")(_tiny)
     assert "mine" not in model_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "options"),
+    [
+        ("mlp", (32, 32), {"dense_units": [1_000_000, 1_000_000]}),
+        ("convnet", (32, 32), {"filters": [1_000_000] * 3, "kernel_size": 1_000_000}),
+        ("convnet", (100_000, 100_000), {}),
+    ],
+)
+def test_networks_that_fit_no_memory_are_refused_before_they_take_any(
+    name: str, image_size: tuple[int, int], options: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match=r"at most 1,000,000,000 are built"):
+        create_model(name, in_channels=3, num_outputs=10, image_size=image_size, seed=0, options=options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"convs_per_block": 10**8}, {"filters": [1] * 1000}, {"filters": [10**9]}, {"dense_units": [1] * 1000}]
+)
+def test_numbers_beyond_any_network_are_mistakes(options: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=next(iter(options))):
+        create_model("convnet", in_channels=3, num_outputs=10, image_size=(32, 32), seed=0, options=options)

@@ -64,7 +64,7 @@ def test_the_cells_are_the_pictures_that_training_is_fed(tmp_path: Path) -> None
     shown = cells(path, rows=2, columns=3)
     np.testing.assert_array_equal(shown[0], source.images[6].permute(1, 2, 0))
     batches = build.training_batches(
-        load_recipe("photos", CHANGES), source, np.arange(0, 30, 3), scaling=InputScaling.none(3), device="cpu"
+        load_recipe("photos", CHANGES), source, np.arange(0, 30, 3), scaling=InputScaling.none(3)
     )
     for epoch in range(5):
         (fed,) = (

@@ -36,7 +36,7 @@ def recipe(class_weight: object) -> Recipe:
 
 def weights_in_training(chosen: Recipe, image_set: netloom.ImageSet, train: np.ndarray) -> dict[bytes, float]:
     """Weight of every picture that the batches of an epoch hold."""
-    batches = build.training_batches(chosen, image_set, train, scaling=InputScaling.none(3), device="cpu")
+    batches = build.training_batches(chosen, image_set, train, scaling=InputScaling.none(3))
     found = {}
     for batch in batches.epoch():
         assert batch.weights is not None

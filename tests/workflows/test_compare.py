@@ -71,7 +71,7 @@ def write_run(
         writer = csv.writer(file)
         writer.writerow(["epoch", "train_loss", "validation_loss", "validation_accuracy", "seconds"])
         writer.writerows([e, 1 / e, 1.2 / e, 1 - 0.4 / e, 0.5] for e in range(1, epochs + 1))
-    result: dict[str, Any] = {"status": status}
+    result: dict[str, Any] = {"status": status, "tests": int(status == "finished")}
     if right is not None:
         folder.write_test_predictions(
             probabilities=np.eye(len(classes), dtype=np.float32)[np.where(right, targets, 1 - targets)],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from netloom.data.layout import Entry, printable
-from netloom.data.location import StreamedTarMember, TarMember, ZipMember
+from netloom.data.location import BoundedTarInfo, StreamedTarMember, TarMember, ZipMember
 from netloom.data.samples import Rejected
 from netloom.errors import DataError
 
@@ -148,9 +148,9 @@ def _list_tar(path: Path) -> Listing:
 def _open_tar(path: Path) -> tuple[tarfile.TarFile, bool]:
     """The archive, and whether it is uncompressed, so that members can be read where they lie."""
     try:
-        return tarfile.open(path, "r:"), True
+        return tarfile.open(path, "r:", tarinfo=BoundedTarInfo), True
     except tarfile.ReadError:
-        return tarfile.open(path, "r|*"), False
+        return tarfile.open(path, "r|*", tarinfo=BoundedTarInfo), False
 
 
 def _tar_reason(member: tarfile.TarInfo, seen: set[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,9 +47,8 @@ class InputScaling:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Scale `[B, C, H, W]` pixels of 0..255, uint8 or float32, to float32 network inputs."""
         pixels = images.to(torch.float32)
-        factor = torch.tensor([1 / (255 * s) for s in self.std], device=images.device)
-        offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device)
-        return torch.addcmul(offset.view(1, -1, 1, 1), pixels, factor.view(1, -1, 1, 1))
+        factor, offset = _factor_and_offset(self, images.device)
+        return torch.addcmul(offset, pixels, factor)
 
     def to_pixels(self, inputs: torch.Tensor) -> torch.Tensor:
         """The way back: network inputs `[B, C, H, W]` to pixels, uint8, rounded and cut to 0..255."""
@@ -81,6 +81,15 @@ class InputScaling:
         std = (squares / count - mean**2).clamp_(min=0).sqrt_().clamp_(min=1 / 255)
         # Rounded, since the last bits of float32 sums depend on the number of threads.
         return cls(tuple(round(m, 5) for m in mean.tolist()), tuple(round(s, 5) for s in std.tolist()))
+
+
+@functools.lru_cache(maxsize=64)
+def _factor_and_offset(scaling: InputScaling, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[1, C, 1, 1]` each; made once for a device, since copying them to a GPU for each batch would wait for it."""
+    with torch.inference_mode(False):  # or the first use, if it predicts, would bar them from every training
+        factor = torch.tensor([1 / (255 * s) for s in scaling.std], device=device)
+        offset = torch.tensor([-m / s for m, s in zip(scaling.mean, scaling.std, strict=True)], device=device)
+    return factor.view(1, -1, 1, 1), offset.view(1, -1, 1, 1)
 
 
 class ImageBatches:

@@ -126,6 +126,17 @@ class ImageSet:
             content_hashes=_pick(self.content_hashes, places),
         )
 
+    def to(self, device: str | torch.device) -> ImageSet:
+        """The same pictures with tensors on `device`; itself if they are there already."""
+        if self.images.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            images=self.images.to(device),
+            targets=self.targets.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
+        )
+
     def class_counts(self) -> torch.Tensor:
         """Number of pictures in each class, int64 `[K]`."""
         return torch.bincount(self.targets, minlength=len(self.class_names))
@@ -347,7 +358,9 @@ def _as_nhwc(images: npt.NDArray[Any], layout: str) -> Pixels:
 def _as_labels(targets: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         raise DataError(
-            f"targets must be class indices, integers of shape [N], not {targets.dtype} of shape {list(targets.shape)}."
+            f"targets must be class indices, integers of shape [N], not {targets.dtype} of shape "
+            f"{list(targets.shape)}. Names become indices by: class_names, targets = np.unique(names, "
+            "return_inverse=True)."
         )
     return targets.astype(np.int64)
 

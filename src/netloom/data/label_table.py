@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from netloom.errors import DataError, did_you_mean
 _REQUIRED = ("image_path", "label")
 _OPTIONAL = ("split", "group", "weight")
 _MISTAKES_SHOWN = 10
+_LARGEST_WEIGHT = 1_000_000  # a larger one overflows the gradients rather than says anything of a picture
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def read_label_table(path: Path) -> Arranged:
     number = {name: index for index, name in enumerate(names)}
     numbered = [replace(sample, label=number[label]) for label, sample in samples]
     check_classes(names, numbered, where=str(path))
+    if not any(sample.weight for sample in numbered if sample.split in (None, "train")):
+        raise DataError(f"Every training picture of {path} has the weight 0, so nothing could be learned from them.")
     return Arranged(names, numbered, rejected)
 
 
@@ -87,6 +89,9 @@ def _read_rows(path: Path) -> list[_Row]:
 def _columns(path: Path, header: list[str]) -> list[str]:
     columns = [cell.strip().casefold() for cell in header]
     missing = [name for name in _REQUIRED if name not in columns]
+    twice = [name for name in (*_REQUIRED, *_OPTIONAL) if columns.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has two columns {twice[0]}; remove or rename one of them.")
     if missing:
         found = ", ".join(repr(cell.strip()) for cell in header) or "nothing"
         hints = "".join(did_you_mean(name, set(columns) - {""}) for name in missing)
@@ -128,7 +133,7 @@ def _mistakes_of(row: _Row, splits_given: bool) -> list[str]:
             f"{did_you_mean(cells['split'], PART_NAMES)}"
         )
     if cells["weight"] and _weight(cells["weight"]) is None:
-        mistakes.append(f"weight is {cells['weight']!r}, expected a number of at least 0")
+        mistakes.append(f"weight is {cells['weight']!r}, expected a number from 0 to {_LARGEST_WEIGHT:,}")
     return mistakes
 
 
@@ -137,7 +142,7 @@ def _weight(cell: str) -> float | None:
         weight = float(cell)
     except ValueError:
         return None
-    return weight if math.isfinite(weight) and weight >= 0 else None
+    return weight if 0 <= weight <= _LARGEST_WEIGHT else None
 
 
 def _id(row: _Row) -> str:

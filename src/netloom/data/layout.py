@@ -25,6 +25,7 @@ PART_NAMES = {
 """Folder names and CSV values, in any case, and the parts they mean."""
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 _ARRANGEMENT = (
     "Arrange the pictures as CLASS/picture.jpg, one folder for each class, or as "
@@ -50,10 +51,15 @@ class Arranged:
 
 
 def printable(name: str) -> str:
-    """`name` in NFC, with undecodable bytes escaped, so that it can be stored and shown."""
-    if name.isascii():
+    r"""`name` in NFC, so that it can be stored and shown.
+
+    Undecodable bytes, control characters (which a terminal would obey) and those that turn the direction of the text
+    around them are escaped, as `\x1b`.
+    """
+    if name.isascii() and name.isprintable():
         return name
-    return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
+    text = unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
+    return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_junk(name: str) -> bool:

@@ -26,6 +26,29 @@ _FILE_KINDS = (
 )
 
 
+MAX_TAR_HEADER_BYTES = 1024**2
+"""Largest extended header of a tar member; `tarfile` searches it in time that grows with the square of its size."""
+
+
+class BoundedTarInfo(tarfile.TarInfo):
+    """Refuses members whose name or attributes are absurdly long, for `tarfile.open(..., tarinfo=BoundedTarInfo)`."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedTarInfo:
+        """The header in `buf`.
+
+        Raises:
+            tarfile.ReadError: It announces an extended header over `MAX_TAR_HEADER_BYTES`.
+        """
+        info = super().frombuf(buf, encoding, errors)
+        extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if info.type in (*extended, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK) and (
+            info.size > MAX_TAR_HEADER_BYTES
+        ):
+            raise tarfile.ReadError(f"a header of {info.size:,} bytes")
+        return info
+
+
 class UnreadablePictureError(Exception):
     """One picture cannot be used; `reason` says why, for people, as the end of "left out: …"."""
 
@@ -210,7 +233,7 @@ def stream_tar(
     wanted: dict[str, StreamedTarMember] = {member.name: member for member in members}
     reason = f"{archive} has no such member"
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with tarfile.open(archive, "r|*", tarinfo=BoundedTarInfo) as tar:
             for info in tar:
                 if info.name in wanted:
                     data = _read_tar_stream(tar, info)

@@ -72,8 +72,10 @@ class Split:
 
 def _refuse_impossible_ids(names: Mapping[str, list[str]], position: Mapping[str, int]) -> None:
     listed = [name for members in names.values() for name in members]
-    if len(set(listed)) < len(listed) or not all(names.values()):
-        raise DataError("The split manifest is damaged: a picture is listed twice, or a part is empty.")
+    if len(set(listed)) < len(listed):
+        raise DataError("The split manifest is damaged: a picture is in it more than once.")
+    if not all(names.values()):
+        raise DataError("The split manifest is damaged: a part is empty.")
     missing = [name for name in listed if name not in position]
     if missing:
         raise DataError(
@@ -81,8 +83,6 @@ def _refuse_impossible_ids(names: Mapping[str, list[str]], position: Mapping[str
             f"source, for example {', '.join(map(repr, missing[:5]))}. Give the source that the "
             "split was drawn from, or draw a new split by training again."
         )
-    if len(set(listed)) != len(listed):
-        raise DataError("The split manifest is damaged: a picture is in it more than once.")
 
 
 def make_split(

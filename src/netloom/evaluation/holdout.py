@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from netloom.data.batches import Batch
+from netloom.errors import ModelError
 from netloom.inference import Watch, predict_outputs, unwatched
 from netloom.metrics.scores import per_class_scores
 from netloom.metrics.summary import HeldOutScores, score_probabilities
@@ -91,11 +92,20 @@ def evaluate_model(
         train_targets: Of the training part, for the majority baseline.
         plan: Device, threads and precision.
         watch: Called with the prediction hooks.
+
+    Raises:
+        ModelError: An output is not a finite number.
     """
     with executing(plan):
         outputs = predict_outputs(model, batches, head_names=[head.name], plan=plan, watch=watch)
     with torch.no_grad():
         probabilities = head.probabilities(outputs[head.name]).numpy()
+    broken = int((~np.isfinite(probabilities).all(axis=1)).sum())
+    if broken:
+        raise ModelError(
+            f"The network gives no finite probabilities for {broken:,} of {len(probabilities):,} pictures: its weights "
+            "or activations have grown beyond all bounds. Train with a smaller learning_rate."
+        )
     scores = score_probabilities(probabilities, targets, train_targets=train_targets)
     return Evaluation(scores, probabilities, targets, head.class_names)
 

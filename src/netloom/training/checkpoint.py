@@ -6,9 +6,10 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, FiniteFloat, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -21,24 +22,32 @@ from netloom.training.state import TrainingState
 # Saving may take this fraction of the training time; a crash then loses at most twenty times what saving takes.
 _SAVING_SHARE = 0.05
 _TENSOR = "__tensor__"
-_STATE: dict[str, type | tuple[type, ...]] = {
-    "epoch": int,
-    "step": int,
-    "learning_rate_scale": (int, float),
-    "history": list,
-    "stop_reason": (str, type(None)),
-}
+Counter = Annotated[int, Field(ge=0, le=2**53)]
 
 
 @dataclass(frozen=True)
 class EpochProgress:
     """Where in an epoch a training is: batches done, and the figures summed over them."""
 
-    batches: int = 0
+    batches: Counter = 0
     loss_sum: float = 0.0
-    correct: int = 0
-    n_samples: int = 0
+    correct: Counter = 0
+    n_samples: Counter = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What `Checkpoint.values` must hold, to be checked before it is used."""
+
+    epoch: Counter
+    step: Counter
+    learning_rate_scale: Annotated[FiniteFloat, Field(ge=0)]
+    history: list[dict[str, float]]
+    stop_reason: str | None
+    rates: list[tuple[FiniteFloat, FiniteFloat]]
+    callbacks: Any
+    progress: EpochProgress
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,7 @@ class Checkpoint:
         prefix = "model."
         state.model.load_state_dict({k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)})
         self._restore_optimizer(state.optimizer)
-        for name, kind in _STATE.items():
-            if not isinstance(self.values[name], kind):
-                raise TypeError(f"its {name} is {type(self.values[name]).__name__}.")
+        for name in ("epoch", "step", "learning_rate_scale", "history", "stop_reason"):
             setattr(state, name, self.values[name])
         callbacks.load_state_dicts(_unflatten(self.values["callbacks"], self.tensors))
         return self.progress
@@ -150,12 +157,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         with safe_open(path, "pt") as file:
-            values = dict(json.loads((file.metadata() or {})["training"]))
+            values = json.loads((file.metadata() or {})["training"])
+            TypeAdapter(_Values).validate_python(values)
             return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
     except FileNotFoundError as error:
         raise RunError(f"There is no checkpoint at {path}; the training cannot be resumed.") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
-        raise RunError(f"The checkpoint {path} cannot be read ({error}); it is damaged.") from error
+        raise RunError(f"The checkpoint {path} cannot be read ({_beginning(error)}); it is damaged.") from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -171,6 +179,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise RunError(f"There are no weights at {path}.") from error
     except (SafetensorError, OSError) as error:
         raise RunError(f"The weights {path} cannot be read ({error}); the file is damaged.") from error
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise RunError(f"The weights {path} hold numbers that are not finite, in {broken[0]}; the file is damaged.")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

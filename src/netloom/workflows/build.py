@@ -104,9 +104,18 @@ def build_model(
 def _make_custom(custom: CustomModel, seed: int, **given: Any) -> nn.Module:
     if isinstance(custom, nn.Module):
         return custom
-    parameters = inspect.signature(custom).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    accepted = {k: v for k, v in given.items() if takes_all or k in {p.name for p in parameters}}
+    if not callable(custom):
+        raise ModelError(f"model must be a torch.nn.Module, a function making one or a name, not {custom!r}.")
+    signature = inspect.signature(custom)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    accepted = {k: v for k, v in given.items() if takes_all or k in signature.parameters}
+    try:
+        signature.bind(**accepted)
+    except TypeError as error:
+        raise ModelError(
+            f"The function given as model cannot be called ({error}): it is given {', '.join(given)} by keyword, as "
+            "far as it has them, so anything else needs a default."
+        ) from error
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "initialization"))
         model = custom(**accepted)
@@ -117,6 +126,8 @@ def _make_custom(custom: CustomModel, seed: int, **given: Any) -> nn.Module:
 
 def _check_custom(model: nn.Module, in_channels: int, num_outputs: int, image_size: tuple[int, int]) -> None:
     """Run a model of the user's once, so that a wrong shape is told before training."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(f"The model {type(model).__name__} has no parameter to train: all are frozen, or it has none.")
     training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
@@ -190,10 +201,10 @@ def class_weights(
 
 def sample_weights(recipe: Recipe, image_set: ImageSet, train: npt.NDArray[np.int64]) -> torch.Tensor | None:
     """What each picture weighs in the training loss, float32 `[N]`: its own weight times that of its class."""
-    of_class = class_weights(recipe, image_set.targets.numpy()[train], image_set.class_names)
+    of_class = class_weights(recipe, image_set.targets.cpu().numpy()[train], image_set.class_names)
     if of_class is None:
         return image_set.weights
-    weights = torch.from_numpy(of_class)[image_set.targets]
+    weights = torch.from_numpy(of_class).to(image_set.targets.device)[image_set.targets]
     return weights if image_set.weights is None else weights * image_set.weights
 
 
@@ -203,7 +214,6 @@ def training_batches(
     indices: npt.NDArray[np.int64],
     *,
     scaling: InputScaling,
-    device: str,
 ) -> ImageBatches:
     """Shuffled, augmented, weighted batches of the training part.
 
@@ -212,15 +222,15 @@ def training_batches(
     """
     weights = sample_weights(recipe, image_set, indices)
     return ImageBatches(
-        image_set.images.to(device),
-        {"label": image_set.targets.to(device)},
+        image_set.images,
+        {"label": image_set.targets},
         indices,
         batch_size=recipe.batch_size,
         scaling=scaling,
         seed=recipe.seed,
         shuffle=True,
         augmenter=build_augmenter(recipe),
-        weights=None if weights is None else weights.to(device),
+        weights=weights,
     )
 
 
@@ -230,13 +240,12 @@ def plain_batches(
     *,
     batch_size: int,
     scaling: InputScaling,
-    device: str,
 ) -> ImageBatches:
     """Batches in order, never augmented, for validation, test and prediction."""
     height, width = image_set.images.shape[2:]
     return ImageBatches(
-        image_set.images.to(device),
-        {"label": image_set.targets.to(device)},
+        image_set.images,
+        {"label": image_set.targets},
         indices,
         batch_size=inference_batch_size((height, width), batch_size),
         scaling=scaling,

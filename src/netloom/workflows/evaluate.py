@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from netloom.data.imageset import ImageSet, load_image_set
+from netloom.data.imageset import ImageSet
 from netloom.data.sources import open_source
 from netloom.data.splits import Split
 from netloom.errors import DataError, NetloomError, RunError
@@ -23,6 +23,7 @@ from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, on_device, resolve_device, training_threads
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows import build
+from netloom.workflows.prepare import load_as_trained
 from netloom.workflows.runs import Run, load
 
 PARTS = ("train", "validation", "test")
@@ -81,11 +82,10 @@ def score(
     return evaluate_model(
         on_device(run.model(), chosen),
         build.plain_batches(
-            image_set,
+            image_set.to(chosen),
             indices,
             batch_size=recipe.batch_size,
             scaling=facts.scaling,
-            device=chosen,
         ).epoch(),
         head=head,
         targets=image_set.targets.numpy()[indices],
@@ -123,15 +123,7 @@ def _pictures(
             f"The pictures of {run.path} are no longer at {place}: {error} "
             "Say where they are: netloom evaluate RUN SOURCE."
         ) from error
-    with reporter.bar("Reading pictures") as on_progress:
-        image_set = load_image_set(
-            opened,
-            image_size=facts.image_size,
-            resize=facts.resize,
-            channels=facts.channels,
-            on_progress=on_progress,
-        ).image_set
-    image_set = _with_classes_of(run, image_set)
+    image_set = _with_classes_of(run, load_as_trained(opened, facts, reporter))
     targets = image_set.targets.numpy()
     if source is not None:
         return image_set, targets, np.arange(len(image_set))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from netloom.data.audit import audit
 from netloom.data.imageset import ImageSet, load_image_set
-from netloom.data.sources import open_source
+from netloom.data.sources import Source, open_source
 from netloom.data.splits import Split, make_split
 from netloom.errors import DataError, RunError
 from netloom.progress import Reporter
@@ -92,20 +92,25 @@ def reopen_data(folder: RunFolder, source: ImageSet | None, reporter: Reporter) 
         opened = source if source is not None else open_source(facts.source_location)
     except DataError as error:
         raise RunError(f"The pictures of {folder.path} are no longer at {facts.source_location}: {error}") from error
-    with reporter.bar("Reading pictures") as on_progress:
-        image_set = load_image_set(
-            opened,
-            image_size=facts.image_size,
-            resize=facts.resize,
-            channels=facts.channels,
-            on_progress=on_progress,
-        ).image_set
+    image_set = load_as_trained(opened, facts, reporter)
     if fingerprint(image_set) != facts.fingerprint:
         raise RunError(
             f"The pictures at {facts.source_location or 'hand'} have changed since {folder.path} was started, so its "
             "training cannot go on as it was. Put them back as they were, or train anew."
         )
     return PreparedData(image_set, Split.from_json(folder.split, image_set.ids), facts)
+
+
+def load_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: Reporter) -> ImageSet:
+    """The pictures of a source, decoded as those that a run was trained on."""
+    with reporter.bar("Reading pictures") as on_progress:
+        return load_image_set(
+            source,
+            image_size=facts.image_size,
+            resize=facts.resize,
+            channels=facts.channels,
+            on_progress=on_progress,
+        ).image_set
 
 
 def fingerprint(image_set: ImageSet) -> str:

@@ -31,7 +31,7 @@ def train(
     source: str | Path | ImageSet,
     recipe: str | Path | Recipe | None = None,
     *,
-    model: CustomModel | None = None,
+    model: CustomModel | str | None = None,
     out: str | Path = "runs",
     name: str | None = None,
     device: str = "auto",
@@ -47,8 +47,8 @@ def train(
     Args:
         source: A folder, an archive, a CSV file, a named set, or an ImageSet.
         recipe: A shipped recipe's name, a YAML file or a Recipe; the source's own default without one.
-        model: A `torch.nn.Module`, or a function making one, in place of the recipe's model. A function is given
-            those of `in_channels`, `num_outputs` and `image_size` that it has parameters for.
+        model: The name of a model, a `torch.nn.Module`, or a function making one, in place of the recipe's model. A
+            function is given those of `in_channels`, `num_outputs` and `image_size` that it has parameters for.
         out: Folder in which the run's folder is made.
         name: Of the run, after the time; the source's name without one.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -65,6 +65,8 @@ def train(
     """
     keep_freed_memory()
     reporter = Reporter(quiet=quiet)
+    if isinstance(model, str):
+        overrides, model = {**overrides, "model": model}, None
     chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
     device = resolve_device(device if plan is None else plan.device)
     build.check_extras(chosen)

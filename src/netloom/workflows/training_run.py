@@ -79,12 +79,9 @@ class TrainingRun:
             TrainingError: The loss is no longer a number.
         """
         self.network = on_device(self.network, self.device)
+        self.resident = self.data.image_set.to(self.device)
         batches = build.training_batches(
-            self.recipe,
-            self.data.image_set,
-            self.data.split.train,
-            scaling=self.data.facts.scaling,
-            device=self.device,
+            self.recipe, self.resident, self.data.split.train, scaling=self.data.facts.scaling
         )
         plan = self.plan or choose_plan(
             self.network,
@@ -131,11 +128,10 @@ class TrainingRun:
 
     def _part(self, indices: npt.NDArray[np.int64]) -> ImageBatches:
         return build.plain_batches(
-            self.data.image_set,
+            self.resident,
             indices,
             batch_size=self.recipe.batch_size,
             scaling=self.data.facts.scaling,
-            device=self.device,
         )
 
     def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan, watch: Watch) -> Evaluation:

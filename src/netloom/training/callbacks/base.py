@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -125,7 +126,7 @@ class CallbackList:
 
 
 class Monitor:
-    """Decides whether a figure of the history is the best so far.
+    """Decides whether a figure of the history is the best so far, and counts the epochs since.
 
     Args:
         name: A column of the history, `validation_loss` say.
@@ -139,27 +140,29 @@ class Monitor:
         self.min_delta = min_delta
         self.best: float | None = None
         self.best_epoch = 0
+        self.waited = 0
 
     def improved(self, state: TrainingState) -> bool:
-        """True if the last epoch is the best so far, which it then remembers."""
+        """True if the last epoch is the best so far, which it then remembers; else it counts as waited."""
         row = state.history[-1]
         if self.name not in row:
             known = ", ".join(k for k in row if k not in ("epoch", "seconds"))
             raise ValueError(f"Monitored figure {self.name!r} is not in the history, which has {known}.")
         value = row[self.name]
         gain = 0.0 if self.best is None else (value - self.best) * (1 if self.maximize else -1)
-        if self.best is not None and not gain > self.min_delta:
+        if self.best is not None and not math.isnan(self.best) and not gain > self.min_delta:
+            self.waited += 1
             return False
-        self.best, self.best_epoch = value, state.epoch
+        self.best, self.best_epoch, self.waited = value, state.epoch, 0
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figure and its epoch."""
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        """The best figure, its epoch, and the epochs waited."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
 
     def load_state_dict(self, value: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.best, self.best_epoch = value["best"], value["best_epoch"]
+        self.best, self.best_epoch, self.waited = value["best"], value["best_epoch"], value["waited"]
 
 
 def copy_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -28,25 +28,19 @@ class EarlyStopping(Callback):
     ) -> None:
         self.monitor = Monitor(monitor, mode=mode, min_delta=min_delta)
         self.patience = patience
-        self.waited = 0
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        """Count the epochs without improvement."""
-        if self.monitor.improved(state):
-            self.waited = 0
-            return
-        self.waited += 1
-        if self.waited >= self.patience:
+        """Stop when patience is used up."""
+        if not self.monitor.improved(state) and self.monitor.waited >= self.patience:
             state.stop(
-                f"early stopping: {self.monitor.name} has not improved for {self.waited} epochs "
+                f"early stopping: {self.monitor.name} has not improved for {self.monitor.waited} epochs "
                 f"(best in epoch {self.monitor.best_epoch})"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figure, its epoch, and the epochs waited."""
-        return {**self.monitor.state_dict(), "waited": self.waited}
+        """What the monitor remembers."""
+        return self.monitor.state_dict()
 
     def load_state_dict(self, value: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.monitor.load_state_dict(value)
-        self.waited = value["waited"]

@@ -34,25 +34,19 @@ class ReduceOnPlateau(Callback):
         self.factor = factor
         self.patience = patience
         self.min_learning_rate = min_learning_rate
-        self.waited = 0
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        """Count the epochs without improvement and lower the rate when patience is used up."""
-        if self.monitor.improved(state):
-            self.waited = 0
-            return
-        self.waited += 1
-        if self.waited >= self.patience:
-            self.waited = 0
+        """Lower the rate when patience is used up, and wait anew."""
+        if not self.monitor.improved(state) and self.monitor.waited >= self.patience:
+            self.monitor.waited = 0
             base = state.optimizer.param_groups[0]["base_lr"]
             floor = min(1.0, self.min_learning_rate / base)
             state.learning_rate_scale = max(floor, state.learning_rate_scale * self.factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figure, its epoch, and the epochs waited."""
-        return {**self.monitor.state_dict(), "waited": self.waited}
+        """What the monitor remembers."""
+        return self.monitor.state_dict()
 
     def load_state_dict(self, value: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.monitor.load_state_dict(value)
-        self.waited = value["waited"]

@@ -1,0 +1,20 @@
+"""The command line: thin callers of the workflows."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from netloom.cli import lists, runs, training
+from netloom.cli.app import app
+
+__all__ = ["app", "lists", "main", "runs", "training"]
+
+
+def main() -> None:
+    """Entry point of the `netloom` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A pipe on Windows has no Hangul, and a file's name may be no text at all; in JSON the escapes are exact.
+            stream.reconfigure(errors="backslashreplace")
+    app()

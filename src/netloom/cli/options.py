@@ -1,0 +1,55 @@
+"""Arguments and options that verbs share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Part(str, Enum):
+    """Which part of a run's data."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.",
+        show_default=False,
+    ),
+]
+RunArgument = Annotated[str, typer.Argument(help="A run's folder, made by train.", show_default=False)]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="A shipped recipe's name or a YAML file.", show_default=False),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Change a recipe key; repeatable; null turns a group off.",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run's folder.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run, after its time.", show_default=False)]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]

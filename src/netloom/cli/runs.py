@@ -1,0 +1,115 @@
+"""Verbs that work with trained runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netloom.cli.app import app
+from netloom.cli.options import (
+    AsJSON,
+    Device,
+    DeviceOption,
+    Part,
+    Quiet,
+    RunArgument,
+)
+from netloom.cli.output import print_json, print_table, told
+
+
+@app.command()
+@told
+def evaluate(
+    run: RunArgument,
+    source: Annotated[
+        str | None,
+        typer.Argument(help="Other labelled pictures; the run's own without it.", show_default=False),
+    ] = None,
+    part: Annotated[Part, typer.Option("--part", help="Which part of the run's own data.")] = Part.test,
+    device: DeviceOption = Device.auto,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a run on its own test part or on other labelled pictures."""
+    from netloom.workflows.evaluate import evaluate as run_evaluation
+
+    scores = run_evaluation(run, source, part=part.value, device=device.value, quiet=quiet)
+    if as_json:
+        print_json(scores)
+        return
+    low, high = scores["interval"]
+    typer.echo(
+        f"{scores['part']} accuracy {scores['accuracy']:.2%} of {scores['n']:,} pictures "
+        f"(95% interval {low:.2%} to {high:.2%}), macro F1 {scores['macro_f1']:.4f}, "
+        f"log loss {scores['log_loss']:.4f}"
+    )
+    print_table(
+        ["class", "precision", "recall", "F1", "n"],
+        [
+            [name, *(_cell(row[k]) for k in ("precision", "recall", "f1")), f"{row['n']:,}"]
+            for name, row in scores["per_class"].items()
+        ],
+        right=(1, 2, 3, 4),
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+@app.command()
+@told
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Folders of two or more runs.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE.html", help="Write a page with the curves of all runs."),
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Compare runs: what differs, what came out, and which differences are more than noise."""
+    from netloom.report.comparison import headline, pairs_table, recipes_table, runs_table
+    from netloom.workflows.compare import compare as run_comparison
+
+    found = run_comparison(runs, out=out)
+    if as_json:
+        print_json({**found.to_json(), "page": None if out is None else str(out)})
+        return
+    for table in (runs_table(found), recipes_table(found), pairs_table(found)):
+        if table.rows:
+            print_table(table.columns, table.rows, right=table.right)
+    if not found.recipe_differences:
+        typer.echo("The recipes are the same.")
+    typer.echo(headline(found))
+    for note in found.notes:
+        typer.echo(f"  note: {note}")
+    if out is not None:
+        typer.echo(f"Page: {out}")
+
+
+@app.command()
+@told
+def predict(
+    run: RunArgument,
+    pictures: Annotated[list[str], typer.Argument(help="Files, folders or patterns.", show_default=False)],
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes to give for each picture.")] = 1,
+    device: DeviceOption = Device.auto,
+    as_json: AsJSON = False,
+) -> None:
+    """Classify new pictures with a trained run."""
+    from netloom.data.layout import printable
+    from netloom.workflows.predict import predict as run_prediction
+
+    results = run_prediction(run, pictures, top=top, device=device.value)
+    unreadable = [item for item in results if "error" in item]
+    if as_json:
+        print_json({"run": run, "predictions": results})
+    else:
+        for item in results:
+            found = item.get("predictions", [])
+            text = "  ".join(f"{p['class']} {p['probability']:.1%}" for p in found)
+            typer.echo(f"{printable(item['path'])}: {text or 'unreadable: ' + item['error']}")
+    if len(unreadable) == len(results):
+        raise typer.Exit(2)

@@ -1,0 +1,165 @@
+"""Verbs that train, or prepare a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from netloom.cli.app import app
+from netloom.cli.options import (
+    AsJSON,
+    Device,
+    DeviceOption,
+    Force,
+    Name,
+    Out,
+    Quiet,
+    RecipeOption,
+    Settings,
+    Source,
+)
+from netloom.cli.output import show, told
+from netloom.errors import DataError, RecipeError
+
+
+@app.command()
+@told
+def train(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    settings: Settings = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    device: DeviceOption = Device.auto,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", help="Repeat over N seeds and tell the spread.")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option("--plan-of", metavar="RUN", help="Execute it as this run was, to repeat its bits."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with this run; --set epochs=N extends it."),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace of some steps into the run: where the time goes.")
+    ] = False,
+) -> None:
+    """Train a classifier on labelled pictures and test it once, at the end."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows import train as workflow
+    from netloom.workflows.runs import load
+
+    overrides = parse_overrides(settings or [])
+    if resume is not None:
+        started_anew = source or recipe or name or seeds or like or device is not Device.auto
+        if started_anew or set(overrides) - {"epochs"}:
+            raise RecipeError("--resume goes on with what the run holds; besides it only --set epochs=N can be given.")
+        run = workflow.resume(resume, epochs=overrides.get("epochs"), quiet=quiet, profile=profile)
+        show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
+        return
+    if source is None:
+        raise DataError("Say what to train on: netloom train SOURCE, or --resume RUN to go on with a run.")
+    shared: dict[str, Any] = {
+        "out": out,
+        "name": name,
+        "device": device.value,
+        "quiet": quiet,
+        "plan": None if like is None else load(like).plan,
+        "settings": overrides,
+    }
+    if seeds is not None:
+        from netloom.workflows.seeds import describe_seeds, train_seeds
+
+        summary = train_seeds(source, recipe, n_seeds=seeds, **shared)
+        show(summary, describe_seeds(summary), as_json=as_json)
+        return
+    run = workflow.train(source, recipe, profile=profile, **shared)
+    show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
+
+
+@app.command("lr-find")
+@told
+def lr_find(
+    source: Source,
+    recipe: RecipeOption = None,
+    settings: Settings = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curve into a .svg, .png or .html file.")
+    ] = None,
+    force: Force = False,
+    min_rate: Annotated[float, typer.Option("--min-rate", help="Learning rate of the first step.")] = 1e-6,
+    max_rate: Annotated[float, typer.Option("--max-rate", help="Learning rate of the last step.")] = 10.0,
+    steps: Annotated[int, typer.Option("--steps", help="From the first rate to the last.")] = 300,
+    device: DeviceOption = Device.auto,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find a learning rate for a recipe: the loss of a copy of the network at rising rates."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows.lr_find import describe
+    from netloom.workflows.lr_find import lr_find as run_test
+
+    found = run_test(
+        source,
+        recipe,
+        min_rate=min_rate,
+        max_rate=max_rate,
+        n_steps=steps,
+        plot=plot,
+        force=force,
+        device=device.value,
+        quiet=quiet,
+        settings=parse_overrides(settings or []),
+    )
+    shown = None if plot is None else str(plot)
+    show({**found.to_json(), "plot": shown}, describe(found, plot=shown), as_json=as_json)
+
+
+@app.command("augment-preview")
+@told
+def augment_preview(
+    source: Source,
+    recipe: RecipeOption = None,
+    settings: Settings = None,
+    picture: Annotated[
+        str | None,
+        typer.Option("--picture", metavar="ID", help="Of a training picture, or its number; the first without it."),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Of the grid.")] = 4,
+    columns: Annotated[int, typer.Option("--columns", min=2, help="Of the grid.")] = 6,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", help="What to write; a new augmented-….png here without it."),
+    ] = None,
+    force: Force = False,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a training picture as the recipe's augmentation changes it, epoch by epoch."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows.augment_preview import augment_preview as draw
+
+    found = draw(
+        source,
+        recipe,
+        picture=picture,
+        rows=rows,
+        columns=columns,
+        plot=plot,
+        force=force,
+        quiet=quiet,
+        settings=parse_overrides(settings or []),
+    )
+    text = f"{found['plot']}: {found['picture']} as it is (framed) and in {found['epochs']} epochs"
+    show(found, [text], as_json=as_json)
