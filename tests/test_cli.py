@@ -291,3 +291,41 @@ def test_a_picture_of_another_size_and_mode_is_predicted(run: dict[str, Any], tm
     path = tmp_path / "big.webp"
     Image.new("RGBA", (300, 40), (10, 200, 30, 128)).save(path)
     assert succeed("predict", run["run"], path)["predictions"][0]["predictions"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are not possible elsewhere")
+def test_a_file_whose_name_is_no_text_is_predicted(run: dict[str, Any], photos: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\x1b[31m.png")
+    shutil.copy(next((photos / "plain").iterdir()), tmp_path / name)
+    told = netloom_process("predict", run["run"], tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "\\x1b[31m.png: " in told.stdout
+    as_json = netloom_process("predict", run["run"], tmp_path, "--json")
+    assert json.loads(as_json.stdout)["predictions"][0]["path"] == str(tmp_path / name)
+
+
+def test_a_resumed_run_keeps_its_device(run: dict[str, Any]) -> None:
+    assert "--resume goes on with what the run holds" in fail("train", "--resume", run["run"], "--device", "cpu")
+
+
+def test_a_lack_of_memory_is_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exception is the real one: torch asks the system for 2^60 bytes."""
+    monkeypatch.setattr("netloom.workflows.build.build_model", lambda *_, **__: torch.empty(2**58))
+    assert "not enough memory" in fail("train", photos, "--out", tmp_path, "--quiet")
+
+
+def test_an_output_folder_that_cannot_be_made(photos: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    assert "too long" in fail("train", photos, "--out", long, *QUICK)
+
+
+def test_names_of_runs_fit_file_systems(photos: Path, tmp_path: Path) -> None:
+    """Most allow 255 bytes; a Hangul syllable takes three."""
+    result = succeed("train", photos, "--out", tmp_path, "--name", "가" * 200, "--quiet", *QUICK, "--set", "epochs=1")
+    assert len(Path(result["run"]).name.encode()) <= 255
+
+
+def test_a_summary_takes_no_memory_for_weights() -> None:
+    found = succeed("summary", "convnet", "--input", "3x100000x100000", "--set", "head_pooling=average")
+    assert found["layers"][0]["output_shape"] == [32, 100_000, 100_000]
+    assert "expected 2 to 1,000,000" in fail("summary", "convnet", "--input", "3x32x32", "--classes", "1000000000")

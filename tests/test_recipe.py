@@ -147,7 +147,7 @@ def test_one_key_is_told_in_one_line(values: dict[str, object], told: str) -> No
 def test_long_values_are_shortened_in_messages() -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.from_mapping({"dense_units": [0] * 100_000, "name": ["x" * 10**6]})
-    assert len(str(caught.value)) < 10**6 / 10
+    assert len(str(caught.value)) < 2000
 
 
 def test_values_given_on_the_command_line_have_no_aliases() -> None:

@@ -16,6 +16,7 @@ from netloom.plain_yaml import parse_yaml
 from netloom.validation import mistakes_in
 
 CUSTOM_MODEL = "custom"
+_MISTAKES_SHOWN = 20
 _MONITORED = Literal["validation_loss", "validation_accuracy", "train_loss", "train_accuracy"]
 
 
@@ -221,7 +222,9 @@ class Recipe(_Group):
             problems += _combination_problems(recipe)
         if problems or recipe is None:
             count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-            lines = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
+            shown = list(dict.fromkeys(problems))[:_MISTAKES_SHOWN]
+            more = [f"  and {len(problems) - len(shown):,} more"] if len(problems) > _MISTAKES_SHOWN else []
+            lines = "\n".join([*(f"  - {problem}" for problem in shown), *more])
             raise RecipeError(f"{count} in {where}:\n{lines}")
         return recipe
 

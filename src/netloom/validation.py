@@ -48,7 +48,7 @@ def _written(location: Iterable[str | int], model: type[BaseModel], free_keys: S
     """The parts of `location` that a user wrote, without pydantic's names of a union's members."""
     parts: list[str | int] = []
     for part in location:
-        free = bool(parts) and parts[0] in free_keys and "[" not in str(part)
+        free = bool(parts) and parts[0] in free_keys and not str(part).startswith("dict[")
         if isinstance(part, int) or part in _keys_at(parts, model) or free:
             parts.append(part)
     return parts

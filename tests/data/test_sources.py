@@ -450,3 +450,33 @@ def test_a_tar_with_an_absurd_header_is_refused_at_once(tmp_path: Path, suffix: 
     with pytest.raises(DataError, match=r"bomb"):
         open_source(path)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("image_path,label,label\n0.png,a,b\n", "two columns label"),
+        (
+            "image_path,label,weight\n0.png,a,1e308\n1.png,b,1\n",
+            r"weight is '1e308', expected a number from 0 to 1,000",
+        ),
+        ("image_path,label,weight\n0.png,a,nan\n1.png,b,1\n", "weight is 'nan'"),
+        ("image_path,label,weight\n0.png,a,0\n1.png,b,0\n", "has the weight 0"),
+    ],
+)
+def test_tables_that_nothing_can_be_learned_from(tmp_path: Path, text: str, told: str) -> None:
+    path = write_csv(tmp_path, text)
+    for i in range(2):
+        Image.new("L", (2, 2)).save(path.parent / f"{i}.png")
+    with pytest.raises(DataError, match=told):
+        open_source(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="such names are not possible elsewhere")
+def test_names_that_a_terminal_would_obey_are_escaped(tmp_path: Path) -> None:
+    for name in ("red\x1b[31m", "two\nlines", "\u202ednuora"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (2, 2)).save(tmp_path / name / "a.png")
+    source = open_source(tmp_path)
+    assert set(source.class_names) == {"red\\x1b[31m", "two\\nlines", "\\u202ednuora"}
+    assert all(sample.id.isprintable() for sample in source.samples)

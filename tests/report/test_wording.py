@@ -62,3 +62,13 @@ def test_calibration_in_words():
     assert "underconfident" in wording.calibration_in_words(modest, 0.05)
     both = reliability_bins(np.repeat([0.55, 0.95], 50), np.arange(100) % 4 != 0)
     assert wording.calibration_in_words(both, 0.05).endswith("take the confidences with care.")
+
+
+def test_certainty_leaves_out_nines_that_mean_nothing() -> None:
+    assert [wording.certainty(p) for p in (0.5, 0.9748, 0.9994, 0.99999, 1.0)] == [
+        "50.0%",
+        "97.5%",
+        "99.9%",
+        "over 99.9%",
+        "over 99.9%",
+    ]

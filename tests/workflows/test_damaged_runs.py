@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import struct
@@ -79,7 +80,7 @@ def not_finite(run: Path) -> None:
 def a_thousand_million(anchors: str = "abcdefghi") -> bytes:
     """The YAML bomb known as billion laughs: each line is nine times the one before."""
     lines = ["a: &a [1,1,1,1,1,1,1,1,1]"]
-    lines += [f"{c}: &{c} [{','.join([f'*{b}'] * 9)}]" for b, c in zip(anchors, anchors[1:], strict=False)]
+    lines += [f"{c}: &{c} [{','.join([f'*{b}'] * 9)}]" for b, c in itertools.pairwise(anchors)]
     return "\n".join([*lines, "filters: *i"]).encode()
 
 

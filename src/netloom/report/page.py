@@ -35,6 +35,7 @@ def _environment() -> Environment:
     )
     for function in (
         wording.percent,
+        wording.certainty,
         wording.percent_interval,
         wording.number_interval,
         wording.duration,

@@ -23,6 +23,11 @@ def percent(share: float) -> str:
     return next((text for text in texts if float(text[:-1]) not in (0.0, 100.0)), texts[-1])
 
 
+def certainty(probability: float) -> str:
+    """How sure a network is of one answer: `97.5%`; the nines behind 99.9% mean nothing."""
+    return "over 99.9%" if probability > 0.9995 else percent(probability)
+
+
 def points(difference: float) -> str:
     """A difference of two shares: `0.2741` as `27.4 points`."""
     return f"{difference * 100:.1f} points"

@@ -21,6 +21,8 @@ _WORTHWHILE = 1.1
 # Fewer threads are taken if they are nearly as fast: they leave the machine to others, and on a busy one a step that
 # waits for all cores takes a hundred times as long (measured with two busy cores of four: 2.8 s against 50 ms).
 _NEARLY_AS_FAST = 1.05
+# A first step this many times slower than the best so far is not repeated: other work has the cores.
+_HOPELESS = 5.0
 _SECONDS_PER_CANDIDATE = 0.1
 _REPETITIONS = 20
 
@@ -83,13 +85,17 @@ def fastest_seconds(runs: Sequence[Callable[[], None]], device: str) -> list[flo
     for _ in range(_REPETITIONS):
         for i, run in enumerate(runs):
             if spent[i] < _SECONDS_PER_CANDIDATE:
-                start = time.perf_counter()
-                run()
-                if device.startswith("cuda"):
-                    torch.cuda.synchronize()
-                seconds = time.perf_counter() - start
+                seconds = _seconds(run, device)
                 best[i], spent[i] = min(best[i], seconds), spent[i] + seconds
     return best
+
+
+def _seconds(run: Callable[[], None], device: str) -> float:
+    start = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _fastest_threads(model: nn.Module, batch: Batch, heads: Sequence[Head]) -> int:
@@ -97,11 +103,14 @@ def _fastest_threads(model: nn.Module, batch: Batch, heads: Sequence[Head]) -> i
     candidates = sorted({1, max(1, most // 2), most})
     if len(candidates) == 1:
         return most
-    seconds = []
+    seconds: list[float] = []
     for threads in candidates:
         plan = ExecutionPlan("cpu", threads, "float32")
         with executing(plan):
-            seconds += fastest_seconds([_step(model, batch, heads, plan)], "cpu")
+            step = _step(model, batch, heads, plan)
+            first = _seconds(step, "cpu")
+            hopeless = bool(seconds) and first > _HOPELESS * min(seconds)
+            seconds += [first] if hopeless else fastest_seconds([step], "cpu")
     return next(n for n, s in zip(candidates, seconds, strict=True) if s <= min(seconds) * _NEARLY_AS_FAST)
 
 
