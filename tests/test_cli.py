@@ -128,8 +128,11 @@ def test_a_moved_run_evaluates_and_predicts(run: dict[str, Any], photos: Path, t
     scores = succeed("evaluate", moved)
     assert scores["accuracy"] == run["test"]["accuracy"]
     assert scores["n"] == run["test"]["n"]
+    assert not scores["seen_in_training"]
     other = succeed("evaluate", moved, photos)
     assert other["n"] == 60
+    assert other["seen_in_training"]
+    assert "trained on these pictures" in netloom("evaluate", moved, photos).stdout
     pictures = [photos / "개" / "000.png", photos / "plain" / "001.png"]
     answer = succeed("predict", moved, *pictures, "--top", "3")
     for item in answer["predictions"]:

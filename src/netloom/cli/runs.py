@@ -45,6 +45,8 @@ def evaluate(
         f"(95% interval {low:.2%} to {high:.2%}), macro F1 {scores['macro_f1']:.4f}, "
         f"log loss {scores['log_loss']:.4f}"
     )
+    if scores["seen_in_training"]:
+        typer.echo("  note: the network was trained on these pictures, so the score says nothing of new ones")
     print_table(
         ["class", "precision", "recall", "F1", "n"],
         [
@@ -97,12 +99,13 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to give for each picture.")] = 1,
     device: DeviceOption = Device.auto,
     as_json: AsJSON = False,
+    quiet: Quiet = False,
 ) -> None:
     """Classify new pictures with a trained run."""
     from netloom.data.layout import printable
     from netloom.workflows.predict import predict as run_prediction
 
-    results = run_prediction(run, pictures, top=top, device=device.value)
+    results = run_prediction(run, pictures, top=top, device=device.value, quiet=quiet)
     unreadable = [item for item in results if "error" in item]
     if as_json:
         print_json({"run": run, "predictions": results})

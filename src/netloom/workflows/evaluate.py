@@ -23,7 +23,7 @@ from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, on_device, resolve_device, training_threads
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows import build
-from netloom.workflows.prepare import load_as_trained
+from netloom.workflows.prepare import fingerprint, load_as_trained
 from netloom.workflows.runs import Run, load
 
 PARTS = ("train", "validation", "test")
@@ -44,7 +44,8 @@ def evaluate(
     that source, whose class names must be among the run's. The prediction hooks of `callbacks` are called.
 
     Returns:
-        Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class.
+        Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class;
+        `seen_in_training` says whether the pictures are those the run was made with, which makes the score too good.
 
     Raises:
         RunError: The run is incomplete, or its own data are no longer where they were.
@@ -56,6 +57,7 @@ def evaluate(
     image_set, train_targets, indices = _pictures(opened, source, part, Reporter(quiet=quiet))
     watch = CallbackList(callbacks).call
     evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device, watch=watch)
+    seen = part == "train" if source is None else fingerprint(image_set) == opened.data.fingerprint
     recorded = opened.result.get(part, {}).get("accuracy") if source is None else None
     return {
         "run": str(opened.path),
@@ -63,6 +65,7 @@ def evaluate(
         "part": part if source is None else "all",
         **evaluation.to_json(),
         "recorded_accuracy": recorded,
+        "seen_in_training": seen,
     }
 
 

@@ -17,6 +17,7 @@ from netloom.data.decode import decode_picture
 from netloom.data.location import FileLocation, UnreadablePictureError, read_bytes
 from netloom.errors import DataError
 from netloom.inference import inference_batch_size, predict_outputs
+from netloom.progress import OnProgress, Reporter
 from netloom.run import DataFacts, RunFolder
 from netloom.runtime import executing, on_device, resolve_device, usable_cpus
 from netloom.training.callbacks import Callback, CallbackList
@@ -31,6 +32,7 @@ def predict(
     *,
     top: int = 1,
     device: str = "auto",
+    quiet: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
     """Classify pictures.
@@ -40,6 +42,7 @@ def predict(
         paths: Files, folders (all files below), or patterns with `*`.
         top: How many classes to give for each picture, likeliest first.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        quiet: Show no progress.
         callbacks: Whose prediction hooks are called.
 
     Returns:
@@ -60,10 +63,14 @@ def predict(
     head = build_heads(opened.recipe, facts.class_names)[0]
     size = inference_batch_size(facts.image_size, opened.recipe.batch_size)
     problems: list[str | None] = []
-    with executing(plan), ThreadPoolExecutor(usable_cpus()) as pool:
+    with (
+        executing(plan),
+        ThreadPoolExecutor(usable_cpus()) as pool,
+        Reporter(quiet=quiet).bar("Predicting") as on_progress,
+    ):
         outputs = predict_outputs(
             model,
-            _batches(files, facts, problems, batch_size=size, device=chosen, pool=pool),
+            _batches(files, facts, problems, batch_size=size, device=chosen, pool=pool, on_progress=on_progress),
             head_names=[head.name],
             plan=plan,
             watch=CallbackList(callbacks).call,
@@ -85,6 +92,7 @@ def _batches(
     batch_size: int,
     device: str,
     pool: ThreadPoolExecutor,
+    on_progress: OnProgress,
 ) -> Iterator[Batch]:
     """The readable pictures of `files`; why a file cannot be read, or None, is put at the end of `problems`."""
     for start in range(0, len(files), batch_size):
@@ -94,6 +102,7 @@ def _batches(
         if readable:
             images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2).to(device)
             yield Batch({"image": facts.scaling(images)}, {})
+        on_progress(len(problems), len(files))
 
 
 def _top(row: npt.NDArray[np.float32], facts: DataFacts, top: int) -> list[dict[str, Any]]:
@@ -113,6 +122,8 @@ def _decode(path: Path, facts: DataFacts) -> npt.NDArray[np.uint8] | str:
 def _files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """The files that `paths` mean, in their order."""
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if "" in given:
+        raise DataError("A picture's name is empty. Give files, folders or patterns.")
     files: list[Path] = []
     missing: list[str] = []
     for item in map(Path, given):

@@ -95,7 +95,7 @@ class TrainingRun:
         parameters = sum(p.numel() for p in self.network.parameters())
         self.reporter.say(
             f"{self.recipe.custom_model or self.recipe.model}: {parameters:,} parameters, on {plan.device} with "
-            f"{plan.threads} threads in {plan.precision} ({plan.reason})"
+            f"{plan.threads} {'thread' if plan.threads == 1 else 'threads'} in {plan.precision} ({plan.reason})"
         )
         try:
             state = self._fit(batches, plan, callbacks)
