@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "netloom"
 ROWS = [
     {"errors"},
-    {"runtime", "randomness", "files", "plain_yaml", "validation", "progress", "torchvision_shim"},
+    {"runtime", "randomness", "files", "plain_yaml", "validation", "progress", "memory", "torchvision_shim"},
     {"data"},
     {"models"},
     {"metrics"},

@@ -121,10 +121,13 @@ def audit(loaded: LoadedPictures) -> Audit:
 
 def _duplicates(image_set: ImageSet) -> list[list[int]]:
     """Groups of pictures with equal content, by index, in the order of their first members."""
+    hashes = image_set.content_hashes or ()
+    repeated = {digest for digest, count in Counter(hashes).items() if count > 1}
     by_hash: dict[str, list[int]] = defaultdict(list)
-    for index, digest in enumerate(image_set.content_hashes or ()):
-        by_hash[digest].append(index)
-    return [group for group in by_hash.values() if len(group) > 1]
+    for index, digest in enumerate(hashes):
+        if digest in repeated:
+            by_hash[digest].append(index)
+    return list(by_hash.values())
 
 
 def _n_distinct(values: Sequence[Any] | None, group: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,6 +68,12 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _JUNK
 
 
+@functools.lru_cache(maxsize=4096)
+def _in_junk(folders: tuple[str, ...]) -> bool:
+    """Whether one of the folders is junk; cached, since thousands of files share theirs."""
+    return any(map(is_junk, folders))
+
+
 def order_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Distinct class names by Unicode code point; by value if all of them are integers."""
     distinct = set(names)
@@ -85,7 +92,7 @@ def arrange(entries: Sequence[Entry], *, where: str, strip_common: bool) -> Arra
         DataError: There are no files, no class folders, fewer than two classes or pictures, part
             folders beside others, or a class that the training part lacks.
     """
-    entries = [entry for entry in entries if not any(map(is_junk, entry.parts))]
+    entries = [entry for entry in entries if not (is_junk(entry.parts[-1]) or _in_junk(entry.parts[:-1]))]
     if not entries:
         raise DataError(f"{where} holds no files. {_ARRANGEMENT}")
     if strip_common:
@@ -169,7 +176,8 @@ def _has_part_folders(entries: Sequence[Entry], where: str) -> bool:
 
 
 def _left_out(inside: Sequence[Entry], by_id: Mapping[str, Entry], loose: Sequence[Entry]) -> list[Rejected]:
-    collisions = [entry for entry in inside if by_id[_id(entry)] is not entry]
+    alone = len(by_id) == len(inside)
+    collisions = [] if alone else [entry for entry in inside if by_id[_id(entry)] is not entry]
     return [
         *(Rejected(_id(entry), "another file has the same name") for entry in collisions),
         *(Rejected(_id(entry), "outside the class folders") for entry in loose if _is_picture(entry)),

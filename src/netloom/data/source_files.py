@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from netloom.data.layout import Entry, arrange, is_junk, printable
 from netloom.data.location import FileLocation
 from netloom.data.samples import Rejected, Source
 from netloom.errors import DataError
+from netloom.memory import without_garbage_collection
 
 FolderKey = tuple[int, int]  # device and inode
 
@@ -26,7 +25,7 @@ def open_path(path: Path, *, name: str | None = None, kind: str | None = None) -
     Raises:
         DataError: It is none of these, or no classifier can be trained on what it holds.
     """
-    with _no_garbage_collection():
+    with without_garbage_collection():
         return _open(path, name, kind)
 
 
@@ -56,18 +55,6 @@ def _open(path: Path, name: str | None, kind: str | None) -> Source:
         samples=arranged.samples,
         rejected=(*rejected, *arranged.rejected),
     )
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Keep the collector from walking what is being listed: 60,000 members take half the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _name_of(path: Path) -> str:

@@ -23,7 +23,7 @@ _WORTHWHILE = 1.1
 _NEARLY_AS_FAST = 1.05
 # A first step this many times slower than the best so far is not repeated: other work has the cores.
 _HOPELESS = 5.0
-_SECONDS_PER_CANDIDATE = 0.1
+_SECONDS_PER_CANDIDATE = 0.05
 _REPETITIONS = 20
 
 
@@ -76,11 +76,11 @@ def convolution_speedup(device: str, threads: int) -> float:
     return seconds[0] / seconds[1]
 
 
-def fastest_seconds(runs: Sequence[Callable[[], None]], device: str) -> list[float]:
-    """The fastest repetition of each, in seconds; taken in turn after a first one that does not count."""
+def fastest_seconds(runs: Sequence[Callable[[], None]], device: str, *, warmed_up: bool = False) -> list[float]:
+    """The fastest repetition of each, in seconds, taken in turn; a first one does not count."""
     best = [float("inf")] * len(runs)
     spent = [0.0] * len(runs)
-    for run in runs:
+    for run in () if warmed_up else runs:
         run()
     for _ in range(_REPETITIONS):
         for i, run in enumerate(runs):
@@ -110,7 +110,7 @@ def _fastest_threads(model: nn.Module, batch: Batch, heads: Sequence[Head]) -> i
             step = _step(model, batch, heads, plan)
             first = _seconds(step, "cpu")
             hopeless = bool(seconds) and first > _HOPELESS * min(seconds)
-            seconds += [first] if hopeless else fastest_seconds([step], "cpu")
+            seconds += [first] if hopeless else fastest_seconds([step], "cpu", warmed_up=True)
     return next(n for n, s in zip(candidates, seconds, strict=True) if s <= min(seconds) * _NEARLY_AS_FAST)
 
 

@@ -12,6 +12,7 @@ from netloom.data.imageset import ImageSet, load_image_set
 from netloom.data.sources import Source, open_source
 from netloom.data.splits import Split, make_split
 from netloom.errors import DataError, RunError
+from netloom.memory import without_garbage_collection
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.run import DataFacts, RunFolder
@@ -33,6 +34,11 @@ def prepare_data(source: str | Path | ImageSet, recipe: Recipe, reporter: Report
     Raises:
         DataError: The source cannot be used.
     """
+    with without_garbage_collection():
+        return _prepare(source, recipe, reporter)
+
+
+def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> PreparedData:
     opened = source if isinstance(source, ImageSet) else open_source(source)
     with reporter.bar("Reading pictures") as on_progress:
         loaded = load_image_set(
