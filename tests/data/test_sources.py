@@ -480,3 +480,15 @@ def test_names_that_a_terminal_would_obey_are_escaped(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert set(source.class_names) == {"red\\x1b[31m", "two\\nlines", "\\u202ednuora"}
     assert all(sample.id.isprintable() for sample in source.samples)
+
+
+def test_a_compressed_tar_that_unpacks_to_absurdly_much_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        member = tarfile.TarInfo("cat/0.png")
+        member.size = 2**40
+        file.write(member.tobuf() + b"\0" * 2**20)
+    started = time.process_time()
+    with pytest.raises(DataError, match="would unpack"):
+        open_source(path)
+    assert time.process_time() - started < 5

@@ -18,6 +18,7 @@ from netloom.errors import DataError
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 _UTF8_FLAG = 0x800
+_PLAUSIBLE_RATIO = 100
 _ENCRYPTED_FLAG = 0x1
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -125,6 +126,8 @@ def _list_tar(path: Path) -> Listing:
     archive, is_plain = _open_tar(path)
     with archive:
         for member in archive:
+            if not is_plain:
+                _refuse_bomb(path, member)
             if member.isdir():
                 continue
             parts = _parts(member.name)
@@ -143,6 +146,18 @@ def _list_tar(path: Path) -> Listing:
         if is_plain and 0 < path.stat().st_size - archive.offset < tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it ends within a header")
     return entries, rejected
+
+
+def _refuse_bomb(path: Path, member: tarfile.TarInfo) -> None:
+    """Refuse a compressed archive before it is unpacked up to the end of a member that makes it a bomb.
+
+    Raises:
+        tarfile.ReadError: It would unpack to over a gigabyte and to over a hundred times its size, which pictures,
+            compressed already, never do.
+    """
+    unpacked, packed = member.offset_data + member.size, path.stat().st_size
+    if unpacked > max(1024**3, _PLAUSIBLE_RATIO * packed):
+        raise tarfile.ReadError(f"its {packed:,} bytes would unpack to over {unpacked:,}, as those of no pictures do")
 
 
 def _open_tar(path: Path) -> tuple[tarfile.TarFile, bool]:
