@@ -16,7 +16,7 @@ def render_page(template: str, **values: Any) -> str:
     """Fill a template of this folder, every value escaped as it is written.
 
     Args:
-        template: File name, such as `report.html`; it includes `page.css`.
+        template: File name, such as `report.html`; it extends `page.html`.
         **values: What the template shows.
     """
     page = _environment().get_template(template).render(font_stack=Markup(FONT_STACK), **values)
