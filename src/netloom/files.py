@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from netloom.errors import NetloomError, RunError
 
 _PARTIAL = ".partial"
 _MOST_NAME_BYTES = 160  # of the 255 that file systems allow; a Hangul syllable takes three
+# A list of numbers, one on each line; a string cannot look like it, since it holds no line breaks.
+_NUMBERS = re.compile(r"\[\n([-+0-9.eE,\s]+)\]")
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -97,9 +100,23 @@ def safe_name(name: str) -> str:
     return plain.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
 
 
+def json_text(value: Any) -> str:
+    """`value` as indented JSON: a list of numbers is one line, and NaN and infinity, which JSON lacks, are null."""
+    text = json.dumps(_finite(value), ensure_ascii=False, indent=1, allow_nan=False)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON, atomically."""
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    """Write `value` as indented UTF-8 JSON (see `json_text`), atomically."""
+    write_atomically(path, json_text(value) + "\n")
 
 
 def read_json(path: Path) -> Any:

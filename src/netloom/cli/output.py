@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
@@ -12,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import typer
 
 from netloom.errors import NetloomError
+from netloom.files import json_text
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -60,18 +59,9 @@ def told(verb: Verb) -> Verb:
     return run  # type: ignore[return-value]
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout."""
-    typer.echo(json.dumps(_plain(value), ensure_ascii=False, indent=1, allow_nan=False))
+    typer.echo(json_text(value))
 
 
 def show(value: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
