@@ -158,7 +158,8 @@ def _given_parts(parts: Sequence[str | None] | None, n: int) -> IntArray | None:
             f"Every picture needs one of the parts {', '.join(PARTS)} once a source names parts, "
             f"but some have {', '.join(unknown)}."
         )
-    return np.fromiter((PARTS.index(str(part)) for part in parts), dtype=np.int64, count=n)
+    number = {part: index for index, part in enumerate(PARTS)}
+    return np.fromiter((number[str(part)] for part in parts), dtype=np.int64, count=n)
 
 
 def _assign(
@@ -263,10 +264,13 @@ class _Members:
     def smallest_per_class(self) -> list[int]:
         """For each class a smallest unit that holds it, the first in the order of preference."""
         smallest: dict[int, int] = {}
+        n_classes = len(set(itertools.chain.from_iterable(self.classes)))
         by_size = self.order[np.argsort(self.sizes[self.order], kind="stable")]
         for unit in by_size.tolist():
             for label in self.classes[unit]:
                 smallest.setdefault(label, unit)
+            if len(smallest) == n_classes:
+                break
         return sorted(set(smallest.values()))
 
 
