@@ -23,7 +23,7 @@ _WORTHWHILE = 1.1
 _NEARLY_AS_FAST = 1.05
 # A first step this many times slower than the best so far is not repeated: other work has the cores.
 _HOPELESS = 5.0
-_SECONDS_PER_CANDIDATE = 0.05
+_SECONDS_PER_CANDIDATE = 0.03
 _REPETITIONS = 20
 
 
