@@ -332,3 +332,14 @@ def test_a_summary_takes_no_memory_for_weights() -> None:
     found = succeed("summary", "convnet", "--input", "3x100000x100000", "--set", "head_pooling=average")
     assert found["layers"][0]["output_shape"] == [32, 100_000, 100_000]
     assert "expected 2 to 1,000,000" in fail("summary", "convnet", "--input", "3x32x32", "--classes", "1000000000")
+
+
+def test_a_recipe_key_given_as_an_option_is_told_how_to_be_set() -> None:
+    assert "--batch-size. It is a key of recipes; write: --set batch_size=VALUE." in fail(
+        "train", "digits", "--batch-size", "3"
+    )
+    assert "--set" not in fail("train", "digits", "--cloud", "3")
+
+
+def test_a_profile_of_several_seeds_is_refused() -> None:
+    assert "--profile traces one training" in fail("train", "digits", "--seeds", "2", "--profile")

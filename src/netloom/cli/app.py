@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 app = typer.Typer(
     name="netloom",
@@ -29,3 +30,29 @@ def main_options(
         raise typer.Exit
     if context.invoked_subcommand is None:
         raise typer.Exit(2)
+
+
+class RecipeCommand(TyperCommand):
+    """A verb with `--set`, which tells those who write `--epochs 3` how a recipe's keys are given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line.
+
+        Raises:
+            NoSuchOption: An option is unknown; the message says so, and what to write for a recipe's key.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # NoSuchOption is click's or, of later versions, a private one of Typer's
+            key = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+            if key and key in _recipe_keys():
+                vars(error).update(
+                    message=f"{error}. It is a key of recipes; write: --set {key}=VALUE.", possibilities=None
+                )
+            raise
+
+
+def _recipe_keys() -> set[str]:
+    from netloom.recipe import Recipe
+
+    return set(Recipe.model_fields)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from netloom.cli.app import app
+from netloom.cli.app import RecipeCommand, app
 from netloom.cli.options import (
     AsJSON,
     Device,
@@ -24,7 +24,7 @@ from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
 
 
-@app.command()
+@app.command(cls=RecipeCommand)
 @told
 def train(
     source: Annotated[
@@ -79,6 +79,8 @@ def train(
         "settings": overrides,
     }
     if seeds is not None:
+        if profile:
+            raise RecipeError("--profile traces one training; leave out --seeds, or give one of them as --set seed=N.")
         from netloom.workflows.seeds import describe_seeds, train_seeds
 
         summary = train_seeds(source, recipe, n_seeds=seeds, **shared)
@@ -88,7 +90,7 @@ def train(
     show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
 
 
-@app.command("lr-find")
+@app.command("lr-find", cls=RecipeCommand)
 @told
 def lr_find(
     source: Source,
@@ -126,7 +128,7 @@ def lr_find(
     show({**found.to_json(), "plot": shown}, describe(found, plot=shown), as_json=as_json)
 
 
-@app.command("augment-preview")
+@app.command("augment-preview", cls=RecipeCommand)
 @told
 def augment_preview(
     source: Source,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from netloom.data import listing_memo
 from netloom.data.archives import ARCHIVE_SUFFIXES, list_archive
+from netloom.data.file_stamps import stamp_of
 from netloom.data.label_table import read_label_table
-from netloom.data.layout import Entry, arrange, is_junk, printable
+from netloom.data.layout import Arranged, Entry, arrange, is_junk, printable
 from netloom.data.location import FileLocation
 from netloom.data.samples import Rejected, Source
 from netloom.errors import DataError
@@ -36,9 +39,7 @@ def _open(path: Path, name: str | None, kind: str | None) -> Source:
         form, entries = "folder", _list_folder(path, rejected)
         arranged = arrange(entries, where=str(path), strip_common=False)
     elif lower.endswith(ARCHIVE_SUFFIXES):
-        form = "archive"
-        entries, rejected = list_archive(path)
-        arranged = arrange(entries, where=str(path), strip_common=True)
+        form, arranged = "archive", _open_archive(path)
     elif lower.endswith((".csv", ".tsv")):
         form, arranged = "csv", read_label_table(path)
     else:
@@ -55,6 +56,18 @@ def _open(path: Path, name: str | None, kind: str | None) -> Source:
         samples=arranged.samples,
         rejected=(*rejected, *arranged.rejected),
     )
+
+
+def _open_archive(path: Path) -> Arranged:
+    known = listing_memo.recall(path)
+    if known is not None:
+        return known
+    stamp = stamp_of(str(path))
+    entries, rejected = list_archive(path)
+    arranged = arrange(entries, where=str(path), strip_common=True)
+    arranged = replace(arranged, rejected=[*rejected, *arranged.rejected])
+    listing_memo.remember(path, stamp, arranged)
+    return arranged
 
 
 def _name_of(path: Path) -> str:
