@@ -179,7 +179,9 @@ def _trace_forward(
     values = [v.detach().clone() for v in (*trained, *frozen, *model.buffers())]
     share = torch.ones(())
     try:
-        return make_fx(functionalize(run, remove="mutations"), tracing_mode="fake")(*values, *flat_batch(batch, heads), share)
+        return make_fx(functionalize(run, remove="mutations"), tracing_mode="fake")(
+            *values, *flat_batch(batch, heads), share
+        )
     except Exception as error:  # whatever a user's model raises when its tensors are traced
         raise CaptureError(f"tracing it failed: {str(error).splitlines()[0] if str(error) else error!r}") from error
 
