@@ -23,7 +23,6 @@ from netloom.runtime import ExecutionPlan
 from netloom.training.capture import CaptureError, StepGraph, capture, flat_batch, split_parameters
 from netloom.training.script import Segment, compile_segments
 
-
 # Of a shard: torch's batch normalization refuses to be traced with one vector, whose spread it could not tell.
 _FEWEST_SAMPLES = 2
 
