@@ -39,6 +39,8 @@ class ExecutionPlan:
         precision: `bfloat16` runs under autocast with float32 weights.
         reason: Why this precision, with the measurement.
         shards: Threads among which a training step divides its batch; 0 where its operations are divided instead.
+        unfolded: Which convolutions of a captured step, by their order, compute their weights' gradient from unfolded
+            pictures.
     """
 
     device: str
@@ -46,6 +48,7 @@ class ExecutionPlan:
     precision: Precision
     reason: str = ""
     shards: int = 0
+    unfolded: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -91,7 +94,8 @@ class ExecutionPlan:
         device, threads = value.get("device"), value.get("threads")
         if not (isinstance(device, str) and isinstance(threads, int)):
             raise ValueError("it needs a device, a text, and threads, a whole number")
-        return cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value})
+        known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
+        return cls(**{**known, "unfolded": tuple(map(int, known.get("unfolded", ())))})
 
 
 @contextlib.contextmanager

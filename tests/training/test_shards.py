@@ -22,6 +22,7 @@ from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan, executing
 from netloom.training import shards
 from netloom.training.capture import CaptureError, capture
+from netloom.training.convolution import unfolded_convolution
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.planning import choose_plan
 from netloom.training.shards import ShardedGradients
@@ -61,9 +62,10 @@ class Outcome:
         precision: str = "float32",
         step: int = 4,
         label_smoothing: float = 0.0,
+        unfolded: tuple[int, ...] = (),
     ) -> None:
         replica = copy.deepcopy(model).train()
-        plan = ExecutionPlan("cpu", 1, precision, shards=n_shards)  # type: ignore[arg-type]
+        plan = ExecutionPlan("cpu", 1, precision, shards=n_shards, unfolded=unfolded)  # type: ignore[arg-type]
         gradients = compute(replica, heads or [CLASSES], plan=plan, seed=9, label_smoothing=label_smoothing)
         with contextlib.closing(gradients):
             self.loss, self.correct = gradients(batch, step)
@@ -320,3 +322,27 @@ def test_a_model_that_mixes_samples_is_found_by_comparing() -> None:
     if torch.get_num_threads() > 1:
         assert plan.shards == 0
         assert "depend on how a batch is divided" in plan.reason
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 0), (3, 2, 1), (2, 1, 0), ((1, 5), (2, 1), (0, 2))])
+def test_a_weights_gradient_from_unfolded_pictures(kernel: Any, stride: Any, padding: Any) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(3, 4, 9, 11).to(memory_format=torch.channels_last).requires_grad_()
+    own = nn.Conv2d(4, 6, kernel, stride, padding)
+    y = own(x)
+    gradient = torch.randn_like(y)
+    expected = torch.autograd.grad(y, [x, own.weight, own.bias], gradient)
+    again = unfolded_convolution(x, own.weight, own.bias, own.stride, own.padding)  # type: ignore[arg-type]
+    assert torch.equal(again, y)
+    for mine, their in zip(torch.autograd.grad(again, [x, own.weight, own.bias], gradient), expected, strict=True):
+        torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plan_names_the_convolutions_that_are_unfolded() -> None:
+    model, batch = convolutional(), a_batch()
+    plan = ExecutionPlan("cpu", 1, "float32", shards=2, unfolded=(0, 1))
+    assert ExecutionPlan.from_json(plan.to_json()) == plan
+    graph = capture(model.train(), batch, [CLASSES], plan=plan, label_smoothing=0.0, n_shards=1).graph
+    kernels = [str(node.target) for node in graph.nodes]
+    assert kernels.count("aten.as_strided.default") == 2
+    sharded(model, batch, 2, unfolded=(0, 1)).assert_like(whole(model, batch))

@@ -1,9 +1,10 @@
 """A training step of any model as one graph of operations: traced once, rewritten, and joined with its gradients.
 
-Three passes. The forward pass with its loss is traced to ATen operations (`make_fx`), with what models do in
-place made functional. Rewrites then change that graph: random masks become inputs, so that they depend on
-(seed, step) and not on how a batch is divided; batch normalization becomes one over all shards of the batch; ReLU in
-front of max pooling moves behind it. Finally the rewritten graph is traced again together with its gradients.
+Three passes. The forward pass with its loss is traced to ATen operations (`make_fx`), with what models do in place made
+functional. Rewrites then change that graph: random masks become inputs, so that they depend on (seed, step) and not on
+how a batch is divided; batch normalization becomes one over all shards of the batch; ReLU in front of max pooling moves
+behind it; convolutions get the kernel that the plan names. Finally the rewritten graph is traced again together with
+its gradients.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from netloom.inference import forward
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan
 from netloom.training.batch_norm import sharded_batch_norm
+from netloom.training.convolution import ConvolutionShape, unfolded_convolution
 from netloom.training.gradients import total_loss
 
 aten = torch.ops.aten
@@ -84,6 +86,7 @@ class StepGraph:
         masks: What to draw for the masks.
         counters: Buffers that count batches, by place.
         norms: For each batch normalization the places of its running mean and variance, and its momentum.
+        convolutions: For each convolution its shape; None where it is none that `unfolded_convolution` can take.
     """
 
     graph: Graph
@@ -91,6 +94,7 @@ class StepGraph:
     masks: list[Mask]
     counters: list[int]
     norms: list[tuple[int, int, float]]
+    convolutions: list[ConvolutionShape | None]
 
 
 class _Step(nn.Module):
@@ -110,6 +114,7 @@ class _Rewritten:
     masks: list[Mask] = field(default_factory=list)
     counters: list[int] = field(default_factory=list)
     norms: list[tuple[int, int, float]] = field(default_factory=list)
+    convolutions: list[ConvolutionShape | None] = field(default_factory=list)
 
 
 def capture(
@@ -127,7 +132,7 @@ def capture(
         model: In training mode; its parameters, buffers and generators are left as they are.
         batch: A shard, with the shapes, types and memory format of those to come.
         heads: What the outputs mean.
-        plan: Precision.
+        plan: Precision, and which convolutions get their weights' gradient from unfolded pictures.
         label_smoothing: In [0, 1).
         n_shards: Over how many shards batch normalization takes its statistics.
 
@@ -139,7 +144,7 @@ def capture(
         raise CaptureError("it has hooks")
     with torch.random.fork_rng(devices=[]):
         traced = _trace_forward(model, batch, heads, plan, label_smoothing)
-        rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch))
+        rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
         return _trace_gradients(rewritten, model, batch, heads)
 
 
@@ -186,11 +191,18 @@ def _trace_forward(
         raise CaptureError(f"tracing it failed: {str(error).splitlines()[0] if str(error) else error!r}") from error
 
 
-def _rewrite(traced: GraphModule, model: nn.Module, n_shards: int, *, n_samples: int) -> _Rewritten:
+def _rewrite(
+    traced: GraphModule, model: nn.Module, n_shards: int, *, n_samples: int, unfolded: Sequence[int]
+) -> _Rewritten:
     graph, result = traced.graph, _Rewritten(traced)
     n_parameters = len(list(model.parameters()))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     buffers = {node: i for i, node in enumerate(placeholders[n_parameters:][: len(list(model.buffers()))])}
+    convolutions = [node for node in graph.nodes if node.target == aten.convolution.default]
+    result.convolutions = [_shape_of(node) for node in convolutions]
+    for place in unfolded:
+        if result.convolutions[place] is not None:
+            convolutions[place].target, convolutions[place].args = unfolded_convolution, convolutions[place].args[:5]
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -224,6 +236,20 @@ def _counter(node: Node, buffers: dict[Node, int]) -> int:
         raise CaptureError("it changes its own state in training")
     node.graph.erase_node(node)
     return buffers[target]
+
+
+def _shape_of(node: Node) -> ConvolutionShape | None:
+    pictures, kernel, _, stride, padding, dilation, transposed, _, groups = node.args
+    of_pictures, of_kernel = pictures.meta["val"], kernel.meta["val"]  # type: ignore[union-attr]
+    if transposed or groups != 1 or list(dilation) != [1, 1] or of_pictures.ndim != 4:  # type: ignore[arg-type]
+        return None
+    return ConvolutionShape(
+        tuple(of_pictures.shape),
+        tuple(of_kernel.shape),
+        tuple(stride),  # type: ignore[arg-type]
+        tuple(padding),  # type: ignore[arg-type]
+        of_pictures.dtype,
+    )
 
 
 def _rewrite_norm(node: Node, buffers: dict[Node, int], n_shards: int, result: _Rewritten) -> None:
@@ -309,4 +335,6 @@ def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, head
     with torch.enable_grad():
         joint = make_fx(run, tracing_mode="fake")(*values, *others, *flat_batch(batch, heads), torch.ones(()), *masks)
     joint.graph.eliminate_dead_code()
-    return StepGraph(joint.graph, has_gradient, rewritten.masks, rewritten.counters, rewritten.norms)
+    return StepGraph(
+        joint.graph, has_gradient, rewritten.masks, rewritten.counters, rewritten.norms, rewritten.convolutions
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from netloom.inference import forward
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
+from netloom.training.convolution import ConvolutionShape, own_weight_gradient, unfolded_weight_gradient
 from netloom.training.gradients import total_loss
 from netloom.training.shards import ShardedGradients
 
@@ -77,7 +79,7 @@ def choose_plan(
         divided = replace(plan, shards=int(shards))
         with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
             step.check()
-        return divided
+            return replace(divided, unfolded=step.faster_unfolded())
     return _divided_if_faster(plan, model, batch, heads, label_smoothing, n_steps)
 
 
@@ -93,6 +95,8 @@ def _divided_if_faster(
         with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
             if not isinstance(model, ImageModel):  # those of the registry are checked by tests
                 step.check()
+            divided = replace(divided, unfolded=step.faster_unfolded())
+        with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
             torch.set_num_threads(divided.threads_between_steps)
             seconds = fastest_seconds([step], "cpu")[0]
     except TrainingError as error:
@@ -123,6 +127,12 @@ class _ShardedStep:
     def __call__(self) -> None:
         self.gradients(self.batch, 0)
 
+    def faster_unfolded(self) -> tuple[int, ...]:
+        """Convolutions whose weights' gradient comes clearly faster from unfolded pictures, on one thread."""
+        torch.set_num_threads(1)
+        shapes = self.gradients.convolutions(self.batch)
+        return tuple(i for i, shape in enumerate(shapes) if shape is not None and _is_faster_unfolded(shape))
+
     def check(self) -> None:
         """Compare with the same step in one piece: a model may mix samples in ways that no graph tells.
 
@@ -144,6 +154,21 @@ class _ShardedStep:
         size = math.sqrt(sum(float(b.square().sum()) for _, b in pairs))
         if not difference <= _TOLERANCE[self.plan.precision] * size:
             raise TrainingError("its gradients depend on how a batch is divided")
+
+
+@functools.lru_cache
+def _is_faster_unfolded(shape: ConvolutionShape) -> bool:
+    """Cached, since deep networks repeat their shapes."""
+    example = shape.example()
+    pictures, kernel, gradient = example
+    own, unfolded = fastest_seconds(
+        [
+            lambda: own_weight_gradient(shape, example),
+            lambda: unfolded_weight_gradient(gradient, pictures, kernel.shape[2:], shape.stride, shape.padding),
+        ],
+        "cpu",
+    )
+    return own > unfolded * _WORTHWHILE
 
 
 def _plan_of_whole_batches(
@@ -176,7 +201,7 @@ def convolution_speedup(device: str, threads: int) -> float:
     return seconds[0] / seconds[1]
 
 
-def fastest_seconds(runs: Sequence[Callable[[], None]], device: str, *, warmed_up: bool = False) -> list[float]:
+def fastest_seconds(runs: Sequence[Callable[[], object]], device: str, *, warmed_up: bool = False) -> list[float]:
     """The fastest repetition of each, in seconds, taken in turn; a first one does not count."""
     best = [float("inf")] * len(runs)
     spent = [0.0] * len(runs)
@@ -190,7 +215,7 @@ def fastest_seconds(runs: Sequence[Callable[[], None]], device: str, *, warmed_u
     return best
 
 
-def _seconds(run: Callable[[], None], device: str) -> float:
+def _seconds(run: Callable[[], object], device: str) -> float:
     start = time.perf_counter()
     run()
     if device.startswith("cuda"):

@@ -21,6 +21,7 @@ from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan
 from netloom.training.capture import CaptureError, StepGraph, capture, flat_batch, split_parameters
+from netloom.training.convolution import ConvolutionShape
 from netloom.training.script import Segment, compile_segments
 
 # Of a shard: torch's batch normalization refuses to be traced with one vector, whose spread it could not tell.
@@ -69,12 +70,9 @@ class ShardedGradients:
         Raises:
             CaptureError: The model cannot be captured.
         """
-        n = len(batch)
-        n_shards = max(1, min(self.plan.shards, n // _FEWEST_SAMPLES))
-        sizes = [(n + i) // n_shards for i in range(n_shards)][::-1]
-        shards = _divide(batch, sizes)
-        compiled = [self.compiled(shard, n_shards) for shard in shards]
-        masks = self._masks(compiled[0].graph, step, sizes)
+        shards = self._divide(batch)
+        compiled = [self._compile(shard, len(shards)) for shard in shards]
+        masks = self._masks(compiled[0].graph, step, [len(shard) for shard in shards])
         shares = _shares(batch, shards)
         state = [p.detach() for p in (*self._trained, *self._frozen)] + self._buffers
         values = [
@@ -84,12 +82,21 @@ class ShardedGradients:
         results = self._crew.run([c.segments for c in compiled], values, [c.results for c in compiled])
         return self._join(compiled[0].graph, results)
 
-    def compiled(self, shard: Batch, n_shards: int) -> _Compiled:
-        """The captured step for shards like `shard`.
+    def convolutions(self, batch: Batch) -> list[ConvolutionShape | None]:
+        """Shapes of the convolutions of the first shard of `batch`, as `StepGraph`.
 
         Raises:
             CaptureError: The model cannot be captured.
         """
+        shards = self._divide(batch)
+        return self._compile(shards[0], len(shards)).graph.convolutions
+
+    def _divide(self, batch: Batch) -> list[Batch]:
+        n = len(batch)
+        n_shards = max(1, min(self.plan.shards, n // _FEWEST_SAMPLES))
+        return _split(batch, [(n + i) // n_shards for i in range(n_shards)][::-1])
+
+    def _compile(self, shard: Batch, n_shards: int) -> _Compiled:
         values = flat_batch(shard, self.heads)
         key = (n_shards, shard.weights is None, *((tuple(v.shape), v.dtype) for v in values))
         if key not in self._compiled:
@@ -138,7 +145,7 @@ class ShardedGradients:
         return loss, correct
 
 
-def _divide(batch: Batch, sizes: list[int]) -> list[Batch]:
+def _split(batch: Batch, sizes: list[int]) -> list[Batch]:
     inputs = {name: torch.split(value, sizes) for name, value in batch.inputs.items()}
     targets = {name: torch.split(value, sizes) for name, value in batch.targets.items()}
     weights = None if batch.weights is None else torch.split(batch.weights, sizes)
