@@ -1,0 +1,96 @@
+"""netloom through its public door."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import netloom
+from benchmarks.suite.clock import EpochClock, synchronize
+from benchmarks.suite.networks import Network, network
+from benchmarks.suite.pictures import HELD_OUT, noise
+
+
+class _EpochTimer(netloom.Callback):
+    def __init__(self, clock: EpochClock) -> None:
+        self.clock = clock
+
+    def on_epoch_end(self, state: Any) -> None:
+        self.clock.epoch_ended()
+
+
+class _PredictionTimer(netloom.Callback):
+    """Times each pass over exactly `pictures` pictures, as if one followed right after the other."""
+
+    def __init__(self, pictures: int) -> None:
+        self.pictures, self.clock, self._started = pictures, EpochClock(), 0.0
+
+    def on_predict_start(self, prediction: Any) -> None:
+        synchronize()
+        self._started = time.perf_counter()
+
+    def on_predict_end(self, prediction: Any) -> None:
+        if prediction.pictures == self.pictures:
+            synchronize()
+            seconds = time.perf_counter() - self._started
+            self.clock.ends.append((self.clock.ends or [self.clock.started])[-1] + seconds)
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """Epochs over pictures in memory; `HELD_OUT` more are validated after each epoch, and others tested at the end."""
+    net = network(job["network"])
+    pixels, labels, parts = _parts(net, job["pictures"], HELD_OUT)
+    clock = EpochClock()
+    image_set = netloom.ImageSet.from_arrays(pixels, labels, splits=parts)
+    run = _train(image_set, net, job, [_EpochTimer(clock)])
+    return {**clock.figures(job["pictures"]), **_facts(run)}
+
+
+def folder(job: dict[str, Any]) -> dict[str, Any]:
+    """Epochs over a folder of JPEG files, with an empty cache (`cold`) or the cache of an earlier start."""
+    net = network("photos")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["NETLOOM_CACHE"] = cache
+        if job["variant"]["cache"] == "warm":
+            _train(job["folder"], net, {**job, "epochs": 1}, [])
+        clock = EpochClock()
+        run = _train(job["folder"], net, job, [_EpochTimer(clock)])
+        return {**clock.figures(job["pictures"]), **_facts(run)}
+
+
+def infer(job: dict[str, Any]) -> dict[str, Any]:
+    """Passes over pictures in memory: the validation of each epoch of a training that is as short as can be."""
+    net = network(job["network"])
+    pixels, labels, parts = _parts(net, HELD_OUT, job["pictures"])
+    timer = _PredictionTimer(job["pictures"])
+    run = _train(netloom.ImageSet.from_arrays(pixels, labels, splits=parts), net, job, [timer])
+    return {**timer.clock.figures(job["pictures"]), **_facts(run)}
+
+
+def _parts(net: Network, train: int, validation: int) -> tuple[Any, Any, list[str]]:
+    pixels, labels = noise(net.shape, net.classes, train + validation + HELD_OUT)
+    return pixels, labels, ["train"] * train + ["validation"] * validation + ["test"] * HELD_OUT
+
+
+def _train(source: Any, net: Network, job: dict[str, Any], callbacks: list[netloom.Callback]) -> netloom.Run:
+    return netloom.train(
+        source,
+        net.recipe,
+        out=Path(tempfile.mkdtemp(prefix="run-", dir=job["scratch"])),
+        quiet=True,
+        device=job["device"],
+        callbacks=callbacks,
+        settings={**net.settings, "batch_size": job["batch_size"], "epochs": job["epochs"]},
+    )
+
+
+def _facts(run: netloom.Run) -> dict[str, Any]:
+    plan = run.plan
+    return {
+        "parameters": run.result["trainable_parameters"],
+        "device": plan.device.split(":")[0],
+        "note": f"{plan.precision}, {plan.threads} threads",
+    }
