@@ -103,7 +103,7 @@ def main() -> int:
         "recipes.md": recipes_page(),
         "cli.md": cli_page(),
         "cookbook.md": cookbook_page(NOTE),
-        "performance.md": performance_page(NOTE),
+        "performance.md": performance_page(),
     }
     for name, text in pages.items():
         path = DOCS / name
