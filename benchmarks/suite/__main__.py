@@ -14,13 +14,14 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.suite import page
 from benchmarks.suite.errors import UnequalNetworksError
 from benchmarks.suite.machine import OtherWork, machine_record
-from benchmarks.suite.pictures import photo_folder, source_of_photos
+from benchmarks.suite.pictures import HELD_OUT, photo_folder, source_of_photos
 from benchmarks.suite.plans import BENCHMARKS, Benchmark, Case, resized
 from benchmarks.suite.turns import ROOT, Measure, Processes, best_variant, take_turns
 from netloom.errors import NetloomError
@@ -91,7 +92,7 @@ def main() -> int:
                 device=device,
                 isa=options.isa,
                 limit_seconds=options.limit,
-                folder=_photos(Path(scratch)) if benchmark.kind == "folder" else None,
+                folder=_photos(Path(scratch), benchmark.cases) if benchmark.kind == "folder" else None,
             )
             try:
                 record(benchmark, measure, options, device)
@@ -121,14 +122,15 @@ def _data_folder() -> Path | None:
     return Path(folder) if folder else None
 
 
-def _photos(scratch: Path) -> Path:
+def _photos(scratch: Path, cases: Sequence[Case]) -> Path:
+    """A folder with as many JPEG files for training as the only case says, and some to validate and test on."""
     print("Making a folder of JPEG files ...", file=sys.stderr)
-    return photo_folder(scratch / "photos", _data_folder())
+    return photo_folder(scratch / "photos", _data_folder(), cases[0]["pictures"] + 2 * HELD_OUT)
 
 
 def record(benchmark: Benchmark, measure: Measure, options: argparse.Namespace, device: str) -> Path:
     """Measure all cases and write the result file after each; returns it."""
-    path = options.out / f"{result_name(benchmark.name, device, options.isa)}.json"
+    path: Path = options.out / f"{result_name(benchmark.name, device, options.isa)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {**_setting(benchmark, options, device), "machine": machine_record(), "cases": []}
     done = _done_cases(path, result) if options.go_on else []

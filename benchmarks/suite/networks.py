@@ -186,7 +186,8 @@ NETWORKS: dict[str, Network] = {
     )
 }
 
-# Two small convolutions at the size of photographs: reading the files is most of the work.
+# Two small convolutions at the size of photographs: reading the files is most of the work. 3,960 pictures, and 40 that
+# netloom and fastai validate and test on, are what cats_and_dogs_small.zip holds.
 PHOTOS = Network(
     "cats-dogs-scratch",
     shape=(150, 150, 3),

@@ -50,7 +50,7 @@ What is measured, and how:
   processors.
 - From a folder, netloom decodes the pictures once into its cache, and is measured both with an empty cache and at a
   second start. `cache()` keeps Keras' decoded pictures in memory. The system has the files in its memory for everybody.
-- In the first turn, whoever is more than four times slower than the fastest is measured once, and marked n = 1.
+- Whoever is more than four times slower than the fastest in the first turn is not measured again, and marked n = 1.
 """
 
 TITLES = {
@@ -211,7 +211,7 @@ def _notes(record: Record) -> Iterator[str]:
         for entry in entries:
             for way in entry.get("notes", []):
                 ways[way] = ways.get(way, 0) + 1
-        versions = next((entry["versions"] for entry in entries if "versions" in entry), {})
+        versions: dict[str, str] = next((entry["versions"] for entry in entries if "versions" in entry), {})
         told = [" ".join(pair) for pair in versions.items()]
         told += [f"{way} ({count} {'row' if count == 1 else 'rows'})" for way, count in sorted(ways.items())]
         told += sorted({f"missing: {e['missing']}" for e in entries if "missing" in e})

@@ -15,7 +15,6 @@ from benchmarks.suite.clock import made_pictures
 
 # What netloom validates and tests on, since it cannot be told not to; its peers do without either.
 HELD_OUT = 20
-PHOTOS = 4000
 _ARCHIVE = "cats_and_dogs_small.zip"
 
 
@@ -27,7 +26,7 @@ def noise(shape: tuple[int, int, int], classes: int, count: int) -> tuple[npt.ND
     return pixels, np.arange(count, dtype=np.int64) % classes
 
 
-def photo_folder(folder: Path, archive_folder: Path | None, count: int = PHOTOS) -> Path:
+def photo_folder(folder: Path, archive_folder: Path | None, count: int) -> Path:
     """`train`, `validation` and `test` with two classes each, made where they are not there yet.
 
     The pictures are those of cats_and_dogs_small.zip where `archive_folder` holds it, else generated ones of about the

@@ -139,9 +139,9 @@ def _case(network: str, batch_size: int, pictures: int, processors: int) -> Case
 
 
 def resized(cases: Sequence[Case], factor: float) -> list[Case]:
-    """The same cases with so many times the pictures in an epoch, a multiple of 512; folders stay as they are."""
+    """The same cases with so many times the pictures in an epoch, a multiple of 512; folders become no larger."""
     return [
-        case
+        {**case, "pictures": round(case["pictures"] * min(1, factor))}
         if case["network"] == "photos"
         else {**case, "pictures": max(512, round(case["pictures"] * factor / 512) * 512)}
         for case in cases

@@ -185,7 +185,7 @@ def take_turns(
 
 def _hopeless(name: str, collected: dict[str, list[Result]]) -> bool:
     first = {who: results[0]["pictures_per_second"] for who, results in collected.items() if results}
-    return first[name] * HOPELESS < max(first.values())
+    return bool(first[name] * HOPELESS < max(first.values()))
 
 
 def _require_equal_networks(collected: dict[str, list[Result]]) -> None:

@@ -67,7 +67,8 @@ def test_short_epochs_stay_whole_batches() -> None:
     cases = plans.training(4, cuda=False, large=True).cases
     assert all(case["pictures"] % 512 == 0 and case["pictures"] for case in plans.resized(cases, 0.25))
     photos = plans.data(4, cuda=False, large=False).cases
-    assert plans.resized(photos, 0.25) == photos
+    assert plans.resized(photos, 8) == photos
+    assert [case["pictures"] for case in plans.resized(photos, 0.25)] == [990]
 
 
 @pytest.mark.parametrize(
