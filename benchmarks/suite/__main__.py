@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -74,6 +75,8 @@ def _peers_python() -> Path:
 
 def main() -> int:
     options = arguments()
+    # Ends as Ctrl-C does, so that the process being measured ends too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         # Not all peers run on Apple's GPUs, so there everyone is measured on the CPU.
         device = "cuda" if resolve_device(options.device).startswith("cuda") else "cpu"

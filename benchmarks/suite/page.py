@@ -47,7 +47,7 @@ What is measured, and how:
   number of them. "PyTorch tuned" is what somebody writes who knows PyTorch well: all pictures in one tensor on the
   device, batches by index, channels-last memory, a fused optimizer, and bfloat16 autocast or (on a GPU)
   `torch.compile` where a trial shows them faster. Lightning and fastai get the faster of no workers and half as many as
-  processors.
+  processors. The memory allocator is left as it is, except where netloom sets its own process's.
 - From a folder, netloom decodes the pictures once into its cache, and is measured both with an empty cache and at a
   second start. `cache()` keeps Keras' decoded pictures in memory. The system has the files in its memory for everybody.
 - Whoever is more than four times slower than the fastest in the first turn is not measured again, and marked n = 1.
