@@ -25,6 +25,10 @@ OURS = "netloom"
 Record = Mapping[str, Any]
 
 INTRODUCTION = """\
+`./scripts/bench [NAME …]` measures netloom beside its peers on the same work and writes this page. A full run takes
+hours; `--quick` tries everything out in short epochs and writes to build/performance, `--continue` goes on with a run
+that was cut short, `--help` tells the other options. The peers are installed into an environment of their own.
+
 What is measured, and how:
 
 - Every measurement is a process of its own. Contenders take turns (A B C A B C …), and a figure is the median over the
@@ -64,7 +68,7 @@ TITLES = {
 def performance_page(results: Path = RESULTS) -> str:
     """The whole page."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    lines = ["# Performance", "", NOTE, "`./scripts/bench` measures netloom beside its peers.", "", INTRODUCTION]
+    lines = ["# Performance", "", NOTE, INTRODUCTION]
     for name, title in TITLES.items():
         found = [record for record in records if record["benchmark"] == name]
         lines += [f"## {title}", ""]
@@ -111,7 +115,7 @@ def _machine(record: Record) -> str:
         f"on {record['device']}",
         f"oneDNN limited to {record['isa']}" if record["isa"] else "",
         f"pictures: {record['pictures']}" if "pictures" in record else "",
-        f"{record['repeats']} turns of {record['epochs']} epochs",
+        f"turns: {record['repeats']}, of {record['epochs']} epochs each",
     ]
     return "; ".join(part for part in parts if part) + "."
 

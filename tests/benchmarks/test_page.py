@@ -94,7 +94,7 @@ def test_each_section_tells_its_command_machine_ways_and_failures(tmp_path: Path
     text = text_of(tmp_path, record())
     assert (
         "`./scripts/bench training`, 2026-01-02: A processor; avx2 fma; 4 of 4 processors; 8 GiB; on cpu; "
-        "5 turns of 3 epochs." in text
+        "turns: 5, of 3 epochs each." in text
     )
     assert "- PyTorch: torch 2.13.0; a way (2 rows)." in text
     assert "- fastai: missing: fastai is not installed." in text

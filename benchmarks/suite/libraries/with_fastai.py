@@ -54,7 +54,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         TensorDataset(images, labels), held, bs=job["batch_size"], num_workers=workers, device=device, drop_last=False
     )
     model = _fit(net, batches, _Scaled(net), clock, job)
-    return {**clock.figures(job["pictures"]), **with_pytorch.facts(model, device, f"{workers} workers")}
+    return {**clock.figures(job["pictures"]), **with_pytorch.facts(model, device, f"workers: {workers}")}
 
 
 def folder(job: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def folder(job: dict[str, Any]) -> dict[str, Any]:
         device=device,
     )
     model = _fit(net, batches, with_pytorch.build(net), clock, job)
-    return {**clock.figures(job["pictures"]), **with_pytorch.facts(model, device, f"{workers} workers")}
+    return {**clock.figures(job["pictures"]), **with_pytorch.facts(model, device, f"workers: {workers}")}
 
 
 def _fit(net: Network, batches: Any, model: torch.nn.Module, clock: EpochClock, job: dict[str, Any]) -> torch.nn.Module:

@@ -60,5 +60,5 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         callbacks=[_EpochTimer(clock)],
     )
     trainer.fit(module, batches)
-    facts = with_pytorch.facts(module, device, f"DataLoader, {workers} workers")
+    facts = with_pytorch.facts(module, device, f"DataLoader, workers: {workers}")
     return {**clock.figures(job["pictures"]), **facts}

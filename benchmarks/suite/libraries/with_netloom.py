@@ -107,5 +107,5 @@ def _facts(run: netloom.Run) -> dict[str, Any]:
     return {
         "parameters": run.result["trainable_parameters"],
         "device": plan.device.split(":")[0],
-        "note": f"{plan.precision}, {plan.threads} threads",
+        "note": f"{plan.precision}, threads: {plan.threads}",
     }

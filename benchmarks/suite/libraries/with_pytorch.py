@@ -128,7 +128,7 @@ def _tutorial(job: dict[str, Any]) -> dict[str, Any]:
     batches = loader(TensorDataset(images, labels), job, workers=workers, pinned=device.type == "cuda")
     model = build(net).to(device)
     _epochs(net, model, optimizer(net, model), lambda: iter(batches), clock, job, device)
-    return {**clock.figures(job["pictures"]), **facts(model, device, f"DataLoader, {workers} workers")}
+    return {**clock.figures(job["pictures"]), **facts(model, device, f"DataLoader, workers: {workers}")}
 
 
 def _epochs(
@@ -239,4 +239,4 @@ def folder(job: dict[str, Any]) -> dict[str, Any]:
     batches = loader(dataset, job, workers=workers, pinned=device.type == "cuda")
     model = build(net).to(device)
     _epochs(net, model, optimizer(net, model), lambda: iter(batches), clock, job, device)
-    return {**clock.figures(job["pictures"]), **facts(model, device, f"ImageFolder, {workers} workers")}
+    return {**clock.figures(job["pictures"]), **facts(model, device, f"ImageFolder, workers: {workers}")}
