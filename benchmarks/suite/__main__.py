@@ -136,7 +136,8 @@ def record(benchmark: Benchmark, measure: Measure, options: argparse.Namespace, 
     path: Path = options.out / f"{result_name(benchmark.name, device, options.isa)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {**_setting(benchmark, options, device), "machine": machine_record(), "cases": []}
-    done = _done_cases(path, result) if options.go_on else []
+    names = {contender.name for contender in benchmark.contenders}
+    done = [entry for entry in _done_cases(path, result) if set(entry["contenders"]) == names] if options.go_on else []
     variants: dict[tuple[str, str, int], dict[str, Any]] = {}
     for number, case in enumerate(benchmark.cases, start=1):
         known = next((entry for entry in done if entry["case"] == case), None)

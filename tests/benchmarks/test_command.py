@@ -140,6 +140,14 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     assert {batch_size for _, _, batch_size in measure.asked} == {128}
 
 
+def test_a_case_without_all_contenders_is_measured_anew(tmp_path: Path) -> None:
+    record(Measured(), tmp_path, "--contenders", "fastai")
+    measure = Measured()
+    found = record(measure, tmp_path, "--continue")
+    assert {batch_size for _, _, batch_size in measure.asked} == {32, 64, 128}
+    assert "Keras TensorFlow" in found["cases"][0]["contenders"]
+
+
 def test_figures_of_another_setting_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = record(Measured(), tmp_path)
     (tmp_path / "training.json").write_text(json.dumps({**whole, "repeats": 4}), encoding="utf-8")
