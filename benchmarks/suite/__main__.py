@@ -209,12 +209,17 @@ def _measured_case(
             variants[key] = {**base, **contender.variants[0]}
         elif key not in variants:
             variants[key], tried = best_variant(contender, case, measure)
-            trials += [{"contender": contender.name, **_figures_of_trial(result)} for result in tried]
+            new = [{"contender": contender.name, **_figures_of_trial(result)} for result in tried]
+            for trial in new:
+                _say(f"trial: {trial}")
+            trials += new
         taking_part.append((contender, variants[key]))
-    found = take_turns(
-        taking_part, case, measure, repeats=repeats, say=lambda text: print(f"  {text}", file=sys.stderr)
-    )
+    found = take_turns(taking_part, case, measure, repeats=repeats, say=_say)
     return {"case": case, "other_work_cpus": others.cpus(), "contenders": found, "trials": trials}
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def _figures_of_trial(result: dict[str, Any]) -> dict[str, Any]:
