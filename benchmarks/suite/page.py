@@ -186,7 +186,12 @@ def _cell(contender: Record, figure: str, ratio: float | None) -> str:
 
 
 def _means(by_case: Sequence[Mapping[str, float]]) -> list[str]:
-    """A table of geometric means over the cases: against the fastest of each family, and against each peer."""
+    """A table of geometric means over the cases: against the fastest of each family, and against each peer.
+
+    A single case has none.
+    """
+    if len(by_case) < 2:
+        return []
     families = [family_ratios(by_peer) for by_peer in by_case]
     peers = dict.fromkeys(name for by_peer in by_case for name in by_peer)
     rows = {

@@ -90,6 +90,12 @@ def test_geometric_means_are_over_the_rows(tmp_path: Path) -> None:
     assert not any(line.startswith("| fastai | ×") for line in lines)
 
 
+def test_a_single_row_has_no_means(tmp_path: Path) -> None:
+    found = record()
+    del found["cases"][1]
+    assert "geometric mean" not in text_of(tmp_path, found).split("## Training")[1]
+
+
 def test_each_section_tells_its_command_machine_ways_and_failures(tmp_path: Path) -> None:
     text = text_of(tmp_path, record())
     assert (
