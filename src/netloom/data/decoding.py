@@ -28,6 +28,7 @@ from netloom.data.location import (
     UnreadablePictureError,
     stream_tar,
 )
+from netloom.data.mapping import map_pixels
 from netloom.data.worker_pool import Task, WorkerPool
 from netloom.errors import DataError, did_you_mean
 
@@ -57,7 +58,8 @@ class DecodedPictures:
     """The readable pictures of a source, in its order.
 
     Attributes:
-        pixels: uint8 `[n, H, W, C]`, C being 1 or 3; mapped copy-on-write from the cache.
+        pixels: uint8 `[n, H, W, C]`, C being 1 or 3; mapped from the cache,
+            copy-on-write if they fit the memory, else read-only.
         readable: int64 `[n]`, where in the source each picture is, ascending.
         rejected: Index into the source and reason of every picture that is left out, ascending.
         widths: int32 `[n]`, pixels across before resizing, after the EXIF orientation.
@@ -356,7 +358,7 @@ def _load(entry: Path, n_locations: int) -> DecodedPictures:
     Raises:
         OSError, ValueError, KeyError: It is incomplete, damaged, or of other pictures.
     """
-    pixels = np.load(entry / _PIXELS_FILE, mmap_mode="c")
+    pixels = map_pixels(entry / _PIXELS_FILE)
     content = json.loads((entry / _PICTURES_FILE).read_text(encoding="ascii"))
     if content["n_locations"] != n_locations or len(content["readable"]) != len(pixels):
         raise ValueError(f"{entry} does not hold {n_locations} pictures.")

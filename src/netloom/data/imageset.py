@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from PIL import Image
 from netloom.data.decode import Resize, decode_picture
 from netloom.data.decoding import DecodedPictures, decode_all, suggest_image_size
 from netloom.data.fingerprint import hash_pictures
+from netloom.data.mapping import fits_memory
 from netloom.data.samples import Rejected, Sample, Source
 from netloom.data.sources import open_source
 from netloom.data.splits import PARTS
@@ -325,8 +327,16 @@ def _facts_of_arrays(pixels: Pixels) -> PictureFacts:
 
 
 def _channels_last(pixels: Pixels) -> torch.Tensor:
-    """`[N, H, W, C]` as `[N, C, H, W]` in channels-last memory, without a copy where possible."""
-    images = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+    """`[N, H, W, C]` as `[N, C, H, W]` in channels-last memory, without a copy where possible.
+
+    Read-only pixels are copied, so that whoever writes into the images does no harm; not where they exceed the memory.
+    """
+    if not pixels.flags.writeable and fits_memory(pixels.nbytes):
+        pixels = pixels.copy()
+    with warnings.catch_warnings():
+        # torch has no read-only tensors and says so; nothing here writes into pictures.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        images = torch.from_numpy(pixels)
     return images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
