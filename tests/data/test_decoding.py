@@ -568,6 +568,25 @@ def test_a_full_disk_says_what_is_needed(pictures: list[Location], monkeypatch: 
     assert _entries() == []
 
 
+def test_old_entries_make_room_on_a_disk_that_lacks_it(
+    pictures: list[Location], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of 60,000 bytes: the new entry takes 17,280, as much stays free, and one of three old ones has to go."""
+    olds = [_old_entry(f"e{age}", age, 12_000) for age in (3000, 2000, 1000)]
+
+    class Usage:
+        @property
+        def free(self) -> int:
+            return 60_000 - sum(path.stat().st_size for entry in _entries() for path in entry.rglob("*"))
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage())
+    _decode(pictures)
+    assert [entry.exists() for entry in olds] == [False, True, True]
+    monkeypatch.setattr(Usage, "free", 2 * 17_280 - 1)
+    with pytest.raises(DataError, match=r"34,559 bytes free.*17,280 more"):
+        _decode(pictures, fingerprint="another")
+
+
 def test_reading_one_absent_member_is_a_reason(tmp_path: Path) -> None:
     _tarred(tmp_path / "a.tar.gz", "w:gz")
     with pytest.raises(UnreadablePictureError, match="no such member"):

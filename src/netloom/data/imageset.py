@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections import Counter
@@ -173,6 +174,7 @@ class LoadedPictures:
         source_kind: As `Source.kind`; `memory` for an ImageSet that was given.
         source_location: What `open_source` opens again; empty for `memory`.
         notes: What a user should know of the source.
+        cached_bytes: What the pixels take in the cache on disk; 0 where they are not in it.
     """
 
     image_set: ImageSet
@@ -182,6 +184,7 @@ class LoadedPictures:
     source_kind: str
     source_location: str
     notes: tuple[str, ...] = ()
+    cached_bytes: int = 0
 
 
 def load_image_set(
@@ -240,7 +243,7 @@ def _from_decoded(source: Source, decoded: DecodedPictures) -> LoadedPictures:
     images = _channels_last(decoded.pixels)
     image_set = _image_set(source, samples, images, decoded.content_hashes)
     facts = PictureFacts(decoded.widths, decoded.heights, decoded.modes, decoded.formats)
-    return _loaded(source, image_set, rejected, facts)
+    return replace(_loaded(source, image_set, rejected, facts), cached_bytes=decoded.pixels.nbytes)
 
 
 def _loaded(source: Source, image_set: ImageSet, rejected: list[Rejected], facts: PictureFacts) -> LoadedPictures:
@@ -332,7 +335,8 @@ def _channels_last(pixels: Pixels) -> torch.Tensor:
     Read-only pixels are copied, so that whoever writes into the images does no harm; not where they exceed the memory.
     """
     if not pixels.flags.writeable and fits_memory(pixels.nbytes):
-        pixels = pixels.copy()
+        with contextlib.suppress(MemoryError):  # others may have taken what there was
+            pixels = pixels.copy()
     with warnings.catch_warnings():
         # torch has no read-only tensors and says so; nothing here writes into pictures.
         warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)

@@ -6,12 +6,13 @@ No torch at run time: pictures are decoded while it is still being imported.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +37,18 @@ def map_pixels(path: Path) -> Pixels:
     """The array of an .npy file, mapped: nothing written into it reaches the file.
 
     What fits the memory is mapped copy-on-write. Systems count such a mapping as memory that may be needed in full, and
-    refuse one that is larger than what they have; so what does not fit is mapped read-only.
+    refuse one that is larger than what they have; so what does not fit, or is refused, is mapped read-only.
 
     Raises:
         OSError, ValueError: There is no such file, or it is damaged.
     """
-    pixels: Pixels = np.load(path, mmap_mode="c" if fits_memory(path.stat().st_size) else "r")
-    return pixels
+    if fits_memory(path.stat().st_size):
+        try:
+            return cast(Pixels, np.load(path, mmap_mode="c"))
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+    return cast(Pixels, np.load(path, mmap_mode="r"))
 
 
 def will_need(images: torch.Tensor, rows: npt.NDArray[np.int64]) -> None:
