@@ -100,6 +100,15 @@ def build_entry(key: str, *, needed_bytes: int, fill: Callable[[Path], None]) ->
     return folder / key
 
 
+def outlives_process() -> bool:
+    """Whether entries are kept when this process ends: the cache folder can be written.
+
+    Raises:
+        DataError: The disk is full.
+    """
+    return _writable_folder(0) == _entries_folder()
+
+
 def discard_entry(entry: Path) -> None:
     """Remove an entry; it disappears at once as a whole."""
     doomed = entry.with_name(f".{entry.name}-{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")

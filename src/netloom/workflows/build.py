@@ -40,12 +40,6 @@ from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import Schedule
 
 CustomModel = nn.Module | Callable[..., nn.Module]
-_CHANNELS = {"auto": None, "grey": 1, "rgb": 3}
-
-
-def wanted_channels(recipe: Recipe) -> int | None:
-    """1 or 3, or None where the pictures decide."""
-    return _CHANNELS[recipe.color]
 
 
 def build_heads(recipe: Recipe, class_names: Sequence[str]) -> list[Head]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,11 @@ from netloom.data.sources import Source, open_source
 from netloom.data.splits import Split, make_split
 from netloom.errors import DataError, RunError
 from netloom.memory import memory_limit_bytes, without_garbage_collection
-from netloom.progress import Reporter
-from netloom.recipe import Recipe
+from netloom.progress import OnProgress, Reporter
+from netloom.recipe import Recipe, wanted_channels
 from netloom.run import DataFacts, RunFolder
 from netloom.workflows import build
+from netloom.workflows.head_start import wait_for
 
 _LARGE_CACHE_BYTES = 10**9
 
@@ -43,13 +46,15 @@ def prepare_data(source: str | Path | ImageSet, recipe: Recipe, reporter: Report
 
 
 def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> PreparedData:
-    opened = source if isinstance(source, ImageSet) else open_source(source)
-    with reporter.bar("Reading pictures") as on_progress:
+    with reporter.bar("Reading pictures") as show:
+        on_progress = _importing_meanwhile(show)
+        if not isinstance(source, ImageSet):
+            wait_for(source, on_progress)
         loaded = load_image_set(
-            opened,
+            source,
             image_size=recipe.image_size,
             resize=recipe.resize,
-            channels=build.wanted_channels(recipe),
+            channels=wanted_channels(recipe),
             on_progress=on_progress,
         )
     image_set, report = loaded.image_set, audit(loaded)
@@ -130,6 +135,21 @@ def fingerprint(image_set: ImageSet) -> str:
     for name, content, target in zip(image_set.ids, hashes, image_set.targets.tolist(), strict=True):
         digest.update(f"{name}\0{content}\0{target}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _importing_meanwhile(on_progress: OnProgress) -> OnProgress:
+    """Import, at the first progress, what torch's optimizers import when they are made: 1 s, while others decode."""
+    imported = False
+
+    def update(done: int, total: int) -> None:
+        nonlocal imported
+        on_progress(done, total)
+        if not imported:
+            imported = True
+            with contextlib.suppress(ImportError):
+                importlib.import_module("torch._dynamo")
+
+    return update
 
 
 def _notes_on_room(loaded: LoadedPictures) -> list[str]:
