@@ -587,6 +587,12 @@ def test_old_entries_make_room_on_a_disk_that_lacks_it(
         _decode(pictures, fingerprint="another")
 
 
+@linux_only
+def test_files_are_read_whole_also_where_their_size_is_not_told() -> None:
+    """Files under /proc have the size 0."""
+    assert read_bytes(FileLocation("/proc/version")) == Path("/proc/version").read_bytes() != b""
+
+
 def test_reading_one_absent_member_is_a_reason(tmp_path: Path) -> None:
     _tarred(tmp_path / "a.tar.gz", "w:gz")
     with pytest.raises(UnreadablePictureError, match="no such member"):
