@@ -285,6 +285,20 @@ def test_suggested_size_is_the_common_small_one_or_128(tmp_path: Path) -> None:
     assert suggest_image_size([FileLocation(str(tmp_path / "large.png"))]) == (128, 128)
 
 
+def test_the_suggested_size_is_remembered_for_the_same_content(tmp_path: Path, no_workers: Callable[[], None]) -> None:
+    locations = _write_pictures(tmp_path / "p", 5)
+    assert suggest_image_size(locations, fingerprint="f") == (8, 12)
+    no_workers()
+    assert suggest_image_size(locations, fingerprint="f") == (8, 12)
+    with pytest.raises(AssertionError, match="worker"):
+        suggest_image_size(locations, fingerprint="other")
+    (memo,) = (cache.cache_directory() / "sizes").iterdir()
+    for damaged in ("[8]", '["8", 12]', "[0, 12]", "{", "null"):
+        memo.write_text(damaged)
+        with pytest.raises(AssertionError, match="worker"):
+            suggest_image_size(locations, fingerprint="f")
+
+
 # Isolation
 
 

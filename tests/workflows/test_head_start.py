@@ -60,8 +60,7 @@ def test_pictures_decoded_ahead_are_those_the_training_wants(
     def forbid(*_: object) -> None:
         raise AssertionError("a picture was decoded again")
 
-    if recipe is not None:  # the size that suits the pictures is found by looking at some
-        monkeypatch.setattr(worker_pool.WorkerPool, "run", forbid)
+    monkeypatch.setattr(worker_pool.WorkerPool, "run", forbid)
     chosen = load_recipe(recipe or "photos", {"color": "grey", "resize": "pad"})
     assert len(prepare_data(folder, chosen, Reporter(quiet=True)).image_set) == 60
     assert len(_entries()) == 1

@@ -224,12 +224,13 @@ def load_image_set(
         hashes = hash_pictures(pixels)
         image_set = _image_set(opened, opened.samples, images, hashes)
         return _loaded(opened, image_set, [], _facts_of_arrays(pixels))
+    fingerprint = opened.fingerprint()
     decoded = decode_all(
         opened.locations,
-        image_size=size or suggest_image_size(opened.locations),
+        image_size=size or suggest_image_size(opened.locations, fingerprint=fingerprint),
         resize=resize,
         channels=channels,
-        fingerprint=opened.fingerprint(),
+        fingerprint=fingerprint,
         jobs=jobs,
         on_progress=on_progress,
     )

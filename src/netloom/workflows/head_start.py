@@ -111,14 +111,15 @@ def main() -> None:
     overrides = parse_overrides(settings)
     overrides.pop("model", None)  # looking its options up would import torch
     chosen = load_recipe(recipe or DEFAULT_RECIPE, overrides)
-    size = chosen.image_size
+    size = (chosen.image_size,) * 2 if isinstance(chosen.image_size, int) else chosen.image_size
     opened = open_source(source)
+    fingerprint, locations = opened.fingerprint(), opened.locations
     decode_all(
-        opened.locations,
-        image_size=(size, size) if isinstance(size, int) else size or suggest_image_size(opened.locations),
+        locations,
+        image_size=size or suggest_image_size(locations, fingerprint=fingerprint),
         resize=chosen.resize,
         channels=wanted_channels(chosen),
-        fingerprint=opened.fingerprint(),
+        fingerprint=fingerprint,
         on_progress=_tell,
     )
 
