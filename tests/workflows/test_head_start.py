@@ -111,7 +111,8 @@ def test_what_nobody_waits_for_ends_and_leaves_nothing(folder: Path) -> None:
 
 
 _SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind nohup
 from netloom.workflows import head_start
 head_start.begin(sys.argv[1], "cifar10-lenet5", [])
 print(head_start._running[0]._process.pid, flush=True)

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ def begin(source: str, recipe: str | None, settings: Sequence[str]) -> None:
         recipe: A shipped recipe's name or a file; None for the default.
         settings: Recipe keys to change, as `parse_overrides` takes them.
     """
+    _end_all()
     if (os.cpu_count() or 1) > 1:
         with contextlib.suppress(OSError):  # no process can be started: everything is done later
             _running.append(_HeadStart(source, recipe, settings))
@@ -98,6 +100,8 @@ class _HeadStart:
 
 def main() -> None:
     """Decode what the arguments name and tell the progress on stdout, as lines `[done, all]`."""
+    # Also where interrupts are ignored, as they are behind nohup: this is how the thread ends the decoding.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_stop_with_stdin, daemon=True).start()
     from netloom.data.cache import outlives_process
     from netloom.data.decoding import decode_all, suggest_image_size
