@@ -201,6 +201,11 @@ class Recipe(_Group):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto takes what measures faster on the machine"
     )
+    shards: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
+        "auto",
+        description="Among how many threads of the CPU each batch is divided in training, 0 for not at all; "
+        "`auto` measures. Weights depend on it in their last bits.",
+    )
     seed: int = Field(0, ge=0, le=2**53, description="of weights, order, augmentation and dropout")
     split_seed: int = Field(
         0, ge=0, le=2**53, description="of the split; its own, so that other seeds meet the same test pictures"

@@ -87,7 +87,16 @@ def lr_find(
     network = on_device(network, device)
     resident = build.resident(data.image_set, device)
     train = build.training_batches(chosen, resident, data.split.train, scaling=data.facts.scaling, device=device)
-    measured = plan or choose_plan(network, next(iter(train.epoch())), heads, device=device, precision=chosen.precision)
+    measured = plan or choose_plan(
+        network,
+        next(iter(train.epoch())),
+        heads,
+        device=device,
+        precision=chosen.precision,
+        shards=chosen.shards,
+        label_smoothing=chosen.label_smoothing,
+        n_steps=n_steps,
+    )
 
     def make_step(replica: nn.Module) -> TrainingStep:
         optimizer = build.build_optimizer(chosen, replica)

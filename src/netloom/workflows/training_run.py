@@ -89,13 +89,16 @@ class TrainingRun:
             self.heads,
             device=self.device,
             precision=self.recipe.precision,
+            shards=self.recipe.shards,
+            label_smoothing=self.recipe.label_smoothing,
+            n_steps=self.recipe.epochs * len(batches),
         )
         self.run.write_plan(plan)
         self.run.write_result({"status": "running", "tests": self.earlier_tests})
         parameters = sum(p.numel() for p in self.network.parameters())
         self.reporter.say(
             f"{self.recipe.custom_model or self.recipe.model}: {parameters:,} parameters, on {plan.device} with "
-            f"{plan.threads} {'thread' if plan.threads == 1 else 'threads'} in {plan.precision} ({plan.reason})"
+            f"{plan.describe_threads()} in {plan.precision} ({plan.reason})"
         )
         try:
             state = self._fit(batches, plan, callbacks)
