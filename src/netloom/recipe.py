@@ -16,6 +16,9 @@ from netloom.plain_yaml import parse_yaml
 from netloom.validation import mistakes_in
 
 CUSTOM_MODEL = "custom"
+DEFAULT_RECIPE = "photos"
+"""For sources of a user's own, where none is named."""
+
 _MISTAKES_SHOWN = 20
 _MONITORED = Literal["validation_loss", "validation_accuracy", "train_loss", "train_accuracy"]
 
@@ -375,6 +378,14 @@ def _read(name_or_file: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
         raise RecipeError(f"There is no recipe or recipe file {text!r}.{hint}")
     base = values.pop("extends", None)
     return values if base is None else _change(_read(str(base), (*seen, text)), values)
+
+
+_CHANNELS = {"auto": None, "grey": 1, "rgb": 3}
+
+
+def wanted_channels(recipe: Recipe) -> int | None:
+    """1 or 3, or None where the pictures decide."""
+    return _CHANNELS[recipe.color]
 
 
 def load_recipe(name_or_file: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:

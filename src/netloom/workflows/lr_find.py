@@ -85,8 +85,8 @@ def lr_find(
         custom=copy.deepcopy(model) if isinstance(model, nn.Module) else model,
     )
     network = on_device(network, device)
-    resident = data.image_set.to(device)
-    train = build.training_batches(chosen, resident, data.split.train, scaling=data.facts.scaling)
+    resident = build.resident(data.image_set, device)
+    train = build.training_batches(chosen, resident, data.split.train, scaling=data.facts.scaling, device=device)
     measured = plan or choose_plan(
         network,
         next(iter(train.epoch())),

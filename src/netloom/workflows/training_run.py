@@ -79,9 +79,9 @@ class TrainingRun:
             TrainingError: The loss is no longer a number.
         """
         self.network = on_device(self.network, self.device)
-        self.resident = self.data.image_set.to(self.device)
+        self.resident = build.resident(self.data.image_set, self.device)
         batches = build.training_batches(
-            self.recipe, self.resident, self.data.split.train, scaling=self.data.facts.scaling
+            self.recipe, self.resident, self.data.split.train, scaling=self.data.facts.scaling, device=self.device
         )
         plan = self.plan or choose_plan(
             self.network,
@@ -135,6 +135,7 @@ class TrainingRun:
             indices,
             batch_size=self.recipe.batch_size,
             scaling=self.data.facts.scaling,
+            device=self.device,
         )
 
     def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan, watch: Watch) -> Evaluation:
