@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from netloom.data.augment import Augmenter
+from netloom.data.progressive import ProgressiveSizes, shrunk
 from netloom.randomness import permutation
 
 
@@ -109,6 +110,7 @@ class ImageBatches:
         shuffle: A new order in every epoch; without it the order of `indices`.
         augmenter: Applied to every picture; never given for validation or test data.
         weights: Float32 `[N]` on the device.
+        sizes: Of the pictures in each epoch, which are made smaller behind the augmentation; None for whole ones.
     """
 
     def __init__(
@@ -123,10 +125,11 @@ class ImageBatches:
         shuffle: bool = False,
         augmenter: Augmenter | None = None,
         weights: torch.Tensor | None = None,
+        sizes: ProgressiveSizes | None = None,
     ) -> None:
         self.images, self.targets, self.indices, self.weights = images, targets, indices, weights
         self.batch_size, self.scaling = batch_size, scaling
-        self.seed, self.shuffle, self.augmenter = seed, shuffle, augmenter
+        self.seed, self.shuffle, self.augmenter, self.sizes = seed, shuffle, augmenter, sizes
 
     @property
     def n_samples(self) -> int:
@@ -152,6 +155,8 @@ class ImageBatches:
         drawn = None
         if self.augmenter is not None:
             drawn = self.augmenter.draw(epoch=epoch, samples=order, device=self.images.device)
+        height, width = self.images.shape[2:]
+        size = (height, width) if self.sizes is None else self.sizes.at(epoch, (height, width))
         pixels = self.images.permute(0, 2, 3, 1)
         for start, stop in self._bounds()[skip:]:
             chosen = rows[start:stop]
@@ -160,7 +165,7 @@ class ImageBatches:
             if self.augmenter is not None and drawn is not None:
                 images = self.augmenter.apply(images, drawn[start:stop])
             yield Batch(
-                {"image": self.scaling(images)},
+                {"image": self.scaling(shrunk(images, size))},
                 {name: values.index_select(0, chosen) for name, values in self.targets.items()},
                 None if self.weights is None else self.weights.index_select(0, chosen),
             )

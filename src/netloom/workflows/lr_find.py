@@ -86,8 +86,11 @@ def lr_find(
     )
     network = on_device(network, device)
     resident = data.image_set.to(device)
+    build.initialize_from_pictures(chosen, network, resident, data.split.train, scaling=data.facts.scaling)
     train = build.training_batches(chosen, resident, data.split.train, scaling=data.facts.scaling)
-    measured = plan or choose_plan(network, next(iter(train.epoch())), heads, device=device, precision=chosen.precision)
+    measured = plan or choose_plan(
+        network, next(iter(train.epoch(chosen.epochs - 1))), heads, device=device, precision=chosen.precision
+    )
 
     def make_step(replica: nn.Module) -> TrainingStep:
         optimizer = build.build_optimizer(chosen, replica)

@@ -80,12 +80,20 @@ class TrainingRun:
         """
         self.network = on_device(self.network, self.device)
         self.resident = self.data.image_set.to(self.device)
+        if self.checkpoint is None:
+            build.initialize_from_pictures(
+                self.recipe,
+                self.network,
+                self.resident,
+                self.data.split.train,
+                scaling=self.data.facts.scaling,
+            )
         batches = build.training_batches(
             self.recipe, self.resident, self.data.split.train, scaling=self.data.facts.scaling
         )
         plan = self.plan or choose_plan(
             self.network,
-            next(iter(batches.epoch(0))),
+            next(iter(batches.epoch(self.recipe.epochs - 1))),  # of whole pictures
             self.heads,
             device=self.device,
             precision=self.recipe.precision,
@@ -144,6 +152,7 @@ class TrainingRun:
             train_targets=targets[self.data.split.train],
             plan=plan,
             watch=watch,
+            test_time_augmentation=self.recipe.test_time_augmentation,
         )
 
     def _finish(self, state: TrainingState, plan: ExecutionPlan, watch: Watch) -> Run:
@@ -197,6 +206,7 @@ class TrainingRun:
             "peak_memory_bytes": peak_memory_bytes(plan.device),
             "device": plan.device,
             "precision": plan.precision,
+            "test_time_augmentation": self.recipe.test_time_augmentation,
             "tests": self.earlier_tests,
         }
 
