@@ -43,7 +43,7 @@ def freeze_first_convolution(model: nn.Module) -> None:
         raise ModelError(
             f"The first convolution has {layer.out_channels} filters, and patches of "
             f"{'x'.join(map(str, layer.weight.shape[1:]))} numbers have {most // 2} components, which make {most} "
-            "filters with their negatives; the others would be frozen at random. Use first_layer: whitening, or fewer filters."
+            "filters with their negatives; the rest would be frozen at random. Use first_layer: whitening, or fewer."
         )
     layer.weight.requires_grad_(False)
 

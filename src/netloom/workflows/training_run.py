@@ -219,6 +219,11 @@ class TrainingRun:
             f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%} "
             f"(weights of epoch {result['kept_epoch']})"
         )
+        if self.recipe.test_time_augmentation != "none":
+            self.reporter.say(
+                f"  note: outputs were averaged over versions of each picture "
+                f"(test_time_augmentation: {self.recipe.test_time_augmentation})"
+            )
         if result["tests"] > 1:
             self.reporter.say(
                 f"  note: the test part was looked at {result['tests']} times; choices made in between "
