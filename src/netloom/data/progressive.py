@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+# Sides are multiples of this: pooling cuts off odd rows, so that in a network that halves it three times a side of 28
+# costs four fifths of one of 29, and shows as much.
+_STEP = 4
+
 
 @dataclass(frozen=True)
 class ProgressiveSizes:
@@ -27,10 +31,14 @@ class ProgressiveSizes:
     epochs: int
 
     def at(self, epoch: int, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in `epoch` (0 is the first) of pictures of `image_size`, rounded, at least 1."""
+        """Height and width in `epoch` (0 is the first) of pictures of `image_size`: multiples of 4, or the whole."""
         fraction = self.start + (1 - self.start) * min(1.0, epoch / (self.until * self.epochs))
-        height, width = (max(1, round(fraction * side)) for side in image_size)
+        height, width = (_rounded(fraction * side, side) for side in image_size)
         return height, width
+
+
+def _rounded(wanted: float, whole: int) -> int:
+    return whole if wanted >= whole else min(whole, max(_STEP, _STEP * round(wanted / _STEP)))
 
 
 def shrunk(images: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
