@@ -57,7 +57,11 @@ class Augmentation(_Group):
     zoom: Fraction | tuple[float, float] = Field(
         0.0, description="factors uniform in 1 ± this, or between two; above 1 shrinks"
     )
-    horizontal_flip: bool = Field(False, description="mirror every other picture left to right")
+    horizontal_flip: bool | Literal["alternating"] = Field(
+        False,
+        description="mirror every other picture left to right; `alternating` draws that once for each picture, and "
+        "turns it over from epoch to epoch",
+    )
     vertical_flip: bool = Field(False, description="mirror every other picture top to bottom")
     shifted_crop: int = Field(0, ge=0, le=1024, description="pixels: pad by this and cut out at random")
     fill_mode: Literal["nearest", "constant", "reflect", "wrap"] = Field(
@@ -104,16 +108,58 @@ class EMA(_Group):
     warmup: bool = Field(True, description="smaller decay in the first steps, to forget the random start")
 
 
+class Lookahead(_Group):
+    """Every few steps, go only a part of the way there, and on from that place."""
+
+    every_steps: int = Field(5, ge=1, description="steps between two returns")
+    step_size: float = Field(0.5, gt=0, le=1, description="part of the way that is kept")
+    power: float = Field(
+        0.0, ge=0, le=10, description="how the returns set in: their share grows with progress to this power; 0 at once"
+    )
+
+
+class Muon(_Group):
+    """How `optimizer: muon` updates kernels, and what updates biases, norms and the classifier."""
+
+    momentum: Fraction = Field(0.95, description="of the kernels")
+    nesterov: bool = Field(True, description="Nesterov's momentum, for the kernels and `rest: sgd`")
+    newton_schulz_steps: int = Field(5, ge=1, le=20, description="iterations that make an update orthogonal")
+    update_scale: Literal["rms", "shape", "none"] = Field(
+        "rms", description="size of the update: `rms` fits AdamW's learning rates, `shape` is Jordan's, `none` 1"
+    )
+    normalize_kernels: bool = Field(
+        False, description="scale kernels to norm 1 per filter before each step; for networks with batch normalization"
+    )
+    rest: Literal["adamw", "sgd"] = Field("adamw", description="optimizer of biases, norms and the classifier")
+    rest_learning_rate: float | None = Field(
+        None, gt=0, le=1e6, description="its base learning rate; null takes `learning_rate`"
+    )
+    rest_momentum: Fraction = Field(0.9, description="of `rest: sgd`")
+
+
+class ProgressiveResizing(_Group):
+    """Train on smaller pictures first, which costs as much less as they have fewer pixels."""
+
+    start: float = Field(0.5, gt=0, le=1, description="side of the first epoch's pictures, of the whole side")
+    until: float = Field(0.75, gt=0, le=1, description="share of the epochs after which they are whole")
+
+
 class LearningRateSchedule(_Group):
     """How the learning rate moves during training."""
 
-    kind: Literal["constant", "step", "exponential", "cosine", "one_cycle"] = Field("constant", description="the shape")
+    kind: Literal["constant", "step", "exponential", "linear", "triangular", "cosine", "one_cycle"] = Field(
+        "constant", description="the shape"
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="linear rise in front of any kind")
     step_epochs: float = Field(10.0, gt=0, description="epochs between reductions of `step`")
     decay: float = Field(0.1, gt=0, le=1, description="factor per reduction (`step`) or epoch (`exponential`)")
-    final_fraction: float = Field(0.0, ge=0, le=1, description="where `cosine` and `one_cycle` end, of the base rate")
-    peak_fraction: float = Field(0.3, gt=0, lt=1, description="when `one_cycle` peaks, of the training")
-    start_fraction: float = Field(0.04, gt=0, le=1, description="where `one_cycle` starts, of the base rate")
+    final_fraction: float = Field(
+        0.0, ge=0, le=1, description="where `linear`, `triangular`, `cosine` and `one_cycle` end, of the base rate"
+    )
+    peak_fraction: float = Field(0.3, gt=0, lt=1, description="when `triangular` and `one_cycle` peak, of the training")
+    start_fraction: float = Field(
+        0.04, gt=0, le=1, description="where `triangular` and `one_cycle` start, of the base rate"
+    )
 
 
 class Recipe(_Group):
@@ -144,6 +190,12 @@ class Recipe(_Group):
         None, description="how the last feature map meets the dense layers"
     )
 
+    identity_start: bool | None = Field(None, description="kernels start by passing their channels on unchanged")
+    first_layer: Literal["random", "whitening", "frozen_whitening"] = Field(
+        "random",
+        description="the first convolution starts with the principal components of training patches, and may stay so",
+    )
+
     image_size: Side | tuple[Side, Side] | None = Field(
         None, description="pixels, a side or [height, width]; null takes it from the pictures"
     )
@@ -162,6 +214,15 @@ class Recipe(_Group):
     test_fraction: float = Field(0.2, gt=0, lt=1, description="where the source brings no test part")
     augmentation: Augmentation | None = Field(None, description="random changes of training pictures")
 
+    progressive_resizing: ProgressiveResizing | None = Field(
+        None, description="train on smaller pictures first; for networks that pool over all positions"
+    )
+    test_time_augmentation: Literal["none", "flip", "flip_shift"] = Field(
+        "none",
+        description="average the outputs over a picture and its mirror image, and over shifts of one pixel, in the "
+        "final evaluation, `evaluate` and `predict`; validation during training sees the picture alone",
+    )
+
     loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(
         "cross_entropy", description="binary: one sigmoid output for two classes"
     )
@@ -171,11 +232,14 @@ class Recipe(_Group):
         "which all classes count the same; classes that a mapping leaves out weigh 1",
     )
     label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
-    optimizer: Literal["sgd", "adam", "adamw", "nadam", "rmsprop"] = Field("adam", description="the optimizer")
+    optimizer: Literal["sgd", "adam", "adamw", "nadam", "rmsprop", "muon"] = Field("adam", description="the optimizer")
     learning_rate: float = Field(1e-3, gt=0, le=1e6, description="base learning rate")
+    bias_rate: float = Field(1.0, gt=0, le=1e6, description="factor on the learning rate of biases and norms")
+    classifier_rate: float = Field(1.0, gt=0, le=1e6, description="factor on the learning rate of the classifier")
     momentum: Fraction = Field(0.0, description="of sgd and rmsprop")
     nesterov: bool = Field(False, description="Nesterov's momentum, for sgd")
-    weight_decay: float = Field(0.0, ge=0, le=1e6, description="on weights only; decoupled for adamw")
+    muon: Muon | None = Field(None, description="of optimizer muon; null takes the defaults of its keys")
+    weight_decay: float = Field(0.0, ge=0, le=1e6, description="on weights only; decoupled for adamw and muon")
     l1: float = Field(0.0, ge=0, le=1e6, description="penalty on the absolute values of the weights")
     l2: float = Field(0.0, ge=0, le=1e6, description="penalty on the squares of the weights")
     max_norm: float | None = Field(
@@ -190,6 +254,7 @@ class Recipe(_Group):
     monitor: _MONITORED = Field("validation_loss", description="by which figure `keep: best` judges")
     early_stopping: EarlyStopping | None = Field(None, description="stop when nothing improves")
     reduce_on_plateau: ReduceOnPlateau | None = Field(None, description="lower the rate on plateaus")
+    lookahead: Lookahead | None = Field(None, description="every few steps, go only a part of the way there")
     ema: EMA | None = Field(None, description="validate and keep a running average of the weights")
     keep_every: int | None = Field(
         None, ge=1, description="also keep the weights of every so many epochs, in the run's `epochs/`"
@@ -271,6 +336,7 @@ MODEL_OPTIONS = (
     "dense_dropout",
     "dense_units",
     "head_pooling",
+    "identity_start",
 )
 
 
@@ -299,7 +365,10 @@ def _combination_problems(recipe: Recipe) -> list[str]:
     if recipe.nesterov and not (recipe.optimizer == "sgd" and recipe.momentum > 0):
         problems.append("nesterov: needs optimizer sgd and a momentum above 0")
     if recipe.momentum and recipe.optimizer not in ("sgd", "rmsprop"):
-        problems.append(f"momentum: is for sgd and rmsprop, not for {recipe.optimizer}")
+        where = "; muon has muon.momentum" if recipe.optimizer == "muon" else ""
+        problems.append(f"momentum: is for sgd and rmsprop, not for {recipe.optimizer}{where}")
+    if recipe.muon is not None and recipe.optimizer != "muon":
+        problems.append(f"muon: is for optimizer muon, not for {recipe.optimizer}; muon=null turns it off")
     if recipe.label_smoothing and recipe.loss == "binary_cross_entropy":
         problems.append("label_smoothing: is for loss cross_entropy")
     return problems

@@ -13,6 +13,7 @@ from netloom.data.augment import AugmentationSpec, Augmenter
 
 SPECS = {
     "affine": AugmentationSpec(rotation=20, width_shift=0.1, shear=5, zoom=0.2, fill_mode="wrap"),
+    "alternating": AugmentationSpec(horizontal_flip="alternating", rotation=5),
     "moves": AugmentationSpec(horizontal_flip=True, vertical_flip=True, shifted_crop=3),
     "colour": AugmentationSpec(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     "randaugment": AugmentationSpec(policy="randaugment"),
@@ -128,6 +129,30 @@ def test_flips_and_crops_are_drawn_evenly():
     assert moves[:, 3].sum() == 0
 
 
+def test_alternating_flips_show_each_side_of_every_picture_in_turn():
+    spec = AugmentationSpec(horizontal_flip="alternating", shifted_crop=2)
+    augmenter, samples = Augmenter(spec, seed=4), np.arange(10_000)
+    flips = [augmenter.draw(epoch=epoch, samples=samples).get("moves")[:, 2] for epoch in range(4)]
+    assert abs(flips[0].float().mean() - 0.5) < 0.02
+    assert torch.equal(flips[1], 1 - flips[0])
+    assert torch.equal(flips[2], flips[0])
+    assert torch.equal(flips[3], flips[1])
+    assert not torch.equal(Augmenter(spec, seed=5).draw(epoch=0, samples=samples).get("moves")[:, 2], flips[0])
+    # The other moves are those of ordinary flips, drawn anew in each epoch.
+    ordinary = Augmenter(AugmentationSpec(horizontal_flip=True, shifted_crop=2), seed=4)
+    for epoch in (0, 1):
+        drawn = [a.draw(epoch=epoch, samples=samples).get("moves")[:, [0, 1, 3]] for a in (augmenter, ordinary)]
+        assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("horizontal_flip", "true, alternating or false"), ("vertical_flip", "true or false")]
+)
+def test_a_flip_is_a_switch_or_alternating(name, words):
+    with pytest.raises(ValueError, match=f"{name} is 'sometimes'; it must be {words}"):
+        AugmentationSpec(**{name: "sometimes"})
+
+
 def test_turning_one_change_on_leaves_the_others_as_drawn():
     plain = Augmenter(AugmentationSpec(rotation=10), seed=0)
     more = Augmenter(AugmentationSpec(rotation=10, brightness=0.2, cutout=0.5), seed=0)
@@ -158,7 +183,7 @@ def test_impossible_values_are_all_named_at_once():
         assert field in message
     with pytest.raises(ValueError, match="Did you mean 'reflect'"):
         AugmentationSpec(fill_mode="reflct")
-    with pytest.raises(ValueError, match="horizontal_flip is 1; it must be true or false"):
+    with pytest.raises(ValueError, match="horizontal_flip is 1; it must be true, alternating or false"):
         AugmentationSpec(horizontal_flip=1)
 
 

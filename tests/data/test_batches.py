@@ -5,10 +5,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from netloom.data import batches as module
 from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import ImageBatches, InputScaling
+from netloom.data.progressive import ProgressiveSizes
 
 
 def pictures(n: int = 37) -> torch.Tensor:
@@ -162,3 +164,28 @@ def test_batches_for_another_device_are_placed_there() -> None:
         places = {batch.inputs["image"].device.type, batch.targets["label"].device.type, batch.weights.device.type}  # type: ignore[union-attr]
         assert places == {"meta"}
         assert batch.inputs["image"].dtype == torch.float32
+
+
+def test_pictures_grow_from_epoch_to_epoch_and_are_shrunk_as_pillow_shrinks_them() -> None:
+    image = pictures(2).repeat(1, 1, 4, 4).contiguous(memory_format=torch.channels_last)  # 24x20
+    options = {"batch_size": 2, "scaling": InputScaling.none(3)}
+    sizes = ProgressiveSizes(start=0.5, until=0.75, epochs=4)
+    batches = ImageBatches(image, {"label": torch.arange(2)}, np.arange(2), sizes=sizes, **options)  # type: ignore[arg-type]
+    found = [next(batches.epoch(epoch)).inputs["image"] for epoch in range(4)]
+    # 1/2, 2/3, 5/6 and the whole of each side, in steps of 4 (Python rounds 10 / 4 to the even 2)
+    assert [tuple(x.shape[2:]) for x in found] == [(12, 8), (16, 12), (20, 16), (24, 20)]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in found)
+    assert torch.equal(found[3], image.float())
+    for shrunken, original in zip(found[0], image, strict=True):
+        picture = Image.fromarray(original.permute(1, 2, 0).numpy())
+        expected = np.asarray(picture.resize((8, 12), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        # Pillow rounds to whole numbers after each of its two passes.
+        assert np.abs(shrunken.numpy() - expected).max() <= 1.01
+
+
+def test_sizes_reach_the_whole_in_time_whatever_the_numbers() -> None:
+    assert ProgressiveSizes(0.5, 1.0, 1).at(0, (32, 48)) == (16, 24)
+    assert ProgressiveSizes(1.0, 0.5, 9).at(0, (32, 48)) == (32, 48)
+    assert ProgressiveSizes(0.01, 0.5, 9).at(0, (32, 3)) == (4, 3)
+    assert ProgressiveSizes(0.5, 0.6, 10).at(6, (33, 33)) == (33, 33)
+    assert ProgressiveSizes(0.5, 0.6, 10).at(5, (33, 33)) == (32, 32)

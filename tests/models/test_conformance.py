@@ -14,7 +14,7 @@ from netloom.errors import ModelError
 from netloom.models import ImageModel, create_model, model_names, model_options
 
 # Sides from the kernels, strides and paddings by hand, for default options. VGG: 2^5.
-SMALLEST = {"alexnet": 67, "alexnet-small": 15, "convnet": 4, "lenet5": 16} | {
+SMALLEST = {"alexnet": 67, "alexnet-small": 15, "convnet": 4, "lenet5": 16, "speednet": 9} | {
     f"vgg{depth}": 32 for depth in (11, 13, 16, 19)
 }
 

@@ -10,7 +10,7 @@ import torch
 from netloom.errors import RunError, TrainingError
 from netloom.training.callbacks import BestWeights, Callback, EarlyStopping, ReduceOnPlateau, WeightAveraging
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
-from netloom.training.optim import OPTIMIZERS, create_optimizer
+from netloom.training.optim import MUON, OPTIMIZERS, create_optimizer
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import Schedule
 from netloom.training.state import TrainingState
@@ -36,7 +36,7 @@ def test_training_leaves_the_global_generator_untouched() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, MUON])
 @pytest.mark.parametrize("steps", [1, 5, 6, 14])
 def test_a_resumed_training_ends_bit_identical(tmp_path: Path, optimizer: str, steps: int) -> None:
     """6 steps are one epoch; all that has a state is on."""

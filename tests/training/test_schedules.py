@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
@@ -52,6 +53,19 @@ def test_one_cycle_rises_and_falls_as_two_cosines() -> None:
     assert values[peak // 2] == pytest.approx((0.1 + 1.0) / 2)
     last = (EPOCHS * STEPS - 1 - peak) / (EPOCHS * STEPS - peak)
     assert values[-1] == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * last)) / 2)
+
+
+def test_linear_is_torchs_linear_schedule() -> None:
+    steps = EPOCHS * STEPS
+    expected = torch_rates(lambda o: lr_scheduler.LinearLR(o, 1.0, 0.2, total_iters=steps), steps)
+    assert factors(Schedule("linear", final_fraction=0.2)) == pytest.approx(expected)
+    assert factors(Schedule("linear")) == pytest.approx([1 - step / steps for step in range(steps)])
+
+
+def test_triangular_is_numpys_interpolation_between_start_peak_and_end() -> None:
+    values = factors(Schedule("triangular", start_fraction=0.2, peak_fraction=0.3, final_fraction=0.07))
+    steps = EPOCHS * STEPS
+    assert values == pytest.approx(np.interp(range(steps), [0, 0.3 * steps, steps], [0.2, 1.0, 0.07]))
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)

@@ -14,6 +14,7 @@ import torch
 from netloom.data.augment import Augmenter
 from netloom.data.mapping import fits_memory, will_need
 from netloom.data.prefetch import prefetched
+from netloom.data.progressive import ProgressiveSizes, shrunk
 from netloom.randomness import permutation
 
 _ANNOUNCED_BATCHES = 4  # whose pictures the system is told to read, the one that is collected included
@@ -133,6 +134,7 @@ class ImageBatches:
         augmenter: Applied to every picture; never given for validation or test data.
         weights: Float32 `[N]`, beside the images.
         device: Where batches are wanted; None for where the images are.
+        sizes: Of the pictures in each epoch, which are made smaller behind the augmentation; None for whole ones.
     """
 
     def __init__(
@@ -148,10 +150,11 @@ class ImageBatches:
         augmenter: Augmenter | None = None,
         weights: torch.Tensor | None = None,
         device: torch.device | str | None = None,
+        sizes: ProgressiveSizes | None = None,
     ) -> None:
         self.images, self.targets, self.indices, self.weights = images, targets, indices, weights
         self.batch_size, self.scaling = batch_size, scaling
-        self.seed, self.shuffle, self.augmenter = seed, shuffle, augmenter
+        self.seed, self.shuffle, self.augmenter, self.sizes = seed, shuffle, augmenter, sizes
         self.device = images.device if device is None else torch.device(device)
         self._collected_ahead = images.device.type == "cpu" and (
             self.device.type != "cpu" or not fits_memory(images.nbytes)
@@ -182,13 +185,15 @@ class ImageBatches:
         if self.augmenter is not None:
             drawn = self.augmenter.draw(epoch=epoch, samples=order, device=self.device)
         rows = torch.from_numpy(order).to(self.images.device)
+        height, width = self.images.shape[2:]
+        size = (height, width) if self.sizes is None else self.sizes.at(epoch, (height, width))
         with self._pictures(order, rows, bounds) as pictures:
             for (start, stop), images in zip(bounds, pictures, strict=True):
                 if self.augmenter is not None and drawn is not None:
                     images = self.augmenter.apply(images, drawn[start:stop])
                 chosen = rows[start:stop]
                 yield Batch(
-                    {"image": self.scaling(images)},
+                    {"image": self.scaling(shrunk(images, size))},
                     {name: self._placed(values.index_select(0, chosen)) for name, values in self.targets.items()},
                     None if self.weights is None else self._placed(self.weights.index_select(0, chosen)),
                 )

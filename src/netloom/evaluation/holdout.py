@@ -13,7 +13,7 @@ from torch import nn
 
 from netloom.data.batches import Batch
 from netloom.errors import ModelError
-from netloom.inference import Watch, predict_outputs, unwatched
+from netloom.inference import TestTimeAugmentation, Watch, predict_outputs, unwatched
 from netloom.metrics.scores import per_class_scores
 from netloom.metrics.summary import HeldOutScores, score_probabilities
 from netloom.models.heads import Head
@@ -81,6 +81,7 @@ def evaluate_model(
     train_targets: npt.NDArray[np.int64],
     plan: ExecutionPlan,
     watch: Watch = unwatched,
+    test_time_augmentation: TestTimeAugmentation = "none",
 ) -> Evaluation:
     """Score `model` on the pictures of `batches`.
 
@@ -92,12 +93,20 @@ def evaluate_model(
         train_targets: Of the training part, for the majority baseline.
         plan: Device, threads and precision.
         watch: Called with the prediction hooks.
+        test_time_augmentation: Versions of each picture that outputs are averaged over, see `augmented_views`.
 
     Raises:
         ModelError: An output is not a finite number.
     """
     with executing(plan):
-        outputs = predict_outputs(model, batches, head_names=[head.name], plan=plan, watch=watch)
+        outputs = predict_outputs(
+            model,
+            batches,
+            head_names=[head.name],
+            plan=plan,
+            watch=watch,
+            test_time_augmentation=test_time_augmentation,
+        )
     with torch.no_grad():
         probabilities = head.probabilities(outputs[head.name]).numpy()
     broken = int((~np.isfinite(probabilities).all(axis=1)).sum())

@@ -170,3 +170,12 @@ def _initialize_layer(layer: nn.Conv2d | nn.Linear, activation: Activation) -> N
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def identity_start(layer: nn.Conv2d) -> None:
+    """Let the first min(inputs, outputs) filters pass their channel on unchanged, in place; the others stay.
+
+    Features then flow through many layers from the first step on, as through residual connections that cost nothing
+    (Zagoruyko and Komodakis, "DiracNets", 2017; Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
+    """
+    nn.init.dirac_(layer.weight.data[: layer.in_channels])

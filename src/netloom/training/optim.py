@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from netloom.training.muon import Muon, MuonOptions
+
+MUON = "muon"
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {}),
     "adam": (torch.optim.Adam, {"eps": 1e-7}),
@@ -24,6 +27,27 @@ def is_weight(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not name.endswith("bias")
 
 
+def classifier_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the output layer's parameters: of `classifier`, or of the last module that has a kernel of its own."""
+    place = "classifier" if isinstance(getattr(model, "classifier", None), nn.Module) else None
+    if place is None:
+        owners = [n for n, m in model.named_modules() if any(p.ndim >= 2 for p in m.parameters(recurse=False))]
+        place = owners[-1] if owners else ""
+    prefix = f"{place}." if place else ""
+    return frozenset(name for name, _ in model.named_parameters() if name.startswith(prefix))
+
+
+def rate_factors(model: nn.Module, *, bias: float = 1.0, classifier: float = 1.0) -> Callable[[str], float]:
+    """Factors on the learning rate by parameter name: `classifier` for the output layer, `bias` for what is no kernel.
+
+    Biases bear far higher rates than kernels where those are normalized: 64 times in Jordan, "94% on CIFAR-10 in 3.29
+    seconds on a single GPU", 2024.
+    """
+    last = classifier_parameters(model)
+    factors = {n: classifier if n in last else 1.0 if is_weight(n, p) else bias for n, p in model.named_parameters()}
+    return factors.__getitem__
+
+
 def create_optimizer(
     model: nn.Module,
     name: str,
@@ -33,26 +57,52 @@ def create_optimizer(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     rate_for: Callable[[str], float] | None = None,
+    muon: MuonOptions | None = None,
+    rest_learning_rate: float | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer `name` over the trainable parameters of `model`.
 
     `weight_decay` means what torch's optimizer of that name means by it (decoupled for AdamW, an L2 gradient for the
-    others) and applies to weights only, not to biases and norms. `momentum` and `nesterov` are SGD's and RMSprop's.
+    others) and applies to weights only, not to biases and norms. `momentum` and `nesterov` are SGD's and RMSprop's;
+    Muon has its own. `muon` is for kernels; biases, norms and the classifier are left to another rule.
 
     Args:
         model: The network.
-        name: One of `OPTIMIZERS`.
+        name: One of `OPTIMIZERS`, or `muon`.
         learning_rate: Base learning rate of every group.
         momentum: In [0, 1).
         nesterov: Nesterov's momentum; needs a momentum above 0.
         weight_decay: At least 0.
         rate_for: Factor on the learning rate by parameter name, for rates that differ per depth.
+        muon: For `muon`, how kernels and the rest are updated.
+        rest_learning_rate: For `muon`, the base rate of what is no kernel; None for `learning_rate`.
 
     Raises:
         ValueError: The name is unknown, or nothing is trainable.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"Optimizer {name!r} is unknown: one of {', '.join(OPTIMIZERS)}.")
+    if name != MUON and name not in OPTIMIZERS:
+        raise ValueError(f"Optimizer {name!r} is unknown: one of {', '.join([*OPTIMIZERS, MUON])}.")
+    orthogonal = _orthogonal_kernels(model) if name == MUON else frozenset()
+    rest_rate = learning_rate if rest_learning_rate is None or name != MUON else rest_learning_rate
+    grouped: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = parameter_name in orthogonal
+            factor = 1.0 if rate_for is None else rate_for(parameter_name)
+            decay = weight_decay if is_weight(parameter_name, parameter) else 0.0
+            key = (own, (learning_rate if own else rest_rate) * factor, decay)
+            grouped.setdefault(key, []).append(parameter)
+    if not grouped:
+        raise ValueError("The model has no trainable parameter.")
+    # The first group's rate is the one that is reported and searched: that of the kernels.
+    groups = [
+        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay, "orthogonal": own}
+        for (own, rate, decay), parameters in sorted(grouped.items(), key=lambda item: not item[0][0])
+    ]
+    if name == MUON:
+        return Muon(groups, muon or MuonOptions())
+    for group in groups:
+        del group["orthogonal"]
     kind, options = OPTIMIZERS[name]
     options = dict(options)
     if name == "sgd":
@@ -61,16 +111,10 @@ def create_optimizer(
         options |= {"momentum": momentum}
     if name in _FUSED and not any(p.device.type == "mps" for p in model.parameters()):
         options["fused"] = True
-    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            factor = 1.0 if rate_for is None else rate_for(parameter_name)
-            decay = weight_decay if is_weight(parameter_name, parameter) else 0.0
-            grouped.setdefault((learning_rate * factor, decay), []).append(parameter)
-    if not grouped:
-        raise ValueError("The model has no trainable parameter.")
-    groups = [
-        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in grouped.items()
-    ]
     return kind(groups, lr=learning_rate, **options)  # type: ignore[call-arg]
+
+
+def _orthogonal_kernels(model: nn.Module) -> frozenset[str]:
+    """Names of the kernels that Muon updates: all but the classifier's."""
+    last = classifier_parameters(model)
+    return frozenset(n for n, p in model.named_parameters() if is_weight(n, p) and n not in last)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SCHEDULES = ("constant", "step", "exponential", "cosine", "one_cycle")
-LENGTH_DEPENDENT = ("cosine", "one_cycle")
+SCHEDULES = ("constant", "step", "exponential", "linear", "triangular", "cosine", "one_cycle")
+LENGTH_DEPENDENT = ("linear", "triangular", "cosine", "one_cycle")
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Schedule:
         warmup_epochs: Linear rise from 0 in front of any kind; the kind then has the remaining epochs.
         step_epochs: Epochs between two reductions of `step`.
         decay: Factor at each reduction of `step`, and per epoch of `exponential`.
-        final_fraction: Where `cosine` and `one_cycle` end, as a fraction of the base rate.
-        peak_fraction: When `one_cycle` peaks, as a fraction of the training (Smith, "Super-convergence", 2017).
-        start_fraction: Where `one_cycle` starts, as a fraction of the base rate.
+        final_fraction: Where `linear`, `triangular`, `cosine` and `one_cycle` end, as a fraction of the base rate.
+        peak_fraction: When `one_cycle` peaks, as a fraction of the training (Smith, "Super-convergence", 2017), and
+            `triangular`, which goes there and back in straight lines.
+        start_fraction: Where `triangular` and `one_cycle` start, as a fraction of the base rate.
     """
 
     kind: str = "constant"
@@ -59,6 +60,17 @@ def _exponential(schedule: Schedule, epochs: float, _progress: float) -> float:
     return float(schedule.decay**epochs)
 
 
+def _linear(schedule: Schedule, _epochs: float, progress: float) -> float:
+    return 1.0 + (schedule.final_fraction - 1.0) * progress
+
+
+def _triangular(schedule: Schedule, _epochs: float, progress: float) -> float:
+    peak = schedule.peak_fraction
+    if progress < peak:
+        return schedule.start_fraction + (1.0 - schedule.start_fraction) * progress / peak
+    return 1.0 + (schedule.final_fraction - 1.0) * (progress - peak) / (1 - peak)
+
+
 def _anneal(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -78,6 +90,8 @@ _SHAPES: dict[str, Callable[[Schedule, float, float], float]] = {
     "constant": _constant,
     "step": _step,
     "exponential": _exponential,
+    "linear": _linear,
+    "triangular": _triangular,
     "cosine": _cosine,
     "one_cycle": _one_cycle,
 }

@@ -15,10 +15,12 @@ from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
 from netloom.data.mapping import fits_memory
+from netloom.data.progressive import ProgressiveSizes
 from netloom.errors import ModelError, RecipeError, did_you_mean
 from netloom.inference import inference_batch_size
 from netloom.models.heads import Head
 from netloom.models.registry import create_model
+from netloom.models.whitening import freeze_first_convolution, whiten_first_convolution
 from netloom.randomness import derive_seed
 from netloom.recipe import CUSTOM_MODEL, Recipe
 from netloom.run import DataFacts, RunFolder
@@ -28,6 +30,7 @@ from netloom.training.callbacks import (
     CSVLog,
     EarlyStopping,
     EpochWeights,
+    Lookahead,
     ReduceOnPlateau,
     TensorBoard,
     TimeLimit,
@@ -35,11 +38,14 @@ from netloom.training.callbacks import (
     require_tensorboard,
 )
 from netloom.training.checkpoint import weights_bytes
-from netloom.training.optim import create_optimizer
+from netloom.training.muon import MuonOptions
+from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.regularize import MaxNorm, WeightPenalty
-from netloom.training.schedules import Schedule
+from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
 
 CustomModel = nn.Module | Callable[..., nn.Module]
+# Whitening needs moments of a few numbers, which this many pictures, or fewer large ones, fix well enough.
+_PICTURES_TO_WHITEN, _PIXELS_TO_WHITEN = 5_000, 5_000_000
 
 
 def build_heads(recipe: Recipe, class_names: Sequence[str]) -> list[Head]:
@@ -72,7 +78,7 @@ def build_model(
         ModelError: The model does not fit the pictures or the options, or a custom one is missing.
     """
     if recipe.model != CUSTOM_MODEL:
-        return create_model(
+        model: nn.Module = create_model(
             recipe.model,
             in_channels=in_channels,
             num_outputs=num_outputs,
@@ -80,20 +86,71 @@ def build_model(
             seed=recipe.seed,
             options=recipe.model_options(),
         )
-    if custom is None:
+    elif custom is None:
         raise ModelError(
             f"This recipe uses a model of yours ({recipe.custom_model}), which no file can bring back. "
             "Give it: netloom.load(run, model=...) or netloom.train(source, model=...)."
         )
-    model = _make_custom(
-        custom,
-        recipe.seed,
-        in_channels=in_channels,
-        num_outputs=num_outputs,
-        image_size=image_size,
-    )
-    _check_custom(model, in_channels, num_outputs, image_size)
+    else:
+        model = _make_custom(
+            custom,
+            recipe.seed,
+            in_channels=in_channels,
+            num_outputs=num_outputs,
+            image_size=image_size,
+        )
+        _check_custom(model, in_channels, num_outputs, image_size)
+    if recipe.first_layer == "frozen_whitening":
+        freeze_first_convolution(model)
+    if recipe.progressive_resizing is not None:
+        _check_smallest(recipe, model, in_channels, image_size)
     return model
+
+
+def _check_smallest(recipe: Recipe, model: nn.Module, in_channels: int, image_size: tuple[int, int]) -> None:
+    """Run a model on the smallest pictures that it will see, where a network that flattens features fails."""
+    sizes = progressive_sizes(recipe)
+    if sizes is None:
+        return
+    height, width = sizes.at(0, image_size)
+    training = model.training
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(2, in_channels, height, width, device=device))
+    except RuntimeError as error:
+        raise ModelError(
+            f"progressive_resizing starts with pictures of {height}x{width} pixels, which the model "
+            f"{recipe.custom_model or recipe.model} does not take ({str(error).splitlines()[0]}). Use a network that "
+            "pools over all positions (speednet, resnet20, convnet with head_pooling: average), a larger "
+            "progressive_resizing.start, or progressive_resizing: null."
+        ) from error
+    finally:
+        model.train(training)
+
+
+def initialize_from_pictures(
+    recipe: Recipe,
+    model: nn.Module,
+    image_set: ImageSet,
+    train: npt.NDArray[np.int64],
+    *,
+    scaling: InputScaling,
+) -> None:
+    """Set what starts from the training pictures, in place: a whitened first layer, where the recipe wants it.
+
+    Raises:
+        ModelError: There is no convolution to be whitened.
+    """
+    if recipe.first_layer == "random":
+        return
+    height, width = image_set.images.shape[2:]
+    n = max(1, min(_PICTURES_TO_WHITEN, _PIXELS_TO_WHITEN // (height * width), len(train)))
+    chosen = train[np.linspace(0, len(train) - 1, n).astype(np.int64)]
+    rows = torch.from_numpy(chosen).to(image_set.images.device)
+    whiten_first_convolution(
+        model, (scaling(image_set.images.index_select(0, part)) for part in torch.split(rows, 256))
+    )
 
 
 def _make_custom(custom: CustomModel, seed: int, **given: Any) -> nn.Module:
@@ -237,7 +294,15 @@ def training_batches(
         augmenter=build_augmenter(recipe),
         weights=weights,
         device=device,
+        sizes=progressive_sizes(recipe),
     )
+
+
+def progressive_sizes(recipe: Recipe) -> ProgressiveSizes | None:
+    """How large pictures are in each epoch, or None where they are always whole."""
+    if recipe.progressive_resizing is None:
+        return None
+    return ProgressiveSizes(**recipe.progressive_resizing.model_dump(), epochs=recipe.epochs)
 
 
 def plain_batches(
@@ -262,6 +327,8 @@ def plain_batches(
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a recipe over the model's trainable parameters."""
+    muon = {} if recipe.muon is None else recipe.muon.model_dump()
+    rest_learning_rate = muon.pop("rest_learning_rate", None)
     return create_optimizer(
         model,
         recipe.optimizer,
@@ -269,12 +336,27 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        rate_for=rate_factors(model, bias=recipe.bias_rate, classifier=recipe.classifier_rate),
+        muon=MuonOptions(**muon),
+        rest_learning_rate=rest_learning_rate,
     )
 
 
 def build_schedule(recipe: Recipe) -> Schedule:
     """The learning-rate schedule of a recipe."""
     return Schedule() if recipe.schedule is None else Schedule(**recipe.schedule.model_dump())
+
+
+def depending_on_length(recipe: Recipe) -> list[str]:
+    """What changes when a training is extended, as the beginning of a sentence that goes on with "on the length"."""
+    found = []
+    if recipe.schedule is not None and recipe.schedule.kind in LENGTH_DEPENDENT:
+        found.append(f"the {recipe.schedule.kind} schedule depends")
+    if recipe.progressive_resizing is not None:
+        found.append("progressive resizing depends")
+    if recipe.lookahead is not None and recipe.lookahead.power:
+        found.append("lookahead depends")
+    return found
 
 
 def step_options(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
@@ -303,7 +385,10 @@ def check_extras(recipe: Recipe) -> None:
 def build_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
     """The callbacks of a recipe; the one that keeps weights writes them into the run."""
     callbacks: list[Callback] = []
-    # First, so that at the end the best epoch's weights replace the last average, not the other way round.
+    # First, so that at the end the best epoch's weights replace the last average, not the other way round; and
+    # lookahead before that, since the average is of the weights that training goes on with.
+    if recipe.lookahead is not None:
+        callbacks.append(Lookahead(**recipe.lookahead.model_dump()))
     if recipe.ema is not None:
         callbacks.append(WeightAveraging(**recipe.ema.model_dump()))
     stopping = recipe.early_stopping

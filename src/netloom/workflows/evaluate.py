@@ -64,6 +64,7 @@ def evaluate(
         "source": str(source) if source is not None else opened.data.source_name,
         "part": part if source is None else "all",
         **evaluation.to_json(),
+        "test_time_augmentation": opened.recipe.test_time_augmentation,
         "recorded_accuracy": recorded,
         "seen_in_training": seen,
     }
@@ -96,6 +97,7 @@ def score(
         train_targets=train_targets,
         plan=plan,
         watch=watch,
+        test_time_augmentation=recipe.test_time_augmentation,
     )
 
 

@@ -86,10 +86,11 @@ def lr_find(
     )
     network = on_device(network, device)
     resident = build.resident(data.image_set, device)
+    build.initialize_from_pictures(chosen, network, resident, data.split.train, scaling=data.facts.scaling)
     train = build.training_batches(chosen, resident, data.split.train, scaling=data.facts.scaling, device=device)
     measured = plan or choose_plan(
         network,
-        next(iter(train.epoch())),
+        next(iter(train.epoch(chosen.epochs - 1))),
         heads,
         device=device,
         precision=chosen.precision,

@@ -74,6 +74,7 @@ def predict(
             head_names=[head.name],
             plan=plan,
             watch=CallbackList(callbacks).call,
+            test_time_augmentation=opened.recipe.test_time_augmentation,
         )
     rows = iter(head.probabilities(outputs[head.name]).numpy())
     return [

@@ -23,6 +23,10 @@ _HOW_SPLIT = {
     "given": "The source brought its three parts.",
     "stratified": "The parts were drawn at random, each class in proportion.",
 }
+_HOW_TESTED = {
+    "flip": "a picture and its mirror image",
+    "flip_shift": "a picture and its mirror image, in place and shifted by one pixel",
+}
 
 
 def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Evaluation | None) -> None:
@@ -62,9 +66,19 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         recipe_yaml=recipe.to_yaml(),
         environment=_environment(folder),
         command=_command(folder),
-        notes=split.notes,
+        notes=[*split.notes, *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
     )
     folder.write_report(render_report(report))
+
+
+def _how_tested(test_time_augmentation: str, *, tested: bool) -> list[str]:
+    if not tested or test_time_augmentation == "none":
+        return []
+    versions = _HOW_TESTED[test_time_augmentation]
+    return [
+        f"Test results are averages over versions of each picture: the outputs for {versions}. The curves show "
+        "validation on the picture alone."
+    ]
 
 
 def _source(folder: RunFolder, image_set: ImageSet, split: Split) -> SourceFacts:

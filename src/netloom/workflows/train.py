@@ -17,7 +17,6 @@ from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import load_checkpoint
-from netloom.training.schedules import LENGTH_DEPENDENT
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.prepare import prepare_data, reopen_data
@@ -164,9 +163,9 @@ def _say_what_changes(reporter: Reporter, recipe: Recipe, extended: Recipe) -> N
     if extended == recipe:
         return
     reporter.say(f"Extending the training from {recipe.epochs} to {extended.epochs} epochs")
-    if recipe.schedule is not None and recipe.schedule.kind in LENGTH_DEPENDENT:
+    for what in build.depending_on_length(recipe):
         reporter.say(
-            f"  note: the {recipe.schedule.kind} schedule depends on the length and is recomputed for "
+            f"  note: {what} on the length and is recomputed for "
             f"{extended.epochs} epochs, so the result differs from training {extended.epochs} epochs at once"
         )
 

@@ -80,12 +80,20 @@ class TrainingRun:
         """
         self.network = on_device(self.network, self.device)
         self.resident = build.resident(self.data.image_set, self.device)
+        if self.checkpoint is None:
+            build.initialize_from_pictures(
+                self.recipe,
+                self.network,
+                self.resident,
+                self.data.split.train,
+                scaling=self.data.facts.scaling,
+            )
         batches = build.training_batches(
             self.recipe, self.resident, self.data.split.train, scaling=self.data.facts.scaling, device=self.device
         )
         plan = self.plan or choose_plan(
             self.network,
-            next(iter(batches.epoch(0))),
+            next(iter(batches.epoch(self.recipe.epochs - 1))),  # of whole pictures
             self.heads,
             device=self.device,
             precision=self.recipe.precision,
@@ -148,6 +156,7 @@ class TrainingRun:
             train_targets=targets[self.data.split.train],
             plan=plan,
             watch=watch,
+            test_time_augmentation=self.recipe.test_time_augmentation,
         )
 
     def _finish(self, state: TrainingState, plan: ExecutionPlan, watch: Watch) -> Run:
@@ -201,6 +210,7 @@ class TrainingRun:
             "peak_memory_bytes": peak_memory_bytes(plan.device),
             "device": plan.device,
             "precision": plan.precision,
+            "test_time_augmentation": self.recipe.test_time_augmentation,
             "tests": self.earlier_tests,
         }
 
@@ -213,6 +223,11 @@ class TrainingRun:
             f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%} "
             f"(weights of epoch {result['kept_epoch']})"
         )
+        if self.recipe.test_time_augmentation != "none":
+            self.reporter.say(
+                f"  note: outputs were averaged over versions of each picture "
+                f"(test_time_augmentation: {self.recipe.test_time_augmentation})"
+            )
         if result["tests"] > 1:
             self.reporter.say(
                 f"  note: the test part was looked at {result['tests']} times; choices made in between "

@@ -148,8 +148,12 @@ class Augmenter:
         """Int64 `[n, 4]`: left, top, horizontal flip, vertical flip."""
         drawn = self._uniforms("moves", epoch, samples, 4)
         choices = [2 * self.spec.shifted_crop + 1] * 2
-        choices += [1 + self.spec.horizontal_flip, 1 + self.spec.vertical_flip]
-        return (drawn * choices).astype(np.int64)
+        choices += [1 + bool(self.spec.horizontal_flip), 1 + self.spec.vertical_flip]
+        moves = (drawn * choices).astype(np.int64)
+        if self.spec.horizontal_flip == "alternating":
+            first = self._uniforms("alternating flip", 0, samples, 1)[:, 0] < 0.5
+            moves[:, 2] = first ^ (epoch % 2 == 1)
+        return moves
 
     def _operations(self, epoch: int, samples: Samples) -> dict[str, npt.NDArray[np.generic]]:
         spec = self.spec

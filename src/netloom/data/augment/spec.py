@@ -31,7 +31,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "cutmix": (0, 100, "alpha of the Beta distribution"),
 }
 _WHOLE = ("shifted_crop", "randaugment_operations", "randaugment_magnitude")
-_SWITCHES = ("horizontal_flip", "vertical_flip")
+# field: what it may be beside true and false.
+_SWITCHES: dict[str, tuple[str, ...]] = {"horizontal_flip": ("alternating",), "vertical_flip": ()}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class AugmentationSpec:
         shear: Degrees; uniform in ±.
         zoom: z for factors uniform in [1-z, 1+z], or the two ends; rows and columns are drawn
             independently and, as in Keras, a factor over 1 makes the picture smaller.
-        horizontal_flip, vertical_flip: Mirror half of the pictures.
+        horizontal_flip, vertical_flip: Mirror half of the pictures, drawn anew in each epoch. `alternating`
+            (horizontal only): mirror half of them in the first epoch and the other half in the next, in turn, so that
+            two epochs always show both sides of each picture (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single
+            GPU", 2024, section 3.6).
         shifted_crop: Pixels; pad each side by this many and cut the original size out at a random
             place.
         fill_mode: What lies outside the picture, for the picture `a b c d`: nearest `a a a|a b c
@@ -78,7 +82,7 @@ class AugmentationSpec:
     height_shift: float = 0.0
     shear: float = 0.0
     zoom: float | tuple[float, float] = 0.0
-    horizontal_flip: bool = False
+    horizontal_flip: bool | Literal["alternating"] = False
     vertical_flip: bool = False
     shifted_crop: int = 0
     fill_mode: FillMode = "nearest"
@@ -97,9 +101,9 @@ class AugmentationSpec:
     def __post_init__(self) -> None:
         problems = [p for name in _RANGES if (p := _number_problem(name, getattr(self, name)))]
         problems += [
-            f"{name} is {value!r}; it must be true or false."
-            for name in _SWITCHES
-            if not isinstance(value := getattr(self, name), bool)
+            f"{name} is {value!r}; it must be {', '.join(['true', *more])} or false."
+            for name, more in _SWITCHES.items()
+            if not isinstance(value := getattr(self, name), bool) and value not in more
         ]
         problems += _choice_problem("fill_mode", self.fill_mode, FILL_MODES)
         problems += _choice_problem("policy", self.policy, POLICIES)
@@ -124,7 +128,7 @@ class AugmentationSpec:
     @property
     def moves_pixels(self) -> bool:
         """Whether pictures are flipped or moved by whole pixels."""
-        return self.horizontal_flip or self.vertical_flip or self.shifted_crop > 0
+        return bool(self.horizontal_flip) or self.vertical_flip or self.shifted_crop > 0
 
     @property
     def jitters_colour(self) -> bool:

@@ -5,6 +5,7 @@ from netloom.training.callbacks.best_weights import BestWeights
 from netloom.training.callbacks.csv_log import CSVLog
 from netloom.training.callbacks.early_stopping import EarlyStopping
 from netloom.training.callbacks.epoch_weights import EpochWeights
+from netloom.training.callbacks.lookahead import Lookahead
 from netloom.training.callbacks.profile import Profile
 from netloom.training.callbacks.progress import EpochProgress
 from netloom.training.callbacks.reduce_on_plateau import ReduceOnPlateau
@@ -20,6 +21,7 @@ __all__ = [
     "EarlyStopping",
     "EpochProgress",
     "EpochWeights",
+    "Lookahead",
     "Profile",
     "ReduceOnPlateau",
     "TensorBoard",
