@@ -47,7 +47,7 @@ class _BatchNorm(torch.autograd.Function):
         y = torch.ops.aten.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
         unbiased = squared / (total - 1)
         ctx.save_for_backward(x, weight, mean, variance, total)
-        ctx.eps, ctx.n_shards = eps, n_shards
+        ctx.eps, ctx.n_shards, ctx.has_bias = eps, n_shards, bias is not None
         ctx.mark_non_differentiable(mean, unbiased)
         return y, mean, unbiased
 
@@ -55,8 +55,9 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, weight, mean, variance, total = ctx.saved_tensors
         gradient = gradients[0]
+        unscaled = torch.ones_like(mean) if weight is None else weight  # for the kernel, whose sums are wanted anyway
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            gradient, x, unscaled, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
         sums = gather_shards(torch.stack([of_weight, of_bias]).float(), ctx.n_shards).sum(0)
         inverse = torch.rsqrt(variance + ctx.eps)
@@ -66,7 +67,7 @@ class _BatchNorm(torch.autograd.Function):
         shape = (1, -1, 1, 1) if x.ndim == 4 else (1, -1)
         of_x = gradient * scale.view(shape).to(gradient.dtype)
         of_x.addcmul_(x, slope.view(shape).to(x.dtype)).add_(shift.view(shape).to(x.dtype))
-        return of_x, None if weight is None else of_weight, None if weight is None else of_bias, None, None
+        return of_x, None if weight is None else of_weight, of_bias if ctx.has_bias else None, None, None
 
 
 def sharded_batch_norm(
