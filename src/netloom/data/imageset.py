@@ -171,6 +171,7 @@ class LoadedPictures:
         source_kind: As `Source.kind`; `memory` for an ImageSet that was given.
         source_location: What `open_source` opens again; empty for `memory`.
         notes: What a user should know of the source.
+        pixels_file: The .npy file that the pixels are mapped from, for other processes; None if they are in memory.
     """
 
     image_set: ImageSet
@@ -180,6 +181,7 @@ class LoadedPictures:
     source_kind: str
     source_location: str
     notes: tuple[str, ...] = ()
+    pixels_file: Path | None = None
 
 
 def load_image_set(
@@ -238,7 +240,8 @@ def _from_decoded(source: Source, decoded: DecodedPictures) -> LoadedPictures:
     images = _channels_last(decoded.pixels)
     image_set = _image_set(source, samples, images, decoded.content_hashes)
     facts = PictureFacts(decoded.widths, decoded.heights, decoded.modes, decoded.formats)
-    return _loaded(source, image_set, rejected, facts)
+    file = decoded.pixels.filename if isinstance(decoded.pixels, np.memmap) else None
+    return replace(_loaded(source, image_set, rejected, facts), pixels_file=None if file is None else Path(file))
 
 
 def _loaded(source: Source, image_set: ImageSet, rejected: list[Rejected], facts: PictureFacts) -> LoadedPictures:

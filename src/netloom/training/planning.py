@@ -34,6 +34,7 @@ def choose_plan(
     *,
     device: str,
     precision: str = "auto",
+    threads: int | None = None,
 ) -> ExecutionPlan:
     """The plan for training `model` on batches like `batch`.
 
@@ -48,8 +49,10 @@ def choose_plan(
         heads: What the outputs mean.
         device: A torch device name.
         precision: `float32`, `bfloat16`, or `auto` to measure.
+        threads: Where that is decided already; None to measure.
     """
-    threads = _fastest_threads(model, batch, heads) if device == "cpu" else training_threads()
+    if threads is None:
+        threads = _fastest_threads(model, batch, heads) if device == "cpu" else training_threads()
     chosen: Precision = "bfloat16" if precision == "bfloat16" else "float32"
     if precision != "auto":
         return ExecutionPlan(device, threads, chosen, "as asked")
@@ -103,15 +106,23 @@ def _fastest_threads(model: nn.Module, batch: Batch, heads: Sequence[Head]) -> i
     candidates = sorted({1, max(1, most // 2), most})
     if len(candidates) == 1:
         return most
-    seconds: list[float] = []
+    seconds = seconds_by_threads(model, batch, heads, candidates)
+    return next(n for n in candidates if seconds[n] <= min(seconds.values()) * _NEARLY_AS_FAST)
+
+
+def seconds_by_threads(
+    model: nn.Module, batch: Batch, heads: Sequence[Head], candidates: Sequence[int]
+) -> dict[int, float]:
+    """Seconds of a training step on the CPU in float32 with each of the `candidates` for a number of threads."""
+    seconds: dict[int, float] = {}
     for threads in candidates:
         plan = ExecutionPlan("cpu", threads, "float32")
         with executing(plan):
             step = _step(model, batch, heads, plan)
             first = _seconds(step, "cpu")
-            hopeless = bool(seconds) and first > _HOPELESS * min(seconds)
-            seconds += [first] if hopeless else fastest_seconds([step], "cpu", warmed_up=True)
-    return next(n for n, s in zip(candidates, seconds, strict=True) if s <= min(seconds) * _NEARLY_AS_FAST)
+            hopeless = bool(seconds) and first > _HOPELESS * min(seconds.values())
+            seconds[threads] = first if hopeless else fastest_seconds([step], "cpu", warmed_up=True)[0]
+    return seconds
 
 
 def _both_precisions(device: str, threads: int) -> list[ExecutionPlan]:
