@@ -119,8 +119,8 @@ def make_folds(
     pooled = _Pool(
         pool,
         labels[pool],
-        None if groups is None else [groups[i] for i in pool],
-        None if content_hashes is None else [content_hashes[i] for i in pool],
+        None if groups is None else [groups[i] for i in pool.tolist()],
+        None if content_hashes is None else [content_hashes[i] for i in pool.tolist()],
         names,
     )
     found = []

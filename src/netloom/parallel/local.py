@@ -117,10 +117,12 @@ class LocalExecutor(Executor):
             return
         for worker in self._living():
             worker.send({"end": True})
-        for slot, worker in enumerate(self._slots):
-            if worker is not None:
-                worker.end(_SECONDS_TO_END)
-                self._slots[slot] = None
+        self._free(_SECONDS_TO_END)
+
+    def _free(self, seconds: float) -> None:
+        for worker in self._living():
+            worker.end(seconds)
+        self._slots = [None] * len(self._slots)
 
     def _living(self) -> list[_Worker]:
         return [worker for worker in self._slots if worker is not None]
@@ -128,10 +130,7 @@ class LocalExecutor(Executor):
     def _kill_all(self) -> None:
         for worker in self._living():
             worker.kill()
-        for slot, worker in enumerate(self._slots):
-            if worker is not None:
-                worker.end(0)
-                self._slots[slot] = None
+        self._free(0)
 
     def _hand_out(self, waiting: Iterator[Task], on_event: OnEvent) -> None:
         """Give every idle worker a task, as long as there are any."""
@@ -144,7 +143,8 @@ class LocalExecutor(Executor):
                 return
             if worker is None:
                 cpus = self._cpus[slot] if slot < len(self._cpus) else ()
-                worker = self._slots[slot] = _Worker(cpus, self._remove, self._setup, self._inbox)
+                worker = _Worker(cpus, self._remove, self._setup, self._inbox)
+                self._slots[slot] = worker
             worker.give(task, attempt)
             on_event(Started(task, attempt))
 

@@ -1,0 +1,92 @@
+"""Tasks for the executors' tests; worker processes import them from here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from netloom.errors import TrainingError
+from netloom.parallel.tasks import TaskContext
+
+
+def make_shared(*, value: Any) -> dict[str, Any]:
+    return {"value": value, "process": os.getpid()}
+
+
+def refuse_setup() -> None:
+    raise TrainingError("the pictures are gone")
+
+
+def square(context: TaskContext, *, number: float) -> float:
+    print("this must not come between the answers")
+    context.report({"number": number})
+    return number**2
+
+
+def shared_value(context: TaskContext) -> Any:
+    return context.shared
+
+
+def process(context: TaskContext) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def fail(context: TaskContext, *, kindly: bool) -> None:
+    if kindly:
+        raise TrainingError("the loss is no number\nin epoch 3")
+    raise ZeroDivisionError("by zero")
+
+
+def kill_first(context: TaskContext, *, marker: str, number: int) -> str:
+    """Dies of a signal the first time, by leaving a marker."""
+    path = Path(marker)
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), number)
+    return "second time"
+
+
+def kill_always(context: TaskContext) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def until_stopped(context: TaskContext) -> str:
+    """Works until it is asked to stop, telling its process."""
+    context.report({"process": os.getpid()})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        context.report({})
+        if (reason := context.stop_reason()) is not None:
+            return reason
+        time.sleep(0.01)
+    return "never asked"
+
+
+def deaf(context: TaskContext) -> None:
+    """Never looks whether it shall stop."""
+    context.report({"process": os.getpid()})
+    time.sleep(60)
+
+
+def affinity(context: TaskContext) -> list[int]:
+    time.sleep(0.3)
+    return sorted(os.sched_getaffinity(0))
+
+
+def private_megabytes(context: TaskContext) -> dict[str, float]:
+    """Reads all shared pictures: how much that added to what this process holds for itself, and their size."""
+    pictures = context.shared
+    int(pictures.images[0].sum())  # torch's own first allocations
+    before = _private_bytes()
+    total = sum(int(picture.sum()) for picture in pictures.images)
+    grown = _private_bytes() - before
+    return {"grown": grown / 1e6, "all": pictures.images.numel() / 1e6, "sum": total}
+
+
+def _private_bytes() -> int:
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Private_Dirty"))
