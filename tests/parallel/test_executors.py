@@ -236,7 +236,7 @@ def test_pictures_are_not_copied(tmp_path: Path, from_file: bool) -> None:
     np.save(tmp_path / "pixels.npy", pixels)
     with sharing(pictures, tmp_path / "pixels.npy" if from_file else None) as shared:
         executor = LocalExecutor(2, setup=map_pictures, arguments=shared.to_json(), remove=[shared.folder])
-        found = values(run(executor, [Task(str(i), work.private_megabytes) for i in range(2)]))
+        found = values(run(executor, [Task(str(i), work.own_megabytes) for i in range(2)]))
         mapped = map_pictures(**shared.to_json())
         for name in ("images", "targets", "weights"):
             assert (getattr(mapped, name) == getattr(pictures, name)).all()

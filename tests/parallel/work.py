@@ -77,16 +77,16 @@ def affinity(context: TaskContext) -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def private_megabytes(context: TaskContext) -> dict[str, float]:
+def own_megabytes(context: TaskContext) -> dict[str, float]:
     """Reads all shared pictures: how much that added to what this process holds for itself, and their size."""
     pictures = context.shared
     int(pictures.images[0].sum())  # torch's own first allocations
-    before = _private_bytes()
+    before = _own_bytes()
     total = sum(int(picture.sum()) for picture in pictures.images)
-    grown = _private_bytes() - before
+    grown = _own_bytes() - before
     return {"grown": grown / 1e6, "all": pictures.images.numel() / 1e6, "sum": total}
 
 
-def _private_bytes() -> int:
+def _own_bytes() -> int:
     text = Path("/proc/self/smaps_rollup").read_text()
-    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Private_Dirty"))
+    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Anonymous:"))
