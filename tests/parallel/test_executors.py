@@ -191,9 +191,9 @@ def test_a_killed_driver_leaves_no_worker_and_no_folder(task: str, number: int) 
         assert all(map(alive, workers))
         driver.send_signal(number)
         driver.wait(timeout=10)
-        assert wait_until(lambda: not any(map(alive, workers))) < 3
+        assert wait_until(lambda: not any(map(alive, workers))) < 10
     if number != signal.SIGINT:  # a driver that is not killed removes what is its own
-        wait_until(lambda: not folder.exists(), 3)
+        wait_until(lambda: not folder.exists(), 10)
 
 
 @LINUX
@@ -203,7 +203,7 @@ def test_a_deaf_task_is_killed_soon_after_an_interruption() -> None:
     with executor:
         tasks = [Task(str(i), work.deaf) for i in range(2)]
         executor.run(tasks, lambda _: asked.append(time.monotonic()), interruption=lambda: "now" if asked else None)
-        assert time.monotonic() - asked[0] < 3
+        assert time.monotonic() - asked[0] < 6
         assert executor.workers == []  # type: ignore[attr-defined]
 
 

@@ -116,13 +116,9 @@ def make_folds(
     if parts is not None:
         pool = np.flatnonzero([part != "test" for part in parts])
     names = class_names or [str(number) for number in range(int(labels.max()) + 1)]
-    pooled = _Pool(
-        pool,
-        labels[pool],
-        None if groups is None else [groups[i] for i in pool.tolist()],
-        None if content_hashes is None else [content_hashes[i] for i in pool.tolist()],
-        names,
-    )
+    # Ties are looked for among all pictures: two may be tied by a third one, in the test part.
+    units = tie_into_units(len(labels), groups, content_hashes)
+    pooled = _Pool(pool, labels[pool], units[pool], names)
     found = []
     for repeat in range(scheme.repeats):
         tested = pooled.test_parts(scheme, derive_seed(seed, "folds", repeat))
@@ -143,9 +139,13 @@ class _Pool:
 
     indices: IntArray
     labels: IntArray
-    groups: Sequence[str | None] | None
-    hashes: Sequence[str] | None
+    units: IntArray
     names: Sequence[str]
+
+    @property
+    def groups(self) -> list[str]:
+        """The units as groups of a split."""
+        return [str(unit) for unit in self.units.tolist()]
 
     def test_parts(self, scheme: Scheme, seed: int) -> list[npt.NDArray[np.bool_]]:
         """Which pictures test, bool `[n]`, in each training of one repeat."""
@@ -156,7 +156,6 @@ class _Pool:
         split = make_split(
             targets=self.labels,
             groups=self.groups,
-            content_hashes=self.hashes,
             class_names=self.names,
             test_fraction=scheme.holdout,
             seed=seed,
@@ -164,13 +163,12 @@ class _Pool:
         return [np.isin(np.arange(len(self.labels)), split.test)]
 
     def _fold_numbers(self, folds: int, seed: int) -> IntArray:
-        units = tie_into_units(len(self.labels), self.groups, self.hashes)
-        self._refuse_too_many(folds, units)
-        return draw_parts(self.labels, units, _shares(self.labels, folds, seed), seed)
+        self._refuse_too_many(folds)
+        return draw_parts(self.labels, self.units, _shares(self.labels, folds, seed), seed)
 
-    def _refuse_too_many(self, folds: int, units: IntArray) -> None:
+    def _refuse_too_many(self, folds: int) -> None:
         """Every fold shall test every class, and the others teach it."""
-        pairs = np.unique(np.stack([self.labels, units]), axis=1)[0]
+        pairs = np.unique(np.stack([self.labels, self.units]), axis=1)[0]
         available = np.bincount(pairs, minlength=int(self.labels.max()) + 1)
         scarce = np.flatnonzero((available < folds) & (available > 0))
         if not len(scarce):
@@ -188,7 +186,6 @@ class _Pool:
             targets=self.labels,
             parts=["test" if tested else "train" for tested in test.tolist()],
             groups=self.groups,
-            content_hashes=self.hashes,
             class_names=self.names,
             validation_fraction=validation_fraction,
             seed=seed,

@@ -99,6 +99,8 @@ class LocalExecutor(Executor):
                 self._kill_all()
                 return
             if not any(worker.task for worker in self._living()):
+                if out_of_time is not None:
+                    self._kill_all()  # idle ones have nothing to save, and a person waits
                 return
             with contextlib.suppress(queue.Empty):
                 worker, message = self._inbox.get(timeout=_POLL_SECONDS)
