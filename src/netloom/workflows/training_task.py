@@ -54,6 +54,8 @@ def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> di
     """
     resources: Resources = context.shared
     opened = Run(run, model=resources.model)
+    if (result := opened.result)["status"] == "finished":  # its worker died just before it could tell
+        return result
     opened.remove_unfinished_files()
     recipe, facts = opened.recipe, opened.data
     execution = ExecutionPlan.from_json(dict(plan))
@@ -67,7 +69,7 @@ def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> di
         Reporter(quiet=True),
         plan=execution,
         checkpoint=load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None,
-        earlier_tests=int(opened.result.get("tests", 0)),
+        earlier_tests=int(result.get("tests", 0)),
         interruption=context.stop_reason,
     )
     try:
