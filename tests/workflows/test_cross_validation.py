@@ -20,6 +20,7 @@ from netloom.cli import app
 from netloom.data.imageset import ImageSet
 from netloom.errors import NetloomError
 from netloom.runtime import ExecutionPlan
+from parallel import work
 from picture_folders import stripes, write_folder
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
@@ -348,3 +349,39 @@ def test_seeds_at_once_give_the_bits_of_seeds_one_by_one(photos: Path, tmp_path:
     for one, other in zip(found[1]["runs"], found[2]["runs"], strict=True):
         assert (Path(one) / "weights.safetensors").read_bytes() == (Path(other) / "weights.safetensors").read_bytes()
     assert resume_seeds(found[1]["folder"], quiet=True)["test_accuracy"] == found[1]["test_accuracy"]
+
+
+def test_a_network_that_other_processes_cannot_import_is_trained_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inside(in_channels: int, num_outputs: int) -> Any:
+        return work.small_network(in_channels, num_outputs)
+
+    options: dict[str, Any] = {"folds": 2, "plan": PLAN, "out": tmp_path, "settings": {"epochs": 1}}
+    with pytest.raises(NetloomError, match=r"inside' cannot be used by other processes"):
+        netloom.cross_validate(pictures(), model=inside, jobs=2, quiet=True, **options)
+    with pytest.raises(NetloomError, match="a module keeps its trained weights"):
+        netloom.cross_validate(pictures(), model=inside(3, 3), quiet=True, **options)
+    assert not list(tmp_path.iterdir())
+    found = netloom.cross_validate(pictures(), model=inside, **options)
+    assert found.result["jobs"] == 1
+    assert found.result["model"] == "inside"
+    assert "One training after the other" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_network_of_the_users_own_is_trained_at_once(tmp_path: Path) -> None:
+    found = {
+        jobs: netloom.cross_validate(
+            pictures(),
+            folds=2,
+            model=work.small_network,
+            jobs=jobs,
+            plan=PLAN,
+            out=tmp_path / str(jobs),
+            quiet=True,
+            settings={"epochs": 1},
+        )
+        for jobs in (1, 2)
+    }
+    assert_same_bits(found[2].path, found[1].path)

@@ -210,6 +210,7 @@ class _Teller:
 
     def __init__(self, reporter: Reporter, bars: Bars) -> None:
         self.failures: dict[str, str] = {}
+        self._figures: dict[str, str] = {}
         self._reporter, self._bars = reporter, bars
 
     def __call__(self, event: Event) -> None:
@@ -229,14 +230,11 @@ class _Teller:
 
     def _epoch(self, name: str, values: Mapping[str, Any]) -> None:
         done, epochs, row = values["done"], values["epochs"], values.get("row")
-        text = f"{done:.1f} of {epochs} epochs"
-        if row is None:
-            self._bars.update(name, done, epochs, text)
-            return
-        figures = f"loss {row['train_loss']:.4f}  validation loss {row['validation_loss']:.4f}"
-        self._bars.update(name, done, epochs, f"{text}  {figures}")
-        if not self._reporter.interactive:
-            self._reporter.say(
-                f"{name}  epoch {done:>{len(str(epochs))}}/{epochs}  {figures}"
+        if row is not None:
+            self._figures[name] = (
+                f"loss {row['train_loss']:.4f}  validation loss {row['validation_loss']:.4f}"
                 f"  accuracy {row['validation_accuracy']:.4f}"
             )
+            if not self._reporter.interactive:
+                self._reporter.say(f"{name}  epoch {done:>{len(str(epochs))}}/{epochs}  {self._figures[name]}")
+        self._bars.update(name, done, epochs, f"{done:.1f} of {epochs} epochs  {self._figures.get(name, '')}")

@@ -1,4 +1,4 @@
-"""The verb of cross-validation."""
+"""Verbs that train many times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cv(
         int | None, typer.Option("--folds", metavar="K", help="Parts, each of which tests once; 5 without it.")
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option("--repeats", metavar="R", help="Draw the folds anew so often; 1 without it.")
+        int | None, typer.Option("--repeats", metavar="R", help="Draw anew so often; 1 without it, 5 with --holdout.")
     ] = None,
     holdout: Annotated[
         float | None,
