@@ -212,6 +212,24 @@ def test_a_set_up_that_fails_is_one_error() -> None:
         run(LocalExecutor(2, setup=work.refuse_setup), [Task("a", work.process)])
 
 
+@POSIX
+def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    executor = LocalExecutor(1, setup=work.killed_setup, arguments={"marker": str(tmp_path / "marker")})
+    events = run(executor, [Task("a", work.square, {"number": 3.0})])
+    assert [type(event) for event in events] == [Started, Retried, Started, Reported, Finished]
+
+
+@POSIX
+def test_a_replacement_that_cannot_be_set_up_costs_its_task_only(tmp_path: Path) -> None:
+    executor = LocalExecutor(1, setup=work.setup_once, arguments={"marker": str(tmp_path / "marker")})
+    tasks = [Task("good", work.square, {"number": 3.0}), Task("crash", work.kill_always), Task("last", work.process)]
+    events = run(executor, tasks)
+    assert values(events) == {"good": 9.0}
+    failed = {event.task.name: event.reason for event in events if isinstance(event, Failed)}
+    assert failed.keys() == {"crash", "last"}
+    assert all("the pictures are gone" in reason for reason in failed.values())
+
+
 def test_a_function_that_other_processes_cannot_import_is_refused() -> None:
     def inside(context: Any) -> None: ...
 

@@ -77,6 +77,7 @@ class LocalExecutor(Executor):
         self._slots: list[_Worker | None] = [None] * jobs
         self._inbox: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self._again: deque[tuple[Task, int]] = deque()
+        self._proven = False  # whether a worker could ever be set up
 
     @property
     def workers(self) -> list[int]:
@@ -157,10 +158,11 @@ class LocalExecutor(Executor):
         if message is None:
             self._bury(worker, on_event, last=last)
         elif "ready" in message:
-            worker.ready = True
+            worker.ready = self._proven = True
         elif not worker.ready:
-            self._kill_all()
-            raise NetloomError(f"The processes that train could not be set up: {message['failed'][0]}")
+            worker.kill()
+            worker.end(0)
+            self._give_up(worker, f"Its process could not be set up: {message['failed'][0]}", on_event)
         elif worker.task is not None:
             task, event = worker.task, _event(worker.task, message)
             if not isinstance(event, Reported):
@@ -170,15 +172,15 @@ class LocalExecutor(Executor):
 
     def _bury(self, worker: _Worker, on_event: OnEvent, *, last: bool) -> None:
         """A worker has died: start its task once more, or give it up."""
-        slot = self._slots.index(worker)
         reason = worker.cause_of_death()
-        self._slots[slot] = None
-        if not worker.ready:
-            self._kill_all()
-            raise NetloomError(
-                f"The processes that train could not be started with {sys.executable} ({reason}): "
-                f"{worker.last_line() or 'it ended without a message'}."
+        if not worker.ready and not worker.killed:
+            words = worker.last_line() or "it ended without a message"
+            self._give_up(
+                worker, f"Its process could not be started with {sys.executable} ({reason}): {words}", on_event
             )
+            return
+        slot = self._slots.index(worker)
+        self._slots[slot] = None
         if worker.killed and len(self._slots) > 1:
             # What the system kills for want of memory would be killed again in as large a company.
             del self._slots[slot]
@@ -192,6 +194,15 @@ class LocalExecutor(Executor):
             on_event(Retried(task, reason))
         else:
             on_event(Failed(task, reason, worker.last_words()))
+
+    def _give_up(self, worker: _Worker, reason: str, on_event: OnEvent) -> None:
+        """A worker cannot work: that is the end of all where none ever could, else of its task."""
+        self._slots[self._slots.index(worker)] = None
+        if not self._proven:
+            self._kill_all()
+            raise NetloomError(reason)
+        if worker.task is not None:
+            on_event(Failed(worker.task, reason, worker.last_words()))
 
 
 def _event(task: Task, message: Mapping[str, Any]) -> Event:

@@ -29,7 +29,7 @@ _LEAST_WIDTH = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestedFold:
+class FoldFacts:
     """One training, and what it said of the pictures held out from it."""
 
     name: str
@@ -60,7 +60,7 @@ class CrossValidationReport:
     repeats: int
     class_names: Sequence[str]
     scores: CrossValidationScores
-    folds: Sequence[TestedFold]
+    folds: Sequence[FoldFacts]
     """Those that were tested."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """Reason by name."""

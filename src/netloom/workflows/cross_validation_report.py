@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from netloom.files import write_atomically
 from netloom.metrics.intervals import Interval
-from netloom.report.cross_validation import CrossValidationReport, TestedFold, render_cross_validation
+from netloom.report.cross_validation import CrossValidationReport, FoldFacts, render_cross_validation
 from netloom.workflows.report import environment_facts
 from netloom.workflows.runs import Run
 
@@ -47,11 +47,11 @@ def write_cross_validation_report(found: CrossValidation, path: Path) -> None:
     write_atomically(path, render_cross_validation(report))
 
 
-def _tested(run: Run) -> TestedFold:
+def _tested(run: Run) -> FoldFacts:
     result: dict[str, Any] = run.result
     test: Mapping[str, Any] = result["test"]
     split = run.split
-    return TestedFold(
+    return FoldFacts(
         name=run.name,
         seed=run.recipe.seed,
         train_n=len(split["train"]),
