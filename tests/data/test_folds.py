@@ -130,11 +130,11 @@ def test_impossible_schemes(scheme: dict[str, object], words: str) -> None:
 
 def test_more_folds_than_a_class_has_pictures_or_groups() -> None:
     targets = np.repeat([0, 1], [20, 4])
-    with pytest.raises(DataError, match=r"5 folds are too many: class 'rare' has 4 independent.*at most 4 folds"):
+    with pytest.raises(DataError, match=r"5 folds are too many for 'rare'.*has 4 independent.*at most 4 folds"):
         make_folds(Scheme(5), targets=targets, class_names=["common", "rare"], seed=0)
     groups = [None] * 20 + ["a", "a", "b", "b"]
     with pytest.raises(DataError, match="has 2 independent pictures"):
         make_folds(Scheme(3), targets=targets, groups=groups, seed=0)
-    with pytest.raises(DataError, match=r"has 1 independent picture only.*Leave the class out"):
+    with pytest.raises(DataError, match=r"has 1 independent picture .*Leave it out"):
         make_folds(Scheme(2), targets=targets, content_hashes=[str(i) for i in range(20)] + ["x"] * 4, seed=0)
     assert len(make_folds(Scheme(4), targets=targets, seed=0)) == 4

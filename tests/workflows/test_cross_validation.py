@@ -324,15 +324,23 @@ def test_changed_pictures_and_damaged_manifests_are_refused(tmp_path: Path) -> N
     found = netloom.cross_validate(
         photos, folds=2, jobs=1, plan=PLAN, out=tmp_path / "runs", quiet=True, settings={**QUICK, "epochs": 1}
     )
+    kept, whole = (photos / "plain" / "000.png").read_bytes(), json.loads((found.path / "trainings.json").read_text())
     (photos / "plain" / "000.png").write_bytes((photos / "down" / "001.png").read_bytes())
     assert "have changed" in fail("--resume", found.path)
     manifest = found.path / "trainings.json"
     for damaged in ("{}", '{"kind": "cross-validation", "plan": {"device": "cpu", "threads": 1}}', "no JSON", "[]"):
         manifest.write_text(damaged)
         assert "damaged" in fail("--resume", found.path)
-    names = {"kind": "cross-validation", "plan": PLAN.to_json(), "trainings": [{"name": "../photos"}]}
-    manifest.write_text(json.dumps(names))
-    assert "damaged" in fail("--resume", found.path)
+    for name in ("../photos", "..", ""):
+        names = {"kind": "cross-validation", "plan": PLAN.to_json(), "trainings": [{"name": name}]}
+        manifest.write_text(json.dumps(names))
+        assert "damaged" in fail("--resume", found.path)
+    (photos / "plain" / "000.png").write_bytes(kept)
+    for key in ("scheme", "notes"):
+        manifest.write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
+        assert "damaged" in fail("--resume", found.path)
+    manifest.write_text(json.dumps(whole))
+    assert netloom.resume_cross_validation(found.path, quiet=True).result["status"] == "finished"
 
 
 @pytest.mark.slow

@@ -174,11 +174,12 @@ class _Pool:
         if not len(scarce):
             return
         fewest = int(available[scarce].min())
-        counted = "independent picture" if fewest == 1 else "independent pictures"
-        remedy = f"Use at most {fewest} folds" if fewest > 1 else "Leave the class out"
+        pictures = "1 independent picture" if fewest == 1 else f"{fewest} independent pictures"
+        remedy = f"Use at most {fewest} folds" if fewest > 1 else "Leave it out"
         raise DataError(
-            f"{folds} folds are too many: class {listed_classes(scarce, self.names)} has {fewest} {counted} only "
-            f"(pictures of the same content or group count as one). {remedy}, or add pictures."
+            f"{folds} folds are too many for {listed_classes(scarce, self.names)}: the scarcest has {pictures} (those "
+            f"of the same content or group count as one), and every fold must test every class. {remedy}, or add "
+            "pictures."
         )
 
     def split(self, test: npt.NDArray[np.bool_], validation_fraction: float, seed: int) -> Split:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from netloom.data.folds import Fold, Scheme, make_folds
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import TrainingError
+from netloom.errors import DataError, TrainingError
 from netloom.evaluation.cross_validation import CrossValidationScores, FoldOutcome, summarize_folds
 from netloom.files import write_json
 from netloom.memory import without_garbage_collection
@@ -27,7 +27,7 @@ from netloom.workflows.build import CustomModel
 from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
 from netloom.workflows.runs import Run
 from netloom.workflows.train import recipe_for
-from netloom.workflows.training_job import Member, TrainingJob, resume_job, start_job
+from netloom.workflows.training_job import Member, TrainingJob, damaged_manifest, resume_job, start_job
 from netloom.workflows.trainings import jobs_for_model
 
 RESULT_FILE = "cv.json"
@@ -159,14 +159,14 @@ def cross_validate(
         ),
         out=out,
         name=f"{name or loaded.source_name}-cv",
-        details={"scheme": scheme.to_json(), "scheme_in_words": str(scheme), "notes": notes},
+        details={"scheme": scheme.to_json(), "notes": notes},
         jobs=at_once,
         device=device,
         plan=plan,
         model=model,
         reporter=reporter,
     )
-    return _finish(job, reporter)
+    return _finish(job, scheme, reporter)
 
 
 def resume_cross_validation(
@@ -194,7 +194,23 @@ def resume_cross_validation(
     """
     reporter = Reporter(quiet=quiet)
     job = resume_job(folder, "cross-validation", source=source, jobs=jobs, model=model, reporter=reporter)
-    return _finish(job, reporter)
+    return _finish(job, _scheme_of(job), reporter)
+
+
+def _scheme_of(job: TrainingJob) -> Scheme:
+    """The scheme that the manifest tells.
+
+    Raises:
+        RunError: It tells none, or lacks something else that the figures need.
+    """
+    try:
+        scheme = Scheme(**job.details["scheme"])
+        complete = all(isinstance(training["repeat"], int) for training in job.about)
+        if complete and isinstance(job.details["notes"], list):
+            return scheme
+    except (KeyError, TypeError, DataError) as error:
+        raise damaged_manifest(job.path, f"{type(error).__name__}: {error}") from error
+    raise damaged_manifest(job.path, "its trainings need repeats, and it a list of notes")
 
 
 def _draw(image_set: ImageSet, recipe: Recipe, scheme: Scheme) -> list[Fold]:
@@ -229,7 +245,7 @@ def _notes(image_set: ImageSet, drawn: Sequence[Fold]) -> list[str]:
     return notes + of_folds
 
 
-def _finish(job: TrainingJob, reporter: Reporter) -> CrossValidation:
+def _finish(job: TrainingJob, scheme: Scheme, reporter: Reporter) -> CrossValidation:
     """Train what is left to train, and tell what came out."""
     started = time.perf_counter()
     failures = job.train(reporter, go_on_with=f"netloom cv --resume {job.path}")
@@ -242,7 +258,7 @@ def _finish(job: TrainingJob, reporter: Reporter) -> CrossValidation:
     result = {
         "folder": str(job.path),
         "status": "incomplete" if failures else "finished",
-        **_facts(job, tested[0]),
+        **_facts(job, scheme, tested[0]),
         **scores.to_json(class_names),
         "trainings": [_training_json(run, about, failures) for run, about in zip(job.runs, job.about, strict=True)],
         "seconds": time.perf_counter() - started,
@@ -276,7 +292,7 @@ def _outcome(run: Run, image_set: ImageSet) -> FoldOutcome:
     return FoldOutcome(probabilities, targets, image_set.targets.numpy()[learned])
 
 
-def _facts(job: TrainingJob, run: Run) -> dict[str, Any]:
+def _facts(job: TrainingJob, scheme: Scheme, run: Run) -> dict[str, Any]:
     """What was trained, on what and how."""
     recipe, facts, result = run.recipe, run.data, run.result
     return {
@@ -285,8 +301,8 @@ def _facts(job: TrainingJob, run: Run) -> dict[str, Any]:
         "model": recipe.custom_model or recipe.model,
         "parameters": result["parameters"],
         "class_names": list(facts.class_names),
-        "scheme": job.details["scheme"],
-        "scheme_in_words": job.details["scheme_in_words"],
+        "scheme": scheme.to_json(),
+        "scheme_in_words": str(scheme),
         "notes": list(job.details["notes"]),
         "plan": job.plan.to_json(),
         "jobs": job.jobs,

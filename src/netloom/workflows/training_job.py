@@ -10,7 +10,7 @@ from typing import Any, Literal
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
 from netloom.errors import NetloomError, RunError
-from netloom.files import read_json, write_json
+from netloom.files import read_json, safe_name, write_json
 from netloom.parallel.planning import parse_jobs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
@@ -169,6 +169,11 @@ def _facts_of(member: Member, first: Member, facts: DataFacts, image_set: ImageS
     return replace(facts, mean=scaling.mean, std=scaling.std)
 
 
+def damaged_manifest(folder: Path, why: str) -> RunError:
+    """The error that says so."""
+    return RunError(f"{folder / _MANIFEST} is damaged ({why}). Take it from a backup, or start anew.")
+
+
 def is_job(path: str | Path, kind: Kind) -> bool:
     """Whether a folder holds a job of that kind."""
     try:
@@ -215,11 +220,9 @@ def resume_job(
         about = [dict(training) for training in manifest["trainings"]]
         names = [str(training["name"]) for training in about]
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{folder / _MANIFEST} is damaged ({type(error).__name__}: {error}). Take it from a backup, or start anew."
-        ) from error
-    if not names or any(Path(name).name != name for name in names):
-        raise RunError(f"{folder / _MANIFEST} is damaged: it names no trainings. Take it from a backup, or start anew.")
+        raise damaged_manifest(folder, f"{type(error).__name__}: {error}") from error
+    if not names or any(not name or safe_name(name) != name for name in names):
+        raise damaged_manifest(folder, "it names no trainings, or some outside of the folder")
     runs = [Run(RunFolder.open(folder / name).path, model=model) for name in names]
     data = reopen_data(runs[0], source, reporter)
     left = sum(run.result["status"] != "finished" for run in runs)
