@@ -70,7 +70,8 @@ def cpus_of_workers(jobs: int, threads: int) -> list[Sequence[int]]:
     """The CPUs that each of `jobs` workers stays on, or nothing where the system had better choose.
 
     They are bound only where they fill the machine: two jobs that leave half of it free would otherwise meet on the
-    same half. On one socket it neither gains nor costs anything (docs/log.md); between sockets memory is far. macOS and Windows have no such call here, and a container's quota is of time, not of CPUs.
+    same half. On one socket it neither gains nor costs anything (docs/log.md); between sockets memory is far. macOS and
+    Windows have no such call here, and a container's quota is of time, not of CPUs.
     """
     if not hasattr(os, "sched_getaffinity"):
         return []
