@@ -16,6 +16,7 @@ ROWS = [
     {"metrics"},
     {"inference"},
     {"training"},
+    {"parallel"},
     {"evaluation"},
     {"report"},
     {"recipe"},

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from netloom.training.callbacks import Callback as Callback
     from netloom.workflows.augment_preview import augment_preview as augment_preview
     from netloom.workflows.compare import compare as compare
+    from netloom.workflows.cross_validate import cross_validate as cross_validate
+    from netloom.workflows.cross_validate import resume_cross_validation as resume_cross_validation
     from netloom.workflows.evaluate import evaluate as evaluate
     from netloom.workflows.inspect import audit_source as audit  # noqa: F401
     from netloom.workflows.lr_find import lr_find as lr_find
@@ -34,12 +36,14 @@ _PUBLIC = {
     "audit": ("netloom.workflows.inspect", "audit_source"),
     "augment_preview": ("netloom.workflows.augment_preview", "augment_preview"),
     "compare": ("netloom.workflows.compare", "compare"),
+    "cross_validate": ("netloom.workflows.cross_validate", "cross_validate"),
     "evaluate": ("netloom.workflows.evaluate", "evaluate"),
     "load": ("netloom.workflows.runs", "load"),
     "load_recipe": ("netloom.recipe", "load_recipe"),
     "lr_find": ("netloom.workflows.lr_find", "lr_find"),
     "predict": ("netloom.workflows.predict", "predict"),
     "resume": ("netloom.workflows.train", "resume"),
+    "resume_cross_validation": ("netloom.workflows.cross_validate", "resume_cross_validation"),
     "summary": ("netloom.workflows.summarize", "summary"),
     "train": ("netloom.workflows.train", "train"),
 }

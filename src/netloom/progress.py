@@ -15,6 +15,16 @@ _SECONDS_PER_LINE = 10.0
 _SECONDS_BEFORE_BAR = 0.5
 
 
+class Bars:
+    """Bars by name; these show nothing."""
+
+    def update(self, name: str, done: float, total: float, text: str = "") -> None:
+        """Show the bar of that name, at `done` of `total`, with a few words beside it."""
+
+    def remove(self, name: str) -> None:
+        """Take the bar away, where there is one."""
+
+
 class Reporter:
     """Tells a person what happens; a quiet one says nothing.
 
@@ -41,6 +51,15 @@ class Reporter:
                 yield update
         else:
             yield self._lines(description)
+
+    @contextlib.contextmanager
+    def bars(self) -> Iterator[Bars]:
+        """Several bars at once for the body, on a terminal; elsewhere they show nothing."""
+        if not self.interactive:
+            yield Bars()
+            return
+        with _TerminalBars() as shown:
+            yield shown
 
     def _lines(self, description: str) -> OnProgress:
         last = time.monotonic()
@@ -87,3 +106,35 @@ def _terminal_bar(description: str) -> Iterator[OnProgress]:
         yield update
     finally:
         progress.stop()
+
+
+class _TerminalBars(Bars):
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+        # While it runs, what is said on stderr appears above the bars.
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, name: str, done: float, total: float, text: str = "") -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, text=text)
+        self._progress.update(self._tasks[name], completed=done, total=total, text=text)
+
+    def remove(self, name: str) -> None:
+        if name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(name))

@@ -63,6 +63,11 @@ class ExecutionPlan:
         """The device as torch's object."""
         return torch.device(self.device)
 
+    @property
+    def cpus(self) -> int:
+        """CPUs that a training keeps busy at once; 1 where an accelerator does the work."""
+        return max(self.threads, self.shards) if self.device == "cpu" else 1
+
     def describe_threads(self) -> str:
         """For people: `4 threads`, or `4 threads with a shard of each batch`."""
         if self.shards:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import sys
 
-from netloom.cli import lists, runs, training
+from netloom.cli import lists, runs, training, trainings
 from netloom.cli.app import app
 
-__all__ = ["app", "lists", "main", "runs", "training"]
+__all__ = ["app", "lists", "main", "runs", "training", "trainings"]
 
 
 def main() -> None:

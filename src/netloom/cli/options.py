@@ -50,6 +50,9 @@ Settings = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run's folder.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run, after its time.", show_default=False)]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+Jobs = Annotated[
+    str, typer.Option("--jobs", "-j", metavar="N", help="Trainings at once; auto takes what ends the soonest.")
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]

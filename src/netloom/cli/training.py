@@ -43,6 +43,10 @@ def train(
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", help="Repeat over N seeds and tell the spread.")
     ] = None,
+    jobs: Annotated[
+        str | None,
+        typer.Option("--jobs", "-j", metavar="N", help="With --seeds: trainings at once; auto without it."),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option("--plan-of", metavar="RUN", help="Execute it as this run was, to repeat its bits."),
@@ -66,9 +70,20 @@ def train(
 
     overrides = parse_overrides(settings or [])
     if resume is not None:
+        from netloom.workflows.seeds import describe_seeds, resume_seeds
+        from netloom.workflows.training_job import is_job
+
         started_anew = source or recipe or name or seeds or like or device is not Device.auto
         if started_anew or set(overrides) - {"epochs"}:
             raise RecipeError("--resume goes on with what the run holds; besides it only --set epochs=N can be given.")
+        if is_job(resume, "seeds"):
+            if overrides or profile:
+                raise RecipeError(f"{resume} holds several trainings, which --resume goes on with as they are.")
+            summary = resume_seeds(resume, jobs=jobs or "auto", quiet=quiet)
+            show(summary, describe_seeds(summary), as_json=as_json)
+            return
+        if jobs is not None:
+            raise RecipeError("--jobs is for several trainings: --seeds N, or the folder that it made.")
         run = workflow.resume(resume, epochs=overrides.get("epochs"), quiet=quiet, profile=profile)
         show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
         return
@@ -87,9 +102,11 @@ def train(
             raise RecipeError("--profile traces one training; leave out --seeds, or give one of them as --set seed=N.")
         from netloom.workflows.seeds import describe_seeds, train_seeds
 
-        summary = train_seeds(source, recipe, n_seeds=seeds, **shared)
+        summary = train_seeds(source, recipe, n_seeds=seeds, jobs=jobs or "auto", **shared)
         show(summary, describe_seeds(summary), as_json=as_json)
         return
+    if jobs is not None:
+        raise RecipeError("--jobs is for several trainings: give --seeds N, too.")
     run = workflow.train(source, recipe, profile=profile, **shared)
     show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
 

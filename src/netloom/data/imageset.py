@@ -103,7 +103,7 @@ class ImageSet:
         n_classes = int(labels.max()) + 1 if len(labels) else 0
         names = class_names or [str(number) for number in range(n_classes)]
         return cls(
-            images=_channels_last(pixels),
+            images=channels_last_images(pixels),
             targets=torch.from_numpy(labels),
             class_names=tuple(names),
             ids=tuple(ids or (f"{number:05}" for number in range(len(pixels)))),
@@ -175,6 +175,7 @@ class LoadedPictures:
         source_location: What `open_source` opens again; empty for `memory`.
         notes: What a user should know of the source.
         cached_bytes: What the pixels take in the cache on disk; 0 where they are not in it.
+        pixels_file: The .npy file that the pixels are mapped from, for other processes; None if they are in memory.
     """
 
     image_set: ImageSet
@@ -185,6 +186,7 @@ class LoadedPictures:
     source_location: str
     notes: tuple[str, ...] = ()
     cached_bytes: int = 0
+    pixels_file: Path | None = None
 
 
 def load_image_set(
@@ -241,10 +243,15 @@ def _from_decoded(source: Source, decoded: DecodedPictures) -> LoadedPictures:
     rejected = [Rejected(source.samples[i].id, reason) for i, reason in decoded.rejected]
     samples = [source.samples[i] for i in decoded.readable.tolist()]
     _refuse_lost_classes(source, samples, rejected)
-    images = _channels_last(decoded.pixels)
+    images = channels_last_images(decoded.pixels)
     image_set = _image_set(source, samples, images, decoded.content_hashes)
     facts = PictureFacts(decoded.widths, decoded.heights, decoded.modes, decoded.formats)
-    return replace(_loaded(source, image_set, rejected, facts), cached_bytes=decoded.pixels.nbytes)
+    file = decoded.pixels.filename if isinstance(decoded.pixels, np.memmap) else None
+    return replace(
+        _loaded(source, image_set, rejected, facts),
+        cached_bytes=decoded.pixels.nbytes,
+        pixels_file=None if file is None else Path(file),
+    )
 
 
 def _loaded(source: Source, image_set: ImageSet, rejected: list[Rejected], facts: PictureFacts) -> LoadedPictures:
@@ -305,13 +312,13 @@ def _refit(pixels: Pixels, size: tuple[int, int] | None, resize: Resize, channel
             f"expected sides of at least 1, {', '.join(get_args(Resize))}, and 1 or 3."
         )
     if (*size, channels) == pixels.shape[1:]:
-        return _channels_last(pixels)
+        return channels_last_images(pixels)
     refitted = np.empty((len(pixels), *size, channels), dtype=np.uint8)
     wanted: Literal[1, 3] = 1 if channels == 1 else 3
     for place, picture in enumerate(pixels):
         decoded = decode_picture(_as_bmp(picture), size=size, resize=resize, channels=wanted)
         refitted[place] = decoded.pixels
-    return _channels_last(refitted)
+    return channels_last_images(refitted)
 
 
 def _as_bmp(picture: Pixels) -> bytes:
@@ -330,7 +337,7 @@ def _facts_of_arrays(pixels: Pixels) -> PictureFacts:
     )
 
 
-def _channels_last(pixels: Pixels) -> torch.Tensor:
+def channels_last_images(pixels: Pixels) -> torch.Tensor:
     """`[N, H, W, C]` as `[N, C, H, W]` in channels-last memory, without a copy where possible.
 
     Read-only pixels are copied, so that whoever writes into the images does no harm; not where they exceed the memory.

@@ -116,7 +116,7 @@ def make_split(
     ):
         if not 0.0 < fraction < 1.0:
             raise DataError(f"{name} is {fraction}; it must lie between 0 and 1, for example 0.2.")
-    units = _tie_into_units(len(labels), groups, content_hashes)
+    units = tie_into_units(len(labels), groups, content_hashes)
     given = _given_parts(parts, len(labels))
     fractions = {"validation": validation_fraction, "test": test_fraction}
     side, method = _assign(labels, units, given, fractions, seed)
@@ -127,7 +127,7 @@ def make_split(
     return Split(**indices, method=method, seed=seed, notes=notes)
 
 
-def _tie_into_units(n: int, groups: Sequence[str | None] | None, content_hashes: Sequence[str] | None) -> IntArray:
+def tie_into_units(n: int, groups: Sequence[str | None] | None, content_hashes: Sequence[str] | None) -> IntArray:
     """The unit of each picture, int64 `[n]`, in the order of the units' first pictures.
 
     Units are the connected components of equal content and equal group, by union-find.
@@ -182,7 +182,7 @@ def _assign(
         kept = "test" if wanted == ["validation"] else "validation"
         method = f"given {kept}, stratified {wanted[0]}"
     quotas = _quotas(labels[rest], [fractions[name] for name in wanted], seed)
-    drawn = _draw(labels[rest], units[rest], quotas, seed)
+    drawn = draw_parts(labels[rest], units[rest], quotas, seed, first_is_training=True)
     side = np.zeros(len(labels), dtype=np.int64) if given is None else given.copy()
     side[rest] = np.array([0, *map(PARTS.index, wanted)])[drawn]
     return side, method
@@ -215,22 +215,33 @@ def _largest_remainder(exact: npt.NDArray[np.floating[Any]], total: int, most: I
     return shares
 
 
-def _draw(labels: IntArray, units: IntArray, quotas: IntArray, seed: int) -> IntArray:
+def draw_parts(
+    labels: IntArray, units: IntArray, quotas: IntArray, seed: int, *, first_is_training: bool = False
+) -> IntArray:
     """Distribute whole units over the rows of `quotas`; the row of each picture, int64 `[N]`.
 
-    The smallest unit of each class goes to training, then units of several pictures go where their
-    classes are scarcest, largest first; single pictures fill up what is then missing, class by
-    class.
+    Units of several pictures go where their classes are scarcest, largest first; single pictures
+    fill up what is then missing, class by class. Where the first row is a training part, the
+    smallest unit of each class goes there before all.
+
+    Args:
+        labels: Class indices `[N]`.
+        units: The unit of each picture `[N]`.
+        quotas: Pictures wanted per row and class, int64 `[R, K]`.
+        seed: The same seed gives the same parts.
+        first_is_training: Every class must be in row 0.
     """
     units = np.unique(units, return_inverse=True)[1]
     members = _Members.of(labels, units, permutation(seed, "split/units", 0, int(units.max()) + 1))
     row_of_unit = np.full(len(members.sizes), -1, dtype=np.int64)
-    row_of_unit[members.smallest_per_class()] = 0
     filled = np.zeros(quotas.shape, dtype=np.int64)
-    np.add.at(filled[0], labels, (row_of_unit[units] == 0).astype(np.int64))
+    if first_is_training:
+        row_of_unit[members.smallest_per_class()] = 0
+        np.add.at(filled[0], labels, (row_of_unit[units] == 0).astype(np.int64))
     _place_large_units(members, quotas, filled, row_of_unit)
     _place_single_pictures(members, labels, units, quotas - filled, row_of_unit)
-    _fill_empty_rows(members, labels, units, row_of_unit, len(quotas))
+    if first_is_training:
+        _fill_empty_rows(members, labels, units, row_of_unit, len(quotas))
     return row_of_unit[units]
 
 
@@ -333,7 +344,7 @@ def _check(labels: IntArray, side: IntArray, names: Sequence[str]) -> None:
     missing = np.setdiff1d(labels, labels[side == 0])
     if len(missing):
         raise DataError(
-            f"The training part has no picture of {_listed(missing, names)}, so it could never be "
+            f"The training part has no picture of {listed_classes(missing, names)}, so it could never be "
             "learned. Add some, or leave the class out of the other parts."
         )
     empty = [name for number, name in enumerate(PARTS) if not (side == number).any()]
@@ -351,7 +362,7 @@ def _notes(labels: IntArray, units: IntArray, side: IntArray, names: Sequence[st
     for number, part in ((1, "validation"), (2, "test")):
         absent = np.setdiff1d(labels, labels[side == number])
         if len(absent):
-            notes.append(f"The {part} part has no picture of {_listed(absent, names)}: too few.")
+            notes.append(f"The {part} part has no picture of {listed_classes(absent, names)}: too few.")
         straddling = int((in_training & (side == number)).sum())
         if straddling:
             notes.append(
@@ -362,7 +373,7 @@ def _notes(labels: IntArray, units: IntArray, side: IntArray, names: Sequence[st
     return tuple(notes)
 
 
-def _listed(classes: IntArray, names: Sequence[str]) -> str:
+def listed_classes(classes: IntArray, names: Sequence[str]) -> str:
     """Up to ten classes by name."""
     shown = ", ".join(repr(names[c]) for c in classes[:10].tolist())
     return shown + (f" and {len(classes) - 10:,} more classes" if len(classes) > 10 else "")

@@ -76,6 +76,37 @@ def mean_interval(values: npt.NDArray[np.floating[Any]], *, confidence: float = 
     return Interval(mean - half_width, mean + half_width)
 
 
+def resampled_mean_interval(
+    values: npt.NDArray[np.floating[Any]], *, test_per_train: float, confidence: float = 0.95
+) -> Interval:
+    """Interval of the mean of `values` `[k]`, one for each of k trainings on overlapping parts of the same pictures.
+
+    Their spread alone is too small, since any two trainings share most pictures: Student's t of independent values
+    would take 1/k of the variance. Here it is 1/k + n_test / n_train. NaN for a single value.
+
+    Source: Nadeau and Bengio, "Inference for the generalization error", Machine Learning 52, 2003, section 3
+    (corrected resampled t-test).
+
+    Args:
+        values: A score of each training.
+        test_per_train: Pictures tested by a training, divided by those it was given to learn from.
+        confidence: Share of intervals that hold the true mean.
+
+    Raises:
+        ValueError: There is no value, or `test_per_train` is not positive.
+    """
+    n = len(values)
+    if n == 0 or not test_per_train > 0:
+        raise ValueError(f"Expected values and a positive n_test / n_train; found {n} values and {test_per_train}.")
+    if n == 1:
+        return Interval(math.nan, math.nan)
+    _check_confidence(confidence)
+    variance = float(np.var(values, ddof=1, dtype=np.float64)) * (1 / n + test_per_train)
+    half_width = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * math.sqrt(variance)
+    mean = float(np.mean(values, dtype=np.float64))
+    return Interval(mean - half_width, mean + half_width)
+
+
 def bootstrap_interval(
     counts: npt.NDArray[np.integer[Any]],
     statistic: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]],

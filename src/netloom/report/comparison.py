@@ -17,7 +17,7 @@ from netloom.report.wording import counted, duration, percent, percent_interval
 
 _SIGNIFICANT = 0.05
 # Matplotlib's markers as a legend in HTML writes them.
-_GLYPHS = {None: "", "s": "■", "^": "▲", "D": "◆", "v": "▼"}
+GLYPHS = {None: "", "s": "■", "^": "▲", "D": "◆", "v": "▼"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def render_comparison(comparison: Comparison) -> str:
             if any(run.history for run in comparison.runs)
         ],
         colours=RUN_COLOURS,
-        keys=[(style.variable, _GLYPHS[style.marker]) for style in map(run_style, range(len(comparison.runs)))],
+        keys=[(style.variable, GLYPHS[style.marker]) for style in map(run_style, range(len(comparison.runs)))],
     )
 
 

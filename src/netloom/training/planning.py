@@ -49,6 +49,7 @@ def choose_plan(
     shards: int | str = "auto",
     label_smoothing: float = 0.0,
     n_steps: int = 0,
+    threads: int | None = None,
 ) -> ExecutionPlan:
     """The plan for training `model` on batches like `batch`.
 
@@ -68,11 +69,12 @@ def choose_plan(
         shards: Among how many threads to divide a step's batch, 0 for not at all, or `auto` to measure.
         label_smoothing: As in training.
         n_steps: Optimizer steps of the training.
+        threads: How many of the CPU's are the training's, where that is decided already; None to measure.
 
     Raises:
         TrainingError: Shards are asked for, but the model cannot be divided.
     """
-    plan = _plan_of_whole_batches(model, batch, heads, device=device, precision=precision)
+    plan = _plan_of_whole_batches(model, batch, heads, device=device, precision=precision, threads=threads)
     if device != "cpu" or shards == 0:
         return plan
     if shards != "auto":
@@ -80,13 +82,19 @@ def choose_plan(
         with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
             step.check()
             return replace(divided, unfolded=step.faster_unfolded())
-    return _divided_if_faster(plan, model, batch, heads, label_smoothing, n_steps)
+    divided = replace(plan, shards=min(threads or training_threads(), len(batch)))
+    return _divided_if_faster(plan, divided, model, batch, heads, label_smoothing, n_steps)
 
 
 def _divided_if_faster(
-    plan: ExecutionPlan, model: nn.Module, batch: Batch, heads: Sequence[Head], label_smoothing: float, n_steps: int
+    plan: ExecutionPlan,
+    divided: ExecutionPlan,
+    model: nn.Module,
+    batch: Batch,
+    heads: Sequence[Head],
+    label_smoothing: float,
+    n_steps: int,
 ) -> ExecutionPlan:
-    divided = replace(plan, shards=min(training_threads(), len(batch)))
     with executing(plan):
         whole = fastest_seconds([_step(model, batch, heads, plan)], "cpu")[0]
     if n_steps * whole < _SHORT_SECONDS:
@@ -172,9 +180,10 @@ def _is_faster_unfolded(shape: ConvolutionShape) -> bool:
 
 
 def _plan_of_whole_batches(
-    model: nn.Module, batch: Batch, heads: Sequence[Head], *, device: str, precision: str
+    model: nn.Module, batch: Batch, heads: Sequence[Head], *, device: str, precision: str, threads: int | None
 ) -> ExecutionPlan:
-    threads = _fastest_threads(model, batch, heads) if device == "cpu" else training_threads()
+    if threads is None:
+        threads = _fastest_threads(model, batch, heads) if device == "cpu" else training_threads()
     chosen: Precision = "bfloat16" if precision == "bfloat16" else "float32"
     if precision != "auto":
         return ExecutionPlan(device, threads, chosen, "as asked")
@@ -228,15 +237,23 @@ def _fastest_threads(model: nn.Module, batch: Batch, heads: Sequence[Head]) -> i
     candidates = sorted({1, max(1, most // 2), most})
     if len(candidates) == 1:
         return most
-    seconds: list[float] = []
+    seconds = seconds_by_threads(model, batch, heads, candidates)
+    return next(n for n in candidates if seconds[n] <= min(seconds.values()) * _NEARLY_AS_FAST)
+
+
+def seconds_by_threads(
+    model: nn.Module, batch: Batch, heads: Sequence[Head], candidates: Sequence[int]
+) -> dict[int, float]:
+    """Seconds of a training step on the CPU in float32 with each of the `candidates` for a number of threads."""
+    seconds: dict[int, float] = {}
     for threads in candidates:
         plan = ExecutionPlan("cpu", threads, "float32")
         with executing(plan):
             step = _step(model, batch, heads, plan)
             first = _seconds(step, "cpu")
-            hopeless = bool(seconds) and first > _HOPELESS * min(seconds)
-            seconds += [first] if hopeless else fastest_seconds([step], "cpu", warmed_up=True)
-    return next(n for n, s in zip(candidates, seconds, strict=True) if s <= min(seconds) * _NEARLY_AS_FAST)
+            hopeless = bool(seconds) and first > _HOPELESS * min(seconds.values())
+            seconds[threads] = first if hopeless else fastest_seconds([step], "cpu", warmed_up=True)[0]
+    return seconds
 
 
 def _both_precisions(device: str, threads: int) -> list[ExecutionPlan]:

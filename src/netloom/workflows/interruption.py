@@ -13,6 +13,11 @@ BY_USER = "interrupted by the user (Ctrl-C)"
 BY_SYSTEM = "asked to end by the system (SIGTERM)"
 
 
+def exit_code_of(reason: str) -> int:
+    """What the command line ends with after an interruption for this reason."""
+    return 143 if reason == BY_SYSTEM else 130
+
+
 class Interruption:
     """Says whether the training was asked to end; pass it to `fit`."""
 

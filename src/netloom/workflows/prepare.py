@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from netloom.data.audit import audit
+from netloom.data.audit import Audit, audit
 from netloom.data.cache import cache_directory
 from netloom.data.imageset import ImageSet, LoadedPictures, load_image_set
 from netloom.data.mapping import fits_memory
@@ -33,6 +33,8 @@ class PreparedData:
     image_set: ImageSet
     split: Split
     facts: DataFacts
+    pixels_file: Path | None = None
+    """The .npy file that the pixels are mapped from; None if they are in memory."""
 
 
 def prepare_data(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> PreparedData:
@@ -46,6 +48,29 @@ def prepare_data(source: str | Path | ImageSet, recipe: Recipe, reporter: Report
 
 
 def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> PreparedData:
+    loaded, report = load_pictures(source, recipe, reporter)
+    image_set = loaded.image_set
+    split = make_split(
+        targets=image_set.targets.numpy(),
+        parts=image_set.splits,
+        groups=image_set.groups,
+        content_hashes=image_set.content_hashes,
+        class_names=image_set.class_names,
+        validation_fraction=recipe.validation_fraction,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.split_seed,
+    )
+    facts = data_facts(loaded, report, recipe, split)
+    _say_what_is_there(reporter, facts, image_set, split, [*report.warnings, *_notes_on_room(loaded)])
+    return PreparedData(image_set, split, facts, loaded.pixels_file)
+
+
+def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> tuple[LoadedPictures, Audit]:
+    """Open, decode and audit a source as a recipe wants it.
+
+    Raises:
+        DataError: The source cannot be used.
+    """
     with reporter.bar("Reading pictures") as show:
         on_progress = _importing_meanwhile(show)
         if not isinstance(source, ImageSet):
@@ -57,20 +82,15 @@ def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) 
             channels=wanted_channels(recipe),
             on_progress=on_progress,
         )
-    image_set, report = loaded.image_set, audit(loaded)
-    split = make_split(
-        targets=image_set.targets.numpy(),
-        parts=image_set.splits,
-        groups=image_set.groups,
-        content_hashes=image_set.content_hashes,
-        class_names=image_set.class_names,
-        validation_fraction=recipe.validation_fraction,
-        test_fraction=recipe.test_fraction,
-        seed=recipe.split_seed,
-    )
+    return loaded, audit(loaded)
+
+
+def data_facts(loaded: LoadedPictures, report: Audit, recipe: Recipe, split: Split) -> DataFacts:
+    """What is to be kept of the pictures beside a network that is trained on this split."""
+    image_set = loaded.image_set
     scaling = build.build_scaling(recipe, image_set.images, split.train)
     height, width = image_set.images.shape[2:]
-    facts = DataFacts(
+    return DataFacts(
         source_name=loaded.source_name,
         source_location=loaded.source_location,
         class_names=tuple(image_set.class_names),
@@ -82,8 +102,6 @@ def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) 
         fingerprint=fingerprint(image_set),
         audit=report.to_json(),
     )
-    _say_what_is_there(reporter, facts, image_set, split, [*report.warnings, *_notes_on_room(loaded)])
-    return PreparedData(image_set, split, facts)
 
 
 def reopen_data(folder: RunFolder, source: ImageSet | None, reporter: Reporter) -> PreparedData:
@@ -107,17 +125,22 @@ def reopen_data(folder: RunFolder, source: ImageSet | None, reporter: Reporter) 
         opened = source if source is not None else open_source(facts.source_location)
     except DataError as error:
         raise RunError(f"The pictures of {folder.path} are no longer at {facts.source_location}: {error}") from error
-    image_set = load_as_trained(opened, facts, reporter)
+    loaded = _decoded_as_trained(opened, facts, reporter)
+    image_set = loaded.image_set
     if fingerprint(image_set) != facts.fingerprint:
         raise RunError(
             f"The pictures at {facts.source_location or 'hand'} have changed since {folder.path} was started, so its "
             "training cannot go on as it was. Put them back as they were, or train anew."
         )
-    return PreparedData(image_set, Split.from_json(folder.split, image_set.ids), facts)
+    return PreparedData(image_set, Split.from_json(folder.split, image_set.ids), facts, loaded.pixels_file)
 
 
 def load_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: Reporter) -> ImageSet:
     """The pictures of a source, decoded as those that a run was trained on."""
+    return _decoded_as_trained(source, facts, reporter).image_set
+
+
+def _decoded_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: Reporter) -> LoadedPictures:
     with reporter.bar("Reading pictures") as on_progress:
         return load_image_set(
             source,
@@ -125,7 +148,7 @@ def load_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: Repor
             resize=facts.resize,
             channels=facts.channels,
             on_progress=on_progress,
-        ).image_set
+        )
 
 
 def fingerprint(image_set: ImageSet) -> str:

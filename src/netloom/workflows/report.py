@@ -64,7 +64,7 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         test=None if test is None else test.scores,
         mistakes=() if test is None else _mistakes(image_set, split, test),
         recipe_yaml=recipe.to_yaml(),
-        environment=_environment(folder),
+        environment=environment_facts(folder),
         command=_command(folder),
         notes=[*split.notes, *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
     )
@@ -123,7 +123,8 @@ def _sentence(text: str | None) -> str:
     return "" if not text else f"{text[0].upper()}{text[1:]}."
 
 
-def _environment(folder: RunFolder) -> Mapping[str, str]:
+def environment_facts(folder: RunFolder) -> Mapping[str, str]:
+    """Label and value of what a run was executed with."""
     environment: dict[str, Any] = folder.environment
     plan = folder.plan
     return {

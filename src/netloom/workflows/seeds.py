@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from netloom.data.imageset import ImageSet
-from netloom.errors import ModelError, RecipeError
+from netloom.errors import RecipeError, TrainingError
 from netloom.files import write_json
 from netloom.metrics.intervals import mean_interval
+from netloom.parallel.planning import parse_jobs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.run import RunFolder
-from netloom.runtime import ExecutionPlan
+from netloom.runtime import ExecutionPlan, resolve_device
+from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.prepare import prepare_data
 from netloom.workflows.runs import Run
-from netloom.workflows.train import recipe_for, train
+from netloom.workflows.train import recipe_for
+from netloom.workflows.training_job import Member, TrainingJob, resume_job, start_job
+from netloom.workflows.trainings import jobs_for_model
 
 SUMMARY_FILE = "seeds.json"
 
@@ -29,6 +32,7 @@ def train_seeds(
     recipe: str | Path | Recipe | None = None,
     *,
     n_seeds: int,
+    jobs: int | str = "auto",
     model: CustomModel | None = None,
     out: str | Path = "runs",
     name: str | None = None,
@@ -47,47 +51,82 @@ def train_seeds(
         source: As for `train`.
         recipe: As for `train`.
         n_seeds: At least 2.
+        jobs: Trainings at once, as for `cross_validate`; it changes no result under the same plan.
         model: A function making the network; a network itself would carry its weights from run to run.
         out: As for `train`.
         name: As for `train`.
         device: As for `train`.
         quiet: As for `train`.
-        plan: As for `train`; without it the first run measures and the others follow it.
+        plan: As for `train`; without it one is measured and used by all.
         settings: As for `train`.
         **overrides: As for `train`.
 
     Raises:
         NetloomError: As `train` raises it.
+        InterruptedTrainingsError: Ctrl-C or SIGTERM; `resume_seeds` goes on.
     """
     if n_seeds < 2:
         raise RecipeError(f"--seeds {n_seeds}: a spread needs at least two seeds.")
-    if isinstance(model, nn.Module):
-        raise ModelError("Several seeds need a function that makes a new model; a module keeps its trained weights.")
     reporter = Reporter(quiet=quiet)
-    changes = {**(settings or {}), **overrides}
-    first = recipe_for(source, recipe, changes, model).seed
-    label = name or (Path(source).stem if isinstance(source, (str, Path)) else "pictures")
-    folder = RunFolder.create(out, f"{label}-{n_seeds}-seeds").path
-    runs: list[Run] = []
-    for number in range(n_seeds):
-        seed = first + number
-        reporter.say(f"Seed {seed} ({number + 1} of {n_seeds})")
-        runs.append(
-            train(
-                source,
-                recipe,
-                model=model,
-                out=folder,
-                name=f"seed-{seed}",
-                device=device,
-                quiet=quiet,
-                plan=plan,
-                settings={**changes, "seed": seed},
-            )
+    at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
+    chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
+    device = resolve_device(device if plan is None else plan.device)
+    build.check_extras(chosen)
+    data = prepare_data(source, chosen, reporter)
+    chosen = chosen.replace(image_size=list(data.facts.image_size))
+    seeds = range(chosen.seed, chosen.seed + n_seeds)
+    job = start_job(
+        "seeds",
+        [Member(f"seed-{seed}", chosen.replace(seed=seed), data.split, {"seed": seed}) for seed in seeds],
+        data,
+        out=out,
+        name=f"{name or data.facts.source_name}-{n_seeds}-seeds",
+        details={},
+        jobs=at_once,
+        device=device,
+        plan=plan,
+        model=model,
+        reporter=reporter,
+    )
+    return _finish(job, reporter)
+
+
+def resume_seeds(
+    folder: str | Path,
+    *,
+    source: ImageSet | None = None,
+    jobs: int | str = "auto",
+    model: CustomModel | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Go on with a repetition over seeds that was cut short; finished runs are not repeated.
+
+    Args:
+        folder: Its folder.
+        source: The pictures, where it was started on pictures in memory.
+        jobs: As for `train_seeds`.
+        model: The function making the network, where it was started with one.
+        quiet: As for `train_seeds`.
+
+    Raises:
+        RunError: There is no such folder, or its pictures have changed.
+    """
+    reporter = Reporter(quiet=quiet)
+    return _finish(resume_job(folder, "seeds", source=source, jobs=jobs, model=model, reporter=reporter), reporter)
+
+
+def _finish(job: TrainingJob, reporter: Reporter) -> dict[str, Any]:
+    """Train what is left to train, and summarize."""
+    go_on_with = f"netloom train --resume {job.path}"
+    failures = job.train(reporter, go_on_with=go_on_with)
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise TrainingError(
+            f"{len(failures)} of {len(job.runs)} trainings failed, for example {name}: {reason.rstrip('.')}. The "
+            f"others are in {job.path}. When the cause is mended, go on with: {go_on_with}"
         )
-        plan = runs[-1].plan
-    summary = summarize_seeds(folder, runs)
-    write_json(folder / SUMMARY_FILE, summary)
+    summary = summarize_seeds(job.path, job.runs)
+    write_json(job.path / SUMMARY_FILE, summary)
     return summary
 
 

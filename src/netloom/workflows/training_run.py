@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
 from netloom.workflows import build
-from netloom.workflows.interruption import BY_SYSTEM, BY_USER, listening
+from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, listening
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
 
@@ -36,7 +37,7 @@ class InterruptedTrainingError(TrainingError):
     def __init__(self, message: str, run: Run, reason: str) -> None:
         super().__init__(message)
         self.run = run
-        self.exit_code = {BY_USER: 130, BY_SYSTEM: 143}[reason]
+        self.exit_code = exit_code_of(reason)
 
 
 @dataclass
@@ -55,6 +56,8 @@ class TrainingRun:
         checkpoint: To go on from.
         profile: Record where the time of some steps goes.
         earlier_tests: How often the test part was looked at before this call.
+        interruption: Asked between two steps; a reason ends the training there, to be resumed, without scores and
+            report, for which there may be no time. None ends it by Ctrl-C and SIGTERM, with both.
         started: When the call began, by `time.perf_counter`.
     """
 
@@ -69,13 +72,14 @@ class TrainingRun:
     checkpoint: Checkpoint | None = None
     profile: bool = False
     earlier_tests: int = 0
+    interruption: Callable[[], str | None] | None = None
     started: float = field(default_factory=time.perf_counter)
 
     def execute(self, callbacks: Sequence[Callback] = ()) -> Run:
         """Train, test, report.
 
         Raises:
-            InterruptedTrainingError: Ctrl-C or SIGTERM.
+            InterruptedTrainingError: Ctrl-C or SIGTERM, or by `interruption`.
             TrainingError: The loss is no longer a number.
         """
         self.network = on_device(self.network, self.device)
@@ -119,7 +123,8 @@ class TrainingRun:
         recipe = self.recipe
         own = [*build.build_callbacks(recipe, self.run), EpochProgress(self.reporter)]
         own += [Profile(self.run.profile_path)] if self.profile else []
-        with listening() as interruption:
+        listener = listening() if self.interruption is None else contextlib.nullcontext(self.interruption)
+        with listener as interruption:
             return fit(
                 self.network,
                 train=batches,
@@ -162,8 +167,11 @@ class TrainingRun:
     def _finish(self, state: TrainingState, plan: ExecutionPlan, watch: Watch) -> Run:
         """Keep the weights, look at the test part once, write result and report."""
         self.run.write_weights(weights_bytes(self.network))
-        interrupted = state.stop_reason in (BY_USER, BY_SYSTEM)
+        interrupted = self._was_interrupted(state)
         result = self._result(state, plan, "interrupted" if interrupted else "finished")
+        if interrupted and self.interruption is not None:
+            self.run.write_result(result)
+            raise InterruptedTrainingError(f"Training was {state.stop_reason}.", self.run, str(state.stop_reason))
         if state.history:
             validation = self._evaluate(self.data.split.validation, plan, watch)
             result["validation"] = {**validation.to_json(), **_best(state.history)}
@@ -188,6 +196,11 @@ class TrainingRun:
             )
         self._say_result(result)
         return self.run
+
+    def _was_interrupted(self, state: TrainingState) -> bool:
+        if self.interruption is None:
+            return state.stop_reason in (BY_USER, BY_SYSTEM)
+        return state.stop_reason is not None and state.stop_reason == self.interruption()
 
     def _result(self, state: TrainingState, plan: ExecutionPlan, status: str) -> dict[str, Any]:
         seconds = sum(row["seconds"] for row in state.history)

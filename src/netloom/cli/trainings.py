@@ -1,0 +1,79 @@
+"""Verbs that train many times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netloom.cli.app import RecipeCommand, app
+from netloom.cli.options import AsJSON, Device, DeviceOption, Jobs, Name, Out, Quiet, RecipeOption, Settings
+from netloom.cli.output import show, told
+from netloom.errors import DataError, RecipeError
+
+
+@app.command(cls=RecipeCommand)
+@told
+def cv(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    folds: Annotated[
+        int | None, typer.Option("--folds", metavar="K", help="Parts, each of which tests once; 5 without it.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", metavar="R", help="Draw anew so often; 1 without it, 5 with --holdout.")
+    ] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option("--holdout", metavar="FRACTION", help="In place of folds: hold out so much in each repeat."),
+    ] = None,
+    settings: Settings = None,
+    jobs: Jobs = "auto",
+    out: Out = Path("runs"),
+    name: Name = None,
+    device: DeviceOption = Device.auto,
+    like: Annotated[
+        str | None,
+        typer.Option("--plan-of", metavar="RUN", help="Execute every training as this run was."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="FOLDER", help="Go on with this cross-validation."),
+    ] = None,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Cross-validate a recipe: how good it is, and how sure that is, from many trainings at once."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows.cross_validate import cross_validate, describe, resume_cross_validation
+    from netloom.workflows.runs import load
+
+    if resume is not None:
+        begun = (source, recipe, folds, repeats, holdout, settings, name, like)
+        if any(value is not None for value in begun) or device is not Device.auto:
+            raise RecipeError("--resume goes on with what the folder holds; besides it only --jobs can be given.")
+        found = resume_cross_validation(resume, jobs=jobs, quiet=quiet)
+    elif source is None:
+        raise DataError("Say what to cross-validate on: netloom cv SOURCE, or --resume FOLDER to go on.")
+    else:
+        found = cross_validate(
+            source,
+            recipe,
+            folds=folds,
+            repeats=(1 if holdout is None else 5) if repeats is None else repeats,
+            holdout=holdout,
+            jobs=jobs,
+            out=out,
+            name=name,
+            device=device.value,
+            quiet=quiet,
+            plan=None if like is None else load(like).plan,
+            settings=parse_overrides(settings or []),
+        )
+    show(dict(found.result), describe(found.result) if quiet else [], as_json=as_json)

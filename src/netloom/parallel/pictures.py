@@ -1,0 +1,107 @@
+"""One copy of the decoded pictures for all processes of a job: a file that each of them maps into its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from netloom.data.imageset import ImageSet, channels_last_images
+from netloom.data.mapping import map_pixels
+from netloom.errors import DataError
+
+_PIXELS_FILE = "pixels.npy"
+_LABELS_FILE = "labels.json"
+
+
+@dataclass(frozen=True)
+class SharedPictures:
+    """Where the pictures of an ImageSet are, for other processes of this machine.
+
+    Attributes:
+        folder: Temporary; holds the labels and, where the pictures were in memory only, their pixels.
+        pixels: An .npy file, uint8 `[N, H, W, C]`: the decode cache's or the folder's own.
+    """
+
+    folder: str
+    pixels: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain arguments of `map_pictures`."""
+        return {"folder": self.folder, "pixels": self.pixels}
+
+
+@contextlib.contextmanager
+def sharing(image_set: ImageSet, pixels_file: Path | None) -> Iterator[SharedPictures]:
+    """Make the pictures available to other processes for the body.
+
+    Args:
+        image_set: In main memory.
+        pixels_file: The .npy file that its pixels are mapped from, in the same order; None where they are only in
+            memory, and are written into a temporary file once.
+
+    Raises:
+        DataError: The disk is full, or there is no temporary folder.
+    """
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="netloom-pictures-"))
+        if pixels_file is None:
+            pixels_file = folder / _PIXELS_FILE
+            np.save(pixels_file, image_set.images.permute(0, 2, 3, 1).numpy(), allow_pickle=False)
+        labels = {
+            "targets": image_set.targets.tolist(),
+            "class_names": image_set.class_names,
+            "ids": image_set.ids,
+            "weights": None if image_set.weights is None else image_set.weights.tolist(),
+        }
+        # ASCII, since ids of files whose names are no text hold lone surrogates.
+        (folder / _LABELS_FILE).write_text(json.dumps(labels), encoding="ascii")
+    except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise DataError(
+            f"The pictures cannot be shared between processes ({error.strerror or error}): "
+            f"{math.ceil(image_set.images.numel() / 1e6):,} MB are needed in {tempfile.gettempdir()}. Free some space, "
+            "set TMPDIR to a folder that has it, or use --jobs 1."
+        ) from error
+    try:
+        yield SharedPictures(str(folder), str(pixels_file))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def map_pictures(*, folder: str, pixels: str) -> ImageSet:
+    """The pictures of `sharing` in another process, without groups, given parts and hashes: these serve the split.
+
+    The pixels are mapped copy-on-write: all processes use the same physical memory as long as nobody writes, and what
+    is written is seen by the writer alone.
+
+    Raises:
+        DataError: The files are gone.
+    """
+    try:
+        array = map_pixels(Path(pixels))
+        labels = json.loads((Path(folder) / _LABELS_FILE).read_text(encoding="ascii"))
+    except OSError as error:
+        raise DataError(
+            f"The decoded pictures at {pixels} are gone ({error.strerror or error}), perhaps because the cache was "
+            "emptied. Start again; a larger NETLOOM_CACHE_LIMIT_GB keeps them longer."
+        ) from error
+    weights = labels["weights"]
+    return ImageSet(
+        images=channels_last_images(array),
+        targets=torch.tensor(labels["targets"], dtype=torch.int64),
+        class_names=tuple(labels["class_names"]),
+        ids=tuple(labels["ids"]),
+        weights=None if weights is None else torch.tensor(weights, dtype=torch.float32),
+    )

@@ -1,0 +1,100 @@
+"""What runs in a worker: bring a run that is set up to its end, from its start or from its last checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from netloom.data.imageset import ImageSet
+from netloom.data.splits import Split
+from netloom.parallel.pictures import map_pictures
+from netloom.parallel.tasks import TaskContext, find
+from netloom.progress import Reporter
+from netloom.runtime import ExecutionPlan, keep_freed_memory
+from netloom.training.callbacks import Callback
+from netloom.training.checkpoint import load_checkpoint
+from netloom.training.state import TrainingState
+from netloom.workflows import build
+from netloom.workflows.build import CustomModel
+from netloom.workflows.prepare import PreparedData
+from netloom.workflows.runs import Run
+from netloom.workflows.training_run import InterruptedTrainingError, TrainingRun
+
+_SECONDS_PER_REPORT = 0.5
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What all trainings of a job share in one process.
+
+    Attributes:
+        image_set: The pictures of every split.
+        model: The function making the network, where it is the user's own.
+    """
+
+    image_set: ImageSet
+    model: CustomModel | None
+
+
+def set_up(*, pictures: Mapping[str, str], model: str | None) -> Resources:
+    """Map the pictures of `parallel.pictures.sharing`; `model` is as `parallel.tasks.name_of` gives it."""
+    keep_freed_memory()
+    return Resources(map_pictures(**pictures), None if model is None else find(model))
+
+
+def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Train the run in folder `run` under `plan`, test it, and return its result.
+
+    A run that has a checkpoint goes on from there. One that was asked to stop has the status `interrupted`.
+
+    Raises:
+        NetloomError: As `TrainingRun.execute` raises it.
+    """
+    resources: Resources = context.shared
+    opened = Run(run, model=resources.model)
+    if (result := opened.result)["status"] == "finished":  # its worker died just before it could tell
+        return result
+    opened.remove_unfinished_files()
+    recipe, facts = opened.recipe, opened.data
+    execution = ExecutionPlan.from_json(dict(plan))
+    training = TrainingRun(
+        opened,
+        recipe,
+        PreparedData(resources.image_set, Split.from_json(opened.split, resources.image_set.ids), facts),
+        build.model_for(opened, facts, resources.model),
+        build.build_heads(recipe, facts.class_names),
+        execution.device,
+        Reporter(quiet=True),
+        plan=execution,
+        checkpoint=load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None,
+        earlier_tests=int(result.get("tests", 0)),
+        interruption=context.stop_reason,
+    )
+    try:
+        training.execute([_EpochReports(context)])
+    except InterruptedTrainingError:
+        return opened.result
+    return opened.result
+
+
+class _EpochReports(Callback):
+    """Tells the driver how far the training is, and the figures of every epoch."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._context = context
+        self._last = time.monotonic()
+
+    def on_batch_end(self, state: TrainingState) -> None:
+        """Tell the progress within an epoch, now and then."""
+        if time.monotonic() - self._last >= _SECONDS_PER_REPORT:
+            self._tell(state, state.step / state.steps_per_epoch)
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Tell the epoch's figures."""
+        self._tell(state, state.epoch, row=state.history[-1])
+
+    def _tell(self, state: TrainingState, done: float, **more: Any) -> None:
+        self._last = time.monotonic()
+        self._context.report({"done": done, "epochs": state.epochs, **more})

@@ -1,0 +1,251 @@
+"""Many trainings at once: folds, seeds, and whatever else repeats a recipe on one set of pictures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from netloom.data.imageset import ImageSet
+from netloom.errors import ModelError, NetloomError, TrainingError
+from netloom.files import writing
+from netloom.models.heads import Head
+from netloom.parallel.local import LocalExecutor
+from netloom.parallel.pictures import sharing
+from netloom.parallel.planning import candidate_threads, choose_jobs, cpus_of_workers
+from netloom.parallel.serial import SerialExecutor
+from netloom.parallel.tasks import Event, Executor, Failed, Finished, Reported, Retried, Task, name_of
+from netloom.progress import Bars, Reporter
+from netloom.recipe import Recipe
+from netloom.runtime import ExecutionPlan, on_device, training_threads, usable_cpus
+from netloom.training.planning import choose_plan, seconds_by_threads
+from netloom.workflows import build
+from netloom.workflows.build import CustomModel
+from netloom.workflows.interruption import exit_code_of, listening
+from netloom.workflows.prepare import PreparedData
+from netloom.workflows.runs import Run
+from netloom.workflows.training_task import Resources, finish_run, set_up
+
+
+class InterruptedTrainingsError(TrainingError):
+    """The whole was ended from outside; it can be gone on with."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code_of(reason)
+
+
+def jobs_for_model(model: CustomModel | None, jobs: int | None, reporter: Reporter) -> int | None:
+    """The number of trainings at once that a network of the user's own allows; None for any.
+
+    Raises:
+        ModelError: It is a module, which would carry its weights from one training into the next.
+        NetloomError: More than one at once was asked for, and other processes cannot import the function.
+    """
+    if model is None or jobs == 1:
+        return jobs
+    if isinstance(model, nn.Module):
+        raise ModelError("Several trainings need a function that makes a model; a module keeps its trained weights.")
+    try:
+        name_of(model)
+    except NetloomError:
+        if jobs is not None:
+            raise
+        reporter.say("One training after the other: other processes cannot import the function given as model.")
+        return 1
+    return jobs
+
+
+def plan_trainings(
+    recipe: Recipe,
+    data: PreparedData,
+    network: nn.Module,
+    heads: Sequence[Head],
+    *,
+    n_trainings: int,
+    jobs: int | None,
+    device: str,
+    plan: ExecutionPlan | None,
+) -> tuple[ExecutionPlan, int]:
+    """The one execution plan of all trainings, and how many of them run at once.
+
+    On a CPU, a step is timed with several numbers of threads, and the one is taken with which all trainings together
+    should end the soonest. On an accelerator they run one after the other unless `jobs` says otherwise.
+
+    Args:
+        recipe: Of the trainings.
+        data: The pictures and the split of one of them.
+        network: Of one of them, with which to measure.
+        heads: What its outputs mean.
+        n_trainings: How many there are.
+        jobs: How many at once; None to decide.
+        device: A torch device name.
+        plan: To be followed; None to measure.
+    """
+    if plan is not None:
+        fitting = max(1, usable_cpus() // plan.cpus) if plan.device == "cpu" else 1
+        return plan, min(n_trainings, jobs or fitting)
+    if device != "cpu":
+        jobs = jobs or 1
+    on_it = on_device(network, device)
+    pictures = build.resident(data.image_set, device)
+    batches = build.training_batches(recipe, pictures, data.split.train, scaling=data.facts.scaling, device=device)
+    batch = next(iter(batches.epoch(recipe.epochs - 1)))
+    threads = None
+    if device == "cpu" and jobs != 1 and n_trainings > 1:
+        cpus, most = usable_cpus(), training_threads()
+        candidates = [t for t in candidate_threads(n_trainings, cpus, jobs) if t <= most]
+        seconds = seconds_by_threads(on_it, batch, heads, candidates)
+        jobs, threads = choose_jobs(seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs)
+    measured = choose_plan(
+        on_it,
+        batch,
+        heads,
+        device=device,
+        precision=recipe.precision,
+        shards=recipe.shards,
+        label_smoothing=recipe.label_smoothing,
+        n_steps=recipe.epochs * len(batches),
+        threads=threads,
+    )
+    return measured, min(n_trainings, jobs or 1)
+
+
+def describe_plan(recipe: Recipe, network: nn.Module, plan: ExecutionPlan, jobs: int) -> str:
+    """One line for people."""
+    parameters = sum(p.numel() for p in network.parameters())
+    return (
+        f"{recipe.custom_model or recipe.model}: {parameters:,} parameters, on {plan.device}, "
+        f"{'one training after the other' if jobs == 1 else f'{jobs} trainings at once'} with "
+        f"{plan.describe_threads()}{'' if jobs == 1 else ' each'} "
+        f"in {plan.precision} ({plan.reason})"
+    )
+
+
+def create_run(
+    path: Path, recipe: Recipe, data: PreparedData, environment: Mapping[str, Any], model: CustomModel | None = None
+) -> Run:
+    """A run in a new folder, with all that `finish_run` needs.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    with writing(path, "Choose another folder with --out."):
+        path.mkdir()
+    run = Run(path, model=model)
+    run.write_setup(
+        recipe=recipe, split=data.split.to_json(data.image_set.ids), data=data.facts, environment=environment
+    )
+    return run
+
+
+def run_trainings(
+    runs: Sequence[Run],
+    *,
+    image_set: ImageSet,
+    pixels_file: Path | None,
+    plan: ExecutionPlan,
+    jobs: int,
+    reporter: Reporter,
+    model: CustomModel | None = None,
+    go_on_with: str,
+) -> dict[str, str]:
+    """Bring all runs to their end, `jobs` at once; finished ones are left alone.
+
+    Results are those of one training after the other under the same plan, bit for bit.
+
+    Args:
+        runs: Each of them set up.
+        image_set: Of all their splits.
+        pixels_file: The file that its pixels are mapped from, if any.
+        plan: Of every training.
+        jobs: Trainings at once.
+        reporter: Shows how they go.
+        model: The function making the network, where it is the user's own.
+        go_on_with: What to type after an interruption.
+
+    Returns:
+        Why each of those runs failed that did, by name.
+
+    Raises:
+        InterruptedTrainingsError: Ctrl-C or SIGTERM; every run can be gone on with.
+        NetloomError: The processes cannot be started.
+    """
+    tasks = [
+        Task(run.name, finish_run, {"run": str(run.path.resolve()), "plan": plan.to_json()})
+        for run in runs
+        if run.result["status"] != "finished"
+    ]
+    if not tasks:
+        return {}
+    with (
+        listening() as interruption,
+        reporter.bars() as bars,
+        _executor(image_set, pixels_file, model, min(jobs, len(tasks)), plan) as executor,
+    ):
+        teller = _Teller(reporter, bars)
+        executor.run(tasks, teller, interruption=interruption)
+    done = sum(run.result["status"] == "finished" for run in runs)
+    if (reason := interruption()) is not None and done + len(teller.failures) < len(runs):
+        raise InterruptedTrainingsError(
+            f"{reason[0].upper()}{reason[1:]} after {done} of {len(runs)} trainings. Go on with: {go_on_with}", reason
+        )
+    return teller.failures
+
+
+@contextlib.contextmanager
+def _executor(
+    image_set: ImageSet, pixels_file: Path | None, model: CustomModel | None, jobs: int, plan: ExecutionPlan
+) -> Iterator[Executor]:
+    if jobs == 1:
+        yield SerialExecutor(shared=Resources(image_set, model))
+        return
+    with (
+        sharing(image_set, pixels_file) as pictures,
+        LocalExecutor(
+            jobs,
+            cpus=cpus_of_workers(jobs, plan.cpus) if plan.device == "cpu" else [],
+            setup=set_up,
+            arguments={"pictures": pictures.to_json(), "model": None if model is None else name_of(model)},
+            remove=[pictures.folder],
+        ) as executor,
+    ):
+        yield executor
+
+
+class _Teller:
+    """Shows a person what happens to the trainings, and remembers those that failed."""
+
+    def __init__(self, reporter: Reporter, bars: Bars) -> None:
+        self.failures: dict[str, str] = {}
+        self._figures: dict[str, str] = {}
+        self._reporter, self._bars = reporter, bars
+
+    def __call__(self, event: Event) -> None:
+        name = event.task.name
+        if isinstance(event, Reported):
+            self._epoch(name, event.values)
+            return
+        self._bars.remove(name)
+        if isinstance(event, Finished) and "test" in event.value:
+            test, seconds = event.value["test"], event.value["seconds"]
+            self._reporter.say(f"{name}: right on {test['accuracy']:.2%} of {test['n']:,} pictures, {seconds:.0f} s")
+        elif isinstance(event, Retried):
+            self._reporter.say(f"{name}: {event.reason}; it goes on from its last checkpoint")
+        elif isinstance(event, Failed):
+            self.failures[name] = event.reason
+            self._reporter.say(f"{name} failed: {event.reason}\n{event.details}".rstrip())
+
+    def _epoch(self, name: str, values: Mapping[str, Any]) -> None:
+        done, epochs, row = values["done"], values["epochs"], values.get("row")
+        if row is not None:
+            self._figures[name] = (
+                f"loss {row['train_loss']:.4f}  validation loss {row['validation_loss']:.4f}"
+                f"  accuracy {row['validation_accuracy']:.4f}"
+            )
+            if not self._reporter.interactive:
+                self._reporter.say(f"{name}  epoch {done:>{len(str(epochs))}}/{epochs}  {self._figures[name]}")
+        self._bars.update(name, done, epochs, f"{done:.1f} of {epochs} epochs  {self._figures.get(name, '')}")

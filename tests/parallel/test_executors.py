@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netloom.data.imageset import ImageSet
+from netloom.errors import NetloomError
+from netloom.parallel.local import LocalExecutor
+from netloom.parallel.pictures import map_pictures, sharing
+from netloom.parallel.serial import SerialExecutor
+from netloom.parallel.tasks import (
+    Event,
+    Executor,
+    Failed,
+    Finished,
+    Reported,
+    Retried,
+    Started,
+    Task,
+)
+from parallel import work
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc or binds to CPUs")
+
+
+def make_serial(value: Any = None) -> Executor:
+    return SerialExecutor(shared=work.make_shared(value=value))
+
+
+def make_local(value: Any = None) -> Executor:
+    return LocalExecutor(2, setup=work.make_shared, arguments={"value": value})
+
+
+EXECUTORS = pytest.mark.parametrize("make", [make_serial, make_local], ids=["serial", "local"])
+
+
+def run(executor: Executor, tasks: Any, **options: Any) -> list[Event]:
+    events: list[Event] = []
+    with executor:
+        executor.run(tasks, events.append, **options)
+    return events
+
+
+def values(events: list[Event]) -> dict[str, Any]:
+    return {event.task.name: event.value for event in events if isinstance(event, Finished)}
+
+
+def alive(process: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # a zombie is dead, whoever has not waited for it
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+@EXECUTORS
+def test_every_task_starts_reports_and_finishes_in_this_order(make: Callable[..., Executor]) -> None:
+    tasks = [Task(str(i), work.square, {"number": i / 7}) for i in range(6)]
+    events = run(make(), tasks)
+    assert values(events) == {str(i): (i / 7) ** 2 for i in range(6)}
+    for task in tasks:
+        own = [event for event in events if event.task == task]
+        assert [type(event) for event in own] == [Started, Reported, Finished]
+        assert own[1].values == {"number": task.arguments["number"]}  # type: ignore[attr-defined]
+
+
+@EXECUTORS
+def test_the_set_up_is_shared_by_the_tasks_of_a_process(make: Callable[..., Executor]) -> None:
+    found = values(run(make({"a": [1.5, None]}), [Task(str(i), work.shared_value) for i in range(5)]))
+    assert all(shared["value"] == {"a": [1.5, None]} for shared in found.values())
+    assert len({shared["process"] for shared in found.values()}) <= 2
+
+
+@EXECUTORS
+def test_a_failing_task_does_not_stop_the_others(make: Callable[..., Executor]) -> None:
+    tasks = [
+        Task("kind", work.fail, {"kindly": True}),
+        Task("unkind", work.fail, {"kindly": False}),
+        Task("good", work.square, {"number": 3.0}),
+    ]
+    events = run(make(), tasks)
+    failed = {event.task.name: event for event in events if isinstance(event, Failed)}
+    assert failed["kind"].reason == "the loss is no number\nin epoch 3"
+    assert failed["kind"].details == ""
+    assert failed["unkind"].reason == "ZeroDivisionError: by zero"
+    assert "in fail" in failed["unkind"].details
+    assert values(events) == {"good": 9.0}
+
+
+@EXECUTORS
+def test_one_task_is_stopped_and_the_next_goes_on(make: Callable[..., Executor]) -> None:
+    executor, events = make(), []
+
+    def stop(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Reported) and event.task.name == "pruned":
+            executor.stop("pruned", "not promising")
+
+    with executor:
+        executor.run([Task("pruned", work.until_stopped), Task("other", work.square, {"number": 2.0})], stop)
+    assert values(events) == {"pruned": "not promising", "other": 4.0}
+
+
+@EXECUTORS
+def test_an_interruption_ends_what_runs_and_starts_nothing_more(make: Callable[..., Executor]) -> None:
+    asked: list[str] = []
+    events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Reported):
+            asked.append("Ctrl-C")
+
+    with make() as executor:
+        tasks = [Task(str(i), work.until_stopped) for i in range(4)]
+        executor.run(tasks, note, interruption=lambda: asked[0] if asked else None)
+    started = {event.task.name for event in events if isinstance(event, Started)}
+    assert set(values(events)) <= started < {"0", "1", "2", "3"}
+    assert set(values(events).values()) <= {"Ctrl-C"}
+
+
+@EXECUTORS
+def test_tasks_are_taken_when_a_worker_is_idle(make: Callable[..., Executor]) -> None:
+    """A search decides on the next trial by what the earlier ones gave."""
+    finished: list[float] = []
+    known_when_taken: list[int] = []
+
+    def tasks() -> Iterator[Task]:
+        for i in range(8):
+            known_when_taken.append(len(finished))
+            yield Task(str(i), work.square, {"number": float(i)})
+
+    with make() as executor:
+        executor.run(tasks(), lambda event: finished.append(1.0) if isinstance(event, Finished) else None)
+    assert known_when_taken[-1] >= 6
+
+
+def test_workers_are_reused() -> None:
+    found = values(run(make_local(), [Task(str(i), work.process) for i in range(8)]))
+    assert len(set(found.values())) == 2
+    assert os.getpid() not in found.values()
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM] if os.name == "posix" else [])
+def test_the_task_of_a_killed_worker_is_started_once_more(tmp_path: Path, number: int) -> None:
+    killed = Task("killed", work.kill_first, {"marker": str(tmp_path / "marker"), "number": int(number)})
+    events = run(make_local(), [killed, *(Task(str(i), work.process) for i in range(6))])
+    (retried,) = (event for event in events if isinstance(event, Retried))
+    assert signal.Signals(number).name in retried.reason
+    assert [event.attempt for event in events if isinstance(event, Started) and event.task == killed] == [1, 2]
+    assert values(events)["killed"] == "second time"
+    assert len(values(events)) == 7
+
+
+@POSIX
+def test_a_task_that_always_crashes_is_given_up() -> None:
+    events = run(make_local(), [Task("crash", work.kill_always), Task("good", work.square, {"number": 2.0})])
+    (failed,) = (event for event in events if isinstance(event, Failed))
+    assert failed.task.name == "crash"
+    assert "SIGSEGV" in failed.reason
+    assert values(events) == {"good": 4.0}
+
+
+@LINUX
+@pytest.mark.parametrize("task", ["until_stopped", "deaf"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_driver_leaves_no_worker_and_no_folder(task: str, number: int) -> None:
+    command = [sys.executable, str(Path(work.__file__).with_name("driver.py")), task]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
+        assert driver.stdout is not None
+        folder = Path(driver.stdout.readline().strip())
+        workers = [int(driver.stdout.readline()) for _ in range(2)]
+        assert all(map(alive, workers))
+        driver.send_signal(number)
+        driver.wait(timeout=10)
+        assert wait_until(lambda: not any(map(alive, workers))) < 10
+    if number != signal.SIGINT:  # a driver that is not killed removes what is its own
+        wait_until(lambda: not folder.exists(), 10)
+
+
+@LINUX
+def test_a_deaf_task_is_killed_soon_after_an_interruption() -> None:
+    asked: list[float] = []
+    executor = make_local()
+    with executor:
+        tasks = [Task(str(i), work.deaf) for i in range(2)]
+        executor.run(tasks, lambda _: asked.append(time.monotonic()), interruption=lambda: "now" if asked else None)
+        assert time.monotonic() - asked[0] < 6
+        assert executor.workers == []  # type: ignore[attr-defined]
+
+
+def test_a_set_up_that_fails_is_one_error() -> None:
+    with pytest.raises(NetloomError, match="the pictures are gone"):
+        run(LocalExecutor(2, setup=work.refuse_setup), [Task("a", work.process)])
+
+
+@POSIX
+def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    executor = LocalExecutor(1, setup=work.killed_setup, arguments={"marker": str(tmp_path / "marker")})
+    events = run(executor, [Task("a", work.square, {"number": 3.0})])
+    assert [type(event) for event in events] == [Started, Retried, Started, Reported, Finished]
+
+
+@POSIX
+def test_a_replacement_that_cannot_be_set_up_costs_its_task_only(tmp_path: Path) -> None:
+    executor = LocalExecutor(1, setup=work.setup_once, arguments={"marker": str(tmp_path / "marker")})
+    tasks = [Task("good", work.square, {"number": 3.0}), Task("crash", work.kill_always), Task("last", work.process)]
+    events = run(executor, tasks)
+    assert values(events) == {"good": 9.0}
+    failed = {event.task.name: event.reason for event in events if isinstance(event, Failed)}
+    assert failed.keys() == {"crash", "last"}
+    assert all("the pictures are gone" in reason for reason in failed.values())
+
+
+def test_a_function_that_other_processes_cannot_import_is_refused() -> None:
+    def inside(context: Any) -> None: ...
+
+    with pytest.raises(NetloomError, match=r"inside.*cannot be imported"):
+        run(LocalExecutor(1), [Task("a", inside)])
+
+
+@LINUX
+def test_workers_stay_on_their_cpus() -> None:
+    available = sorted(os.sched_getaffinity(0))
+    cpus = [[available[0]], [available[-1]]]
+    found = values(run(LocalExecutor(2, cpus=cpus), [Task(str(i), work.affinity) for i in range(2)]))
+    assert sorted(found.values()) == sorted(cpus)
+
+
+@LINUX
+@pytest.mark.parametrize("from_file", [True, False])
+def test_pictures_are_not_copied(tmp_path: Path, from_file: bool) -> None:
+    """20 MB read by two processes: neither holds them for itself."""
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 100, 134, 3), dtype=np.uint8)
+    pictures = ImageSet.from_arrays(pixels, np.arange(500) % 3, weights=np.linspace(0, 1, 500))
+    np.save(tmp_path / "pixels.npy", pixels)
+    with sharing(pictures, tmp_path / "pixels.npy" if from_file else None) as shared:
+        tasks = [Task(str(i), work.own_megabytes, {"shared": shared.to_json()}) for i in range(2)]
+        found = values(run(LocalExecutor(2), tasks))
+        mapped = map_pictures(**shared.to_json())
+        for name in ("images", "targets", "weights"):
+            assert (getattr(mapped, name) == getattr(pictures, name)).all()
+        assert (mapped.ids, mapped.class_names) == (pictures.ids, pictures.class_names)
+    for figures in found.values():
+        assert figures["sum"] == int(pixels.sum(dtype=np.int64))
+        assert figures["grown"] < 0.3 * figures["all"]
+    assert not Path(shared.folder).exists()
+    assert (tmp_path / "pixels.npy").exists()

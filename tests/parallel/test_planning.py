@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from netloom.errors import NetloomError
+from netloom.parallel.planning import candidate_threads, choose_jobs, cpus_of_workers, parse_jobs
+from netloom.runtime import usable_cpus
+
+
+@pytest.mark.parametrize(
+    ("seconds", "n_tasks", "cpus", "jobs", "expected"),
+    [
+        # Threads do not pay: one each.
+        ({1: 1.0, 2: 0.9, 4: 0.8}, 8, 4, None, (4, 1)),
+        # Perfect scaling: the same total, so fewer threads.
+        ({1: 1.0, 2: 0.5, 4: 0.25}, 8, 4, None, (4, 1)),
+        # Five on four CPUs: 2 rounds of one thread, 3 of two, 5 of four, and good scaling fills the last round.
+        ({1: 1.0, 2: 0.52, 4: 0.28}, 5, 4, None, (1, 4)),
+        ({1: 1.0, 2: 0.55, 4: 0.5}, 5, 4, None, (2, 2)),
+        # Fewer trainings than CPUs leave threads for each.
+        ({1: 1.0, 2: 0.6, 4: 0.5}, 2, 4, None, (2, 2)),
+        # As asked.
+        ({1: 1.0, 2: 0.6}, 8, 4, 2, (2, 2)),
+        ({1: 1.0}, 8, 4, 16, (8, 1)),
+        ({1: 1.0}, 1, 4, None, (1, 1)),
+    ],
+)
+def test_the_choice_ends_the_soonest(
+    seconds: dict[int, float], n_tasks: int, cpus: int, jobs: int | None, expected: tuple[int, int]
+) -> None:
+    assert choose_jobs(seconds, n_tasks=n_tasks, cpus=cpus, jobs=jobs) == expected
+
+
+def test_candidates_are_powers_of_two_and_all() -> None:
+    assert candidate_threads(10, 6, None) == [1, 2, 4, 6]
+    assert candidate_threads(10, 6, 2) == [1, 2, 3]
+    assert candidate_threads(1, 8, 4) == [1, 2, 4, 8]
+    assert candidate_threads(10, 2, 4) == [1]
+
+
+def test_jobs_are_auto_or_a_number() -> None:
+    assert parse_jobs("auto") is None
+    assert parse_jobs("3") == parse_jobs(3) == 3
+    for wrong in ("0", "-1", "2.5", "all", "", 0):
+        with pytest.raises(NetloomError, match="jobs must be auto or"):
+            parse_jobs(wrong)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_workers_are_bound_only_where_they_fill_the_machine() -> None:
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) != usable_cpus():
+        pytest.skip("a quota limits this container")
+    n = len(available)
+    bound = cpus_of_workers(n, 1)
+    assert bound == [[cpu] for cpu in available]
+    assert cpus_of_workers(n + 1, 1) == []
+    if n > 1:
+        assert cpus_of_workers(n - 1, 1) == []
+        assert cpus_of_workers(1, n) == [available]
