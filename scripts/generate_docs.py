@@ -10,6 +10,9 @@ from typing import Any
 
 os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1", _TYPER_FORCE_DISABLE_TERMINAL="1")
 
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks.suite.page import performance_page
 from cookbook_page import cookbook_page
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -96,7 +99,12 @@ def cli_page() -> str:
 
 def main() -> int:
     stale = []
-    pages = {"recipes.md": recipes_page(), "cli.md": cli_page(), "cookbook.md": cookbook_page(NOTE)}
+    pages = {
+        "recipes.md": recipes_page(),
+        "cli.md": cli_page(),
+        "cookbook.md": cookbook_page(NOTE),
+        "performance.md": performance_page(),
+    }
     for name, text in pages.items():
         path = DOCS / name
         if path.exists() and path.read_text(encoding="utf-8") == text:

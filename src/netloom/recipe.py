@@ -16,6 +16,9 @@ from netloom.plain_yaml import parse_yaml
 from netloom.validation import mistakes_in
 
 CUSTOM_MODEL = "custom"
+DEFAULT_RECIPE = "photos"
+"""For sources of a user's own, where none is named."""
+
 _MISTAKES_SHOWN = 20
 _MONITORED = Literal["validation_loss", "validation_accuracy", "train_loss", "train_accuracy"]
 
@@ -263,6 +266,11 @@ class Recipe(_Group):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto takes what measures faster on the machine"
     )
+    shards: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
+        "auto",
+        description="Among how many threads of the CPU each batch is divided in training, 0 for not at all; "
+        "`auto` measures. Weights depend on it in their last bits.",
+    )
     seed: int = Field(0, ge=0, le=2**53, description="of weights, order, augmentation and dropout")
     split_seed: int = Field(
         0, ge=0, le=2**53, description="of the split; its own, so that other seeds meet the same test pictures"
@@ -439,6 +447,14 @@ def _read(name_or_file: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
         raise RecipeError(f"There is no recipe or recipe file {text!r}.{hint}")
     base = values.pop("extends", None)
     return values if base is None else _change(_read(str(base), (*seen, text)), values)
+
+
+_CHANNELS = {"auto": None, "grey": 1, "rgb": 3}
+
+
+def wanted_channels(recipe: Recipe) -> int | None:
+    """1 or 3, or None where the pictures decide."""
+    return _CHANNELS[recipe.color]
 
 
 def load_recipe(name_or_file: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -38,23 +38,41 @@ class ExecutionPlan:
         threads: Threads of one operation on the CPU.
         precision: `bfloat16` runs under autocast with float32 weights.
         reason: Why this precision, with the measurement.
+        shards: Threads among which a training step divides its batch; 0 where its operations are divided instead.
+        unfolded: Which convolutions of a captured step, by their order, compute their weights' gradient from unfolded
+            pictures.
     """
 
     device: str
     threads: int
     precision: Precision
     reason: str = ""
+    shards: int = 0
+    unfolded: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise NetloomError(f"Precision {self.precision!r} is unknown: float32 or bfloat16.")
         if not 1 <= self.threads <= _MOST_THREADS:
             raise NetloomError(f"An execution plan has 1 to {_MOST_THREADS:,} threads, not {self.threads:,}.")
+        if not 0 <= self.shards <= _MOST_THREADS:
+            raise NetloomError(f"An execution plan has 0 to {_MOST_THREADS:,} shards, not {self.shards:,}.")
 
     @property
     def torch_device(self) -> torch.device:
         """The device as torch's object."""
         return torch.device(self.device)
+
+    def describe_threads(self) -> str:
+        """For people: `4 threads`, or `4 threads with a shard of each batch`."""
+        if self.shards:
+            return f"{self.shards} {'thread' if self.shards == 1 else 'threads'} with a shard of each batch"
+        return f"{self.threads} {'thread' if self.threads == 1 else 'threads'}"
+
+    @property
+    def threads_between_steps(self) -> int:
+        """Threads of an operation while shards are trained: one, since more would wait, spinning, on their cores."""
+        return 1 if self.shards else self.threads
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which forward passes run."""
@@ -76,7 +94,8 @@ class ExecutionPlan:
         device, threads = value.get("device"), value.get("threads")
         if not (isinstance(device, str) and isinstance(threads, int)):
             raise ValueError("it needs a device, a text, and threads, a whole number")
-        return cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value})
+        known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
+        return cls(**{**known, "unfolded": tuple(map(int, known.get("unfolded", ())))})
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from netloom.data import batches as module
 from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import ImageBatches, InputScaling
 from netloom.data.progressive import ProgressiveSizes
@@ -88,6 +91,79 @@ def test_augmentation_of_a_picture_does_not_depend_on_its_batch() -> None:
     ]
     for label, picture in by_label[0].items():
         torch.testing.assert_close(picture, by_label[1][label])
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 33, 47), (4, 1, 28, 28), (2, 3, 200, 100), (3, 3, 1, 1)])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_scaling_is_its_formula_in_every_memory_format(
+    shape: tuple[int, int, int, int], memory_format: torch.memory_format, kind: torch.dtype
+) -> None:
+    """Bit for bit against one broadcast multiplication and addition; the pictures given stay as they were."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(kind)
+    pixels = pixels.contiguous(memory_format=memory_format)
+    before, channels = pixels.clone(), shape[1]
+    uneven = InputScaling((0.49, 0.48, 0.44)[:channels], (0.24, 0.25, 0.26)[:channels])
+    for scaling in (uneven, InputScaling.unit(channels), InputScaling.none(channels)):
+        factor = torch.tensor([1 / (255 * s) for s in scaling.std]).view(1, -1, 1, 1)
+        offset = torch.tensor([-m / s for m, s in zip(scaling.mean, scaling.std, strict=True)]).view(1, -1, 1, 1)
+        scaled = scaling(pixels)
+        assert torch.equal(scaled, torch.addcmul(offset, pixels.float(), factor))
+        assert scaled.is_contiguous(memory_format=memory_format)
+        assert torch.equal(pixels, before)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "netloom-batches"]
+
+
+@pytest.fixture
+def _small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fits_memory", lambda n_bytes: False)
+
+
+SPEC = AugmentationSpec(rotation=30, zoom=0.2, horizontal_flip=True, brightness=0.2, contrast=0.3, hue=0.1, cutout=0.4)
+
+
+@pytest.mark.parametrize("augmenter", [None, Augmenter(SPEC, seed=4)])
+@pytest.mark.parametrize("skip", [0, 3])
+def test_what_exceeds_the_memory_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, augmenter: Augmenter | None, skip: int
+) -> None:
+    options = {"augmenter": augmenter, "weights": torch.arange(37).float()}
+    plain = list(make(**options).epoch(2, skip=skip))
+    monkeypatch.setattr(module, "fits_memory", lambda n_bytes: False)
+    announced: list[int] = []
+    monkeypatch.setattr(module, "will_need", lambda images, rows: announced.extend(rows.tolist()))
+    ahead = list(make(**options).epoch(2, skip=skip))
+    assert len(plain) == len(ahead) == 5 - skip
+    for one, other in zip(plain, ahead, strict=True):
+        assert torch.equal(one.inputs["image"], other.inputs["image"])
+        assert one.inputs["image"].stride() == other.inputs["image"].stride()
+        assert torch.equal(one.targets["label"], other.targets["label"])
+        assert torch.equal(one.weights, other.weights)  # type: ignore[arg-type]
+    assert announced == flat([batch.targets["label"].tolist() for batch in plain])  # each picture once, in order
+    assert threads() == []
+
+
+@pytest.mark.usefixtures("_small_memory")
+def test_an_epoch_that_is_left_early_leaves_no_thread() -> None:
+    epoch = make(500).epoch(0)
+    next(epoch)
+    assert threads()
+    del epoch
+    assert threads() == []
+
+
+def test_batches_for_another_device_are_placed_there() -> None:
+    """The device without storage stands in for a GPU: shapes and places can be told, values cannot."""
+    batches = list(make(33, device="meta", weights=torch.ones(33)).epoch(1))
+    assert [batch.inputs["image"].shape for batch in batches] == [(8, 3, 6, 5)] * 3 + [(9, 3, 6, 5)]
+    for batch in batches:
+        places = {batch.inputs["image"].device.type, batch.targets["label"].device.type, batch.weights.device.type}  # type: ignore[union-attr]
+        assert places == {"meta"}
+        assert batch.inputs["image"].dtype == torch.float32
 
 
 def test_pictures_grow_from_epoch_to_epoch_and_are_shrunk_as_pillow_shrinks_them() -> None:

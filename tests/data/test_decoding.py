@@ -285,6 +285,20 @@ def test_suggested_size_is_the_common_small_one_or_128(tmp_path: Path) -> None:
     assert suggest_image_size([FileLocation(str(tmp_path / "large.png"))]) == (128, 128)
 
 
+def test_the_suggested_size_is_remembered_for_the_same_content(tmp_path: Path, no_workers: Callable[[], None]) -> None:
+    locations = _write_pictures(tmp_path / "p", 5)
+    assert suggest_image_size(locations, fingerprint="f") == (8, 12)
+    no_workers()
+    assert suggest_image_size(locations, fingerprint="f") == (8, 12)
+    with pytest.raises(AssertionError, match="worker"):
+        suggest_image_size(locations, fingerprint="other")
+    (memo,) = (cache.cache_directory() / "sizes").iterdir()
+    for damaged in ("[8]", '["8", 12]', "[0, 12]", "{", "null"):
+        memo.write_text(damaged)
+        with pytest.raises(AssertionError, match="worker"):
+            suggest_image_size(locations, fingerprint="f")
+
+
 # Isolation
 
 
@@ -566,6 +580,31 @@ def test_a_full_disk_says_what_is_needed(pictures: list[Location], monkeypatch: 
     with pytest.raises(DataError, match=r"disk is full.*17,280 bytes.*NETLOOM_CACHE"):
         _decode(pictures)
     assert _entries() == []
+
+
+def test_old_entries_make_room_on_a_disk_that_lacks_it(
+    pictures: list[Location], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of 60,000 bytes: the new entry takes 17,280, as much stays free, and one of three old ones has to go."""
+    olds = [_old_entry(f"e{age}", age, 12_000) for age in (3000, 2000, 1000)]
+
+    class Usage:
+        @property
+        def free(self) -> int:
+            return 60_000 - sum(path.stat().st_size for entry in _entries() for path in entry.rglob("*"))
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage())
+    _decode(pictures)
+    assert [entry.exists() for entry in olds] == [False, True, True]
+    monkeypatch.setattr(Usage, "free", 2 * 17_280 - 1)
+    with pytest.raises(DataError, match=r"34,559 bytes free.*17,280 more"):
+        _decode(pictures, fingerprint="another")
+
+
+@linux_only
+def test_files_are_read_whole_also_where_their_size_is_not_told() -> None:
+    """Files under /proc have the size 0."""
+    assert read_bytes(FileLocation("/proc/version")) == Path("/proc/version").read_bytes() != b""
 
 
 def test_reading_one_absent_member_is_a_reason(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from netloom.data.augment import mix_batch
 from netloom.data.batches import Batch
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan
+from netloom.training.gradients import total_loss
 from netloom.training.optim import create_optimizer
 from netloom.training.regularize import MaxNorm
-from netloom.training.step import TrainingStep, mixed, total_loss
+from netloom.training.step import TrainingStep, mixed
 from training.helpers import HEAD, pictures
 
 PLAN = ExecutionPlan("cpu", 1, "float32")

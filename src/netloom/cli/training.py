@@ -56,6 +56,10 @@ def train(
     ] = False,
 ) -> None:
     """Train a classifier on labelled pictures and test it once, at the end."""
+    if source is not None and resume is None:
+        from netloom.workflows import head_start
+
+        head_start.begin(source, recipe, settings or [])  # before torch is imported, which takes as long
     from netloom.recipe import parse_overrides
     from netloom.workflows import train as workflow
     from netloom.workflows.runs import load

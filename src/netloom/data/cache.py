@@ -23,6 +23,9 @@ import platformdirs
 from netloom.errors import DataError
 
 DEFAULT_LIMIT_GB = 20.0
+_FREE_BESIDE_BYTES = 10**9
+"""What stays free on the disk beside a large entry: whatever fills a disk to its end breaks more than itself."""
+
 _STALE_AFTER_SECONDS = 24 * 3600
 _PARTIAL_SUFFIX = ".partial"
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
@@ -69,17 +72,19 @@ def find_entry(key: str) -> Path | None:
 def build_entry(key: str, *, needed_bytes: int, fill: Callable[[Path], None]) -> Path:
     """Make the entry of that key: `fill` writes files into the empty folder it is given.
 
-    Entries used longest ago are removed first where the limit asks for it, never one that this
-    process has found or built. (Another process that has an entry's files open or mapped keeps
+    Entries used longest ago are removed first where the limit or the room on the disk asks for it,
+    never one that this process has found or built. (Another process that has an entry's files open or mapped keeps
     them on POSIX, and keeps them from being removed on Windows.) Where the cache folder cannot be
     written, a temporary one takes its place until this process ends.
 
     Raises:
-        DataError: The disk is full.
+        DataError: The disk is full, or would be but for a gigabyte (or as much as the entry takes).
     """
     folder = _writable_folder(needed_bytes)
     _remove_stale(folder)
-    _make_room(folder, needed_bytes)
+    free_bytes = _make_room(folder, needed_bytes)
+    if free_bytes < needed_bytes + _free_beside(needed_bytes):
+        raise _disk_full(folder, needed_bytes)
     partial = folder / f".{key}-{uuid.uuid4().hex}{_PARTIAL_SUFFIX}"
     try:
         partial.mkdir()
@@ -93,6 +98,15 @@ def build_entry(key: str, *, needed_bytes: int, fill: Callable[[Path], None]) ->
         shutil.rmtree(partial, ignore_errors=True)
     _in_use.add(folder / key)
     return folder / key
+
+
+def outlives_process() -> bool:
+    """Whether entries are kept when this process ends: the cache folder can be written.
+
+    Raises:
+        DataError: The disk is full.
+    """
+    return _writable_folder(0) == _entries_folder()
 
 
 def discard_entry(entry: Path) -> None:
@@ -151,24 +165,37 @@ def _remove_stale(folder: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def _make_room(folder: Path, needed_bytes: int) -> None:
+def _free_beside(needed_bytes: int) -> int:
+    return min(_FREE_BESIDE_BYTES, needed_bytes)
+
+
+def _make_room(folder: Path, needed_bytes: int) -> int:
+    """Remove old entries until the limit and the disk allow for a new one; the bytes that are free then."""
     entries = []
     for entry in folder.iterdir():
         if not entry.name.startswith("."):
             with contextlib.suppress(OSError):  # as above
                 n_bytes = sum(path.stat().st_size for path in entry.iterdir())
                 entries.append((entry.stat().st_mtime, n_bytes, entry))
-    excess = sum(n_bytes for _, n_bytes, _ in entries) + needed_bytes - cache_limit_bytes()
+    over_limit = sum(n_bytes for _, n_bytes, _ in entries) + needed_bytes - cache_limit_bytes()
+    lacking = needed_bytes + _free_beside(needed_bytes) - shutil.disk_usage(folder).free
+    excess = max(over_limit, lacking)
     for _, n_bytes, entry in sorted(entries):
         if excess <= 0:
-            return
+            break
         if entry not in _in_use:
             discard_entry(entry)
             excess -= n_bytes
+    return shutil.disk_usage(folder).free
 
 
 def _disk_full(folder: Path, needed_bytes: int) -> DataError:
+    free = ""
+    with contextlib.suppress(OSError):
+        free = f", on a disk with {shutil.disk_usage(folder).free:,} bytes free"
+    beside = _free_beside(needed_bytes)
     return DataError(
-        f"The disk is full: the decoded pictures need {needed_bytes:,} bytes in {folder}. Free"
-        " some space, or set NETLOOM_CACHE to a folder on a disk that has it."
+        f"The disk is full: the decoded pictures need {needed_bytes:,} bytes in {folder}{free}, and {beside:,} more are"
+        " left free. Free some space, make the pictures smaller (image_size), or set NETLOOM_CACHE to a folder on a"
+        " disk that has it."
     )

@@ -41,6 +41,7 @@ __all__ = [
     "UnreadablePictureError",
     "decode_picture",
     "probe_picture",
+    "warnings_ignored",
 ]
 
 DECODER_VERSION = 1
@@ -186,7 +187,7 @@ def decode_picture(
 def _refusing(data: bytes) -> Iterator[None]:
     """Turn whatever Pillow raises into a reason why this picture is left out."""
     try:
-        with _warnings_ignored():
+        with warnings_ignored():
             yield
     except UnreadablePictureError:
         raise
@@ -207,7 +208,7 @@ _warnings_users: list[warnings.catch_warnings[None]] = []
 
 
 @contextlib.contextmanager
-def _warnings_ignored() -> Iterator[None]:
+def warnings_ignored() -> Iterator[None]:
     """Silence what Pillow warns of (odd metadata, large pictures), from several threads at once.
 
     `warnings.catch_warnings` is not safe in threads: overlapping uses can leave the filters of one

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from netloom.data.decode import decode_picture, probe_picture
+from netloom.data.decode import decode_picture, probe_picture, warnings_ignored
 from netloom.data.location import LocationReader, UnreadablePictureError, from_json
 
 READY = ["ready"]
@@ -58,7 +58,8 @@ def main() -> None:
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     _send(answers, [READY])
-    with LocationReader() as reader:
+    # Warnings are silenced once here, not anew for each picture.
+    with warnings_ignored(), LocationReader() as reader:
         while True:
             _serve(json.loads(requests.get()), reader, answers)
 

@@ -22,12 +22,14 @@ import PIL
 
 from netloom.data.cache import build_entry, discard_entry, find_entry
 from netloom.data.decode import DECODER_VERSION, Resize
+from netloom.data.file_stamps import memo_path, read_memo, write_memo
 from netloom.data.location import (
     Location,
     StreamedTarMember,
     UnreadablePictureError,
     stream_tar,
 )
+from netloom.data.mapping import map_pixels
 from netloom.data.worker_pool import Task, WorkerPool
 from netloom.errors import DataError, did_you_mean
 
@@ -57,7 +59,8 @@ class DecodedPictures:
     """The readable pictures of a source, in its order.
 
     Attributes:
-        pixels: uint8 `[n, H, W, C]`, C being 1 or 3; mapped copy-on-write from the cache.
+        pixels: uint8 `[n, H, W, C]`, C being 1 or 3; mapped from the cache,
+            copy-on-write if they fit the memory, else read-only.
         readable: int64 `[n]`, where in the source each picture is, ascending.
         rejected: Index into the source and reason of every picture that is left out, ascending.
         widths: int32 `[n]`, pixels across before resizing, after the EXIF orientation.
@@ -125,14 +128,27 @@ def decode_all(
         return _load(build.entry(key, channels or 3), len(locations))
 
 
-def suggest_image_size(locations: Sequence[Location]) -> tuple[int, int]:
+def suggest_image_size(locations: Sequence[Location], *, fingerprint: str | None = None) -> tuple[int, int]:
     """Height and width to decode these pictures at, from the headers of about a hundred of them.
 
-    Their own where all are of one size of at most 96 pixels a side, otherwise 128 x 128.
+    Their own where all are of one size of at most 96 pixels a side, otherwise 128 x 128. With a fingerprint (as for
+    `decode_all`) it is remembered, since looking takes a worker, 0.3 s of every start.
 
     Raises:
         DataError: No worker can be started.
     """
+    if fingerprint is None:
+        return _suitable_size(locations)
+    memo = memo_path("sizes", f"{fingerprint}/{DECODER_VERSION}/{PIL.__version__}")
+    match read_memo(memo):
+        case [int(height), int(width)] if min(height, width) >= 1:
+            return height, width
+    size = _suitable_size(locations)
+    write_memo(memo, size)
+    return size
+
+
+def _suitable_size(locations: Sequence[Location]) -> tuple[int, int]:
     with WorkerPool(n_workers=1, picture_timeout_seconds=60) as pool:
         sizes = {(height, width) for width, height, _ in _probe(pool, locations)}
     if len(sizes) == 1 and max(size := sizes.pop()) <= LARGEST_NATIVE_SIDE:
@@ -356,7 +372,7 @@ def _load(entry: Path, n_locations: int) -> DecodedPictures:
     Raises:
         OSError, ValueError, KeyError: It is incomplete, damaged, or of other pictures.
     """
-    pixels = np.load(entry / _PIXELS_FILE, mmap_mode="c")
+    pixels = map_pixels(entry / _PIXELS_FILE)
     content = json.loads((entry / _PICTURES_FILE).read_text(encoding="ascii"))
     if content["n_locations"] != n_locations or len(content["readable"]) != len(pixels):
         raise ValueError(f"{entry} does not hold {n_locations} pictures.")

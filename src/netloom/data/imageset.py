@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from PIL import Image
 from netloom.data.decode import Resize, decode_picture
 from netloom.data.decoding import DecodedPictures, decode_all, suggest_image_size
 from netloom.data.fingerprint import hash_pictures
+from netloom.data.mapping import fits_memory
 from netloom.data.samples import Rejected, Sample, Source
 from netloom.data.sources import open_source
 from netloom.data.splits import PARTS
@@ -171,6 +174,7 @@ class LoadedPictures:
         source_kind: As `Source.kind`; `memory` for an ImageSet that was given.
         source_location: What `open_source` opens again; empty for `memory`.
         notes: What a user should know of the source.
+        cached_bytes: What the pixels take in the cache on disk; 0 where they are not in it.
     """
 
     image_set: ImageSet
@@ -180,6 +184,7 @@ class LoadedPictures:
     source_kind: str
     source_location: str
     notes: tuple[str, ...] = ()
+    cached_bytes: int = 0
 
 
 def load_image_set(
@@ -219,12 +224,13 @@ def load_image_set(
         hashes = hash_pictures(pixels)
         image_set = _image_set(opened, opened.samples, images, hashes)
         return _loaded(opened, image_set, [], _facts_of_arrays(pixels))
+    fingerprint = opened.fingerprint()
     decoded = decode_all(
         opened.locations,
-        image_size=size or suggest_image_size(opened.locations),
+        image_size=size or suggest_image_size(opened.locations, fingerprint=fingerprint),
         resize=resize,
         channels=channels,
-        fingerprint=opened.fingerprint(),
+        fingerprint=fingerprint,
         jobs=jobs,
         on_progress=on_progress,
     )
@@ -238,7 +244,7 @@ def _from_decoded(source: Source, decoded: DecodedPictures) -> LoadedPictures:
     images = _channels_last(decoded.pixels)
     image_set = _image_set(source, samples, images, decoded.content_hashes)
     facts = PictureFacts(decoded.widths, decoded.heights, decoded.modes, decoded.formats)
-    return _loaded(source, image_set, rejected, facts)
+    return replace(_loaded(source, image_set, rejected, facts), cached_bytes=decoded.pixels.nbytes)
 
 
 def _loaded(source: Source, image_set: ImageSet, rejected: list[Rejected], facts: PictureFacts) -> LoadedPictures:
@@ -325,8 +331,17 @@ def _facts_of_arrays(pixels: Pixels) -> PictureFacts:
 
 
 def _channels_last(pixels: Pixels) -> torch.Tensor:
-    """`[N, H, W, C]` as `[N, C, H, W]` in channels-last memory, without a copy where possible."""
-    images = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+    """`[N, H, W, C]` as `[N, C, H, W]` in channels-last memory, without a copy where possible.
+
+    Read-only pixels are copied, so that whoever writes into the images does no harm; not where they exceed the memory.
+    """
+    if not pixels.flags.writeable and fits_memory(pixels.nbytes):
+        with contextlib.suppress(MemoryError):  # others may have taken what there was
+            pixels = pixels.copy()
+    with warnings.catch_warnings():
+        # torch has no read-only tensors and says so; nothing here writes into pictures.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        images = torch.from_numpy(pixels)
     return images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 

@@ -95,7 +95,7 @@ def fit(
     factor = (schedule or Schedule()).factor(epochs=epochs, steps_per_epoch=len(train))
     fitting = _Fitting(state, step, watchers, factor, train, validation, checkpointer)
     fitting.interruption = interruption
-    with executing(plan), contextlib.closing(watchers):
+    with executing(plan), contextlib.closing(watchers), contextlib.closing(step):
         progress = resume.restore(state, watchers) if resume else EpochProgress()
         watchers.call("on_fit_start", state)
         try:
@@ -150,6 +150,7 @@ class _Fitting:
     def _train(self, progress: EpochProgress) -> dict[str, float]:
         state, step = self.state, self.step
         state.model.train()
+        torch.set_num_threads(step.plan.threads_between_steps)
         step.reset()
         step.loss_sum += progress.loss_sum
         step.correct += progress.correct
@@ -196,6 +197,7 @@ class _Fitting:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         state, step = self.state, self.step
+        torch.set_num_threads(step.plan.threads)
         self.callbacks.call("on_validation_start", state)
         outputs = predict_outputs(
             state.evaluated_model,

@@ -6,6 +6,7 @@ exponential rise, the stop at four times the best loss, and the steepest descent
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import nn
 
@@ -142,7 +144,8 @@ def find_learning_rate(
         raise TrainingError(f"{n_steps} steps are too few for a curve; expected at least {_FEWEST_STEPS}.")
     step = make_step(copy.deepcopy(model).train())
     batches = _endless(train)
-    with executing(step.plan):
+    with executing(step.plan), contextlib.closing(step):
+        torch.set_num_threads(step.plan.threads_between_steps)
         seconds_per_step = _warm_up(step, batches, min_rate)
         n_steps = min(n_steps, max(_FEWEST_STEPS, int(max_seconds / seconds_per_step)))
         rates = np.geomspace(min_rate, max_rate, n_steps)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from netloom.data.batches import Batch
+from netloom.errors import TrainingError
 from netloom.inference import forward
+from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
-from netloom.training.step import total_loss
+from netloom.training.convolution import ConvolutionShape, own_weight_gradient, unfolded_weight_gradient
+from netloom.training.gradients import total_loss
+from netloom.training.shards import ShardedGradients
 
 # A precision must be clearly faster to be taken: below that, measurements of small steps are noise, and float32 is
 # the one that repeats everywhere.
@@ -25,6 +33,10 @@ _NEARLY_AS_FAST = 1.05
 _HOPELESS = 5.0
 _SECONDS_PER_CANDIDATE = 0.03
 _REPETITIONS = 20
+# Capturing a step takes up to a second; a training shorter than this would lose more than it gains.
+_SHORT_SECONDS = 15.0
+# Relative difference of whole gradients that rounding explains.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 def choose_plan(
@@ -34,10 +46,15 @@ def choose_plan(
     *,
     device: str,
     precision: str = "auto",
+    shards: int | str = "auto",
+    label_smoothing: float = 0.0,
+    n_steps: int = 0,
 ) -> ExecutionPlan:
     """The plan for training `model` on batches like `batch`.
 
-    On a CPU the network's step is timed with all threads, half of them and one. bfloat16 autocast is several times
+    On a CPU the network's step is timed with all threads, half of them and one, and then with its batch divided among
+    all threads (see `shards.py`), if the training is long enough to make up for the time that preparing this takes.
+    bfloat16 autocast is several times
     faster than float32 on processors with AMX and on recent GPUs, and several times slower on a processor with AVX2
     only; so a single convolution is timed first, and only if bfloat16 wins there is the network itself timed both
     ways. Weights, statistics and generators are left untouched.
@@ -48,7 +65,115 @@ def choose_plan(
         heads: What the outputs mean.
         device: A torch device name.
         precision: `float32`, `bfloat16`, or `auto` to measure.
+        shards: Among how many threads to divide a step's batch, 0 for not at all, or `auto` to measure.
+        label_smoothing: As in training.
+        n_steps: Optimizer steps of the training.
+
+    Raises:
+        TrainingError: Shards are asked for, but the model cannot be divided.
     """
+    plan = _plan_of_whole_batches(model, batch, heads, device=device, precision=precision)
+    if device != "cpu" or shards == 0:
+        return plan
+    if shards != "auto":
+        divided = replace(plan, shards=int(shards))
+        with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
+            step.check()
+            return replace(divided, unfolded=step.faster_unfolded())
+    return _divided_if_faster(plan, model, batch, heads, label_smoothing, n_steps)
+
+
+def _divided_if_faster(
+    plan: ExecutionPlan, model: nn.Module, batch: Batch, heads: Sequence[Head], label_smoothing: float, n_steps: int
+) -> ExecutionPlan:
+    divided = replace(plan, shards=min(training_threads(), len(batch)))
+    with executing(plan):
+        whole = fastest_seconds([_step(model, batch, heads, plan)], "cpu")[0]
+    if n_steps * whole < _SHORT_SECONDS:
+        return plan
+    try:
+        with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
+            if not isinstance(model, ImageModel):  # those of the registry are checked by tests
+                step.check()
+            divided = replace(divided, unfolded=step.faster_unfolded())
+        with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
+            torch.set_num_threads(divided.threads_between_steps)
+            seconds = fastest_seconds([step], "cpu")[0]
+    except TrainingError as error:
+        return replace(plan, reason=f"{plan.reason}; {error}")
+    if whole < seconds * _WORTHWHILE:
+        return plan
+    return replace(
+        divided, reason=f"{plan.reason}; a step is {whole / seconds:.1f} times faster in {divided.shards} shards"
+    )
+
+
+class _ShardedStep:
+    """Sharded gradients of a copy of the model on one batch."""
+
+    def __init__(
+        self, model: nn.Module, batch: Batch, heads: Sequence[Head], plan: ExecutionPlan, label_smoothing: float
+    ) -> None:
+        self.batch, self.heads, self.plan, self.label_smoothing = batch, heads, plan, label_smoothing
+        self.replica = copy.deepcopy(model).train()
+        self.gradients = ShardedGradients(self.replica, heads, plan=plan, seed=0, label_smoothing=label_smoothing)
+
+    def __enter__(self) -> _ShardedStep:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.gradients.close()
+
+    def __call__(self) -> None:
+        self.gradients(self.batch, 0)
+
+    def faster_unfolded(self) -> tuple[int, ...]:
+        """Convolutions whose weights' gradient comes clearly faster from unfolded pictures, on one thread."""
+        torch.set_num_threads(1)
+        shapes = self.gradients.convolutions(self.batch)
+        return tuple(i for i, shape in enumerate(shapes) if shape is not None and _is_faster_unfolded(shape))
+
+    def check(self) -> None:
+        """Compare with the same step in one piece: a model may mix samples in ways that no graph tells.
+
+        Raises:
+            TrainingError: The model cannot be captured, or its gradients depend on how a batch is divided.
+        """
+        one = replace(self.plan, shards=1)
+        arguments = {"plan": one, "seed": 0, "label_smoothing": self.label_smoothing}
+        replica = copy.deepcopy(self.replica)
+        with contextlib.closing(ShardedGradients(replica, self.heads, **arguments)) as whole:  # type: ignore[arg-type]
+            whole(self.batch, 0)
+        self()
+        pairs = [
+            (a.grad, b.grad)
+            for a, b in zip(self.replica.parameters(), replica.parameters(), strict=True)
+            if a.grad is not None and b.grad is not None
+        ]
+        difference = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
+        size = math.sqrt(sum(float(b.square().sum()) for _, b in pairs))
+        if not difference <= _TOLERANCE[self.plan.precision] * size:
+            raise TrainingError("its gradients depend on how a batch is divided")
+
+
+@functools.lru_cache
+def _is_faster_unfolded(shape: ConvolutionShape) -> bool:
+    """Cached, since deep networks repeat their shapes."""
+    example = shape.example()
+    pictures, kernel, gradient = example
+    own, unfolded = fastest_seconds(
+        [
+            lambda: own_weight_gradient(shape, example),
+            lambda: unfolded_weight_gradient(gradient, pictures, kernel.shape[2:], shape.stride, shape.padding),
+        ],
+        "cpu",
+    )
+    return own > unfolded * _WORTHWHILE
+
+
+def _plan_of_whole_batches(
+    model: nn.Module, batch: Batch, heads: Sequence[Head], *, device: str, precision: str
+) -> ExecutionPlan:
     threads = _fastest_threads(model, batch, heads) if device == "cpu" else training_threads()
     chosen: Precision = "bfloat16" if precision == "bfloat16" else "float32"
     if precision != "auto":
@@ -76,7 +201,7 @@ def convolution_speedup(device: str, threads: int) -> float:
     return seconds[0] / seconds[1]
 
 
-def fastest_seconds(runs: Sequence[Callable[[], None]], device: str, *, warmed_up: bool = False) -> list[float]:
+def fastest_seconds(runs: Sequence[Callable[[], object]], device: str, *, warmed_up: bool = False) -> list[float]:
     """The fastest repetition of each, in seconds, taken in turn; a first one does not count."""
     best = [float("inf")] * len(runs)
     spent = [0.0] * len(runs)
@@ -90,7 +215,7 @@ def fastest_seconds(runs: Sequence[Callable[[], None]], device: str, *, warmed_u
     return best
 
 
-def _seconds(run: Callable[[], None], device: str) -> float:
+def _seconds(run: Callable[[], object], device: str) -> float:
     start = time.perf_counter()
     run()
     if device.startswith("cuda"):

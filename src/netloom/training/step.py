@@ -11,38 +11,11 @@ from torch import nn
 from netloom.data.augment import mix_batch
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
-from netloom.inference import forward
 from netloom.models.heads import Head
-from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan
+from netloom.training.gradients import Gradients, WholeBatchGradients
 from netloom.training.regularize import MaxNorm, WeightPenalty
-
-
-def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Make dropout and everything else that draws from torch's streams a function of (seed, step)."""
-    value = derive_seed(seed, "step", step)
-    torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(value)
-    elif device.type == "mps":
-        torch.mps.manual_seed(value)
-
-
-def total_loss(
-    outputs: dict[str, torch.Tensor], batch: Batch, heads: Sequence[Head], label_smoothing: float
-) -> torch.Tensor:
-    """The weighted sum of the heads' losses, a float32 scalar."""
-    losses = [
-        head.loss_weight
-        * head.loss(
-            outputs[head.name],
-            batch.targets[head.name],
-            weights=batch.weights,
-            label_smoothing=label_smoothing,
-        )
-        for head in heads
-    ]
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+from netloom.training.shards import ShardedGradients
 
 
 def mixed(
@@ -77,8 +50,8 @@ class TrainingStep:
         model: In training mode, on the plan's device.
         heads: The first one's accuracy is reported.
         optimizer: Over the model's parameters.
-        plan: Device and precision.
-        seed: Of dropout.
+        plan: Device, precision and shards.
+        seed: Of dropout and mixing.
         label_smoothing: In [0, 1).
         penalty: L1 and L2 on the weights.
         gradient_clip_norm: Largest norm of the whole gradient, or None.
@@ -102,14 +75,18 @@ class TrainingStep:
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
     ) -> None:
-        self.model, self.heads, self.optimizer, self.plan = model, heads, optimizer, plan
-        self.seed, self.label_smoothing = seed, label_smoothing
+        self.heads, self.optimizer, self.plan, self.seed = heads, optimizer, plan, seed
+        compute = ShardedGradients if plan.shards else WholeBatchGradients
+        self._gradients: Gradients = compute(model, heads, plan=plan, seed=seed, label_smoothing=label_smoothing)
         self.penalty, self.gradient_clip_norm, self.max_norm = penalty, gradient_clip_norm, max_norm
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
-        self._names = [head.name for head in heads]
         self._device = plan.torch_device
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.reset()
+
+    def close(self) -> None:
+        """End the threads that took shards."""
+        self._gradients.close()
 
     def reset(self) -> None:
         """Start the figures of a new epoch."""
@@ -126,12 +103,7 @@ class TrainingStep:
         if self.mixup_alpha or self.cutmix_alpha:
             alphas = {"mixup_alpha": self.mixup_alpha, "cutmix_alpha": self.cutmix_alpha}
             batch = mixed(batch, self.heads, seed=self.seed, step=step, **alphas)
-        seed_step(self.seed, step, self._device)
-        with self.plan.autocast():
-            outputs = forward(self.model, batch.inputs, self._names)
-        loss = total_loss(outputs, batch, self.heads, self.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        loss, correct = self._gradients(batch, step)
         if self.penalty is not None:
             self.penalty.add_gradient()
         if self.gradient_clip_norm is not None:
@@ -139,11 +111,9 @@ class TrainingStep:
         self.optimizer.step()
         if self.max_norm is not None:
             self.max_norm.apply()
-        head, n = self.heads[0], len(batch)
-        with torch.no_grad():
-            self.loss_sum += loss.detach() * n
-            self.correct += head.correct(outputs[head.name].detach(), batch.targets[head.name])
-        self.n_samples += n
+        self.loss_sum += loss * len(batch)
+        self.correct += correct
+        self.n_samples += len(batch)
         return batch
 
     def check_finite(self, *, learning_rate: float, epoch: int) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
+from netloom.data.mapping import fits_memory
 from netloom.data.progressive import ProgressiveSizes
 from netloom.errors import ModelError, RecipeError, did_you_mean
 from netloom.inference import inference_batch_size
@@ -43,14 +44,8 @@ from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
 
 CustomModel = nn.Module | Callable[..., nn.Module]
-_CHANNELS = {"auto": None, "grey": 1, "rgb": 3}
 # Whitening needs moments of a few numbers, which this many pictures, or fewer large ones, fix well enough.
 _PICTURES_TO_WHITEN, _PIXELS_TO_WHITEN = 5_000, 5_000_000
-
-
-def wanted_channels(recipe: Recipe) -> int | None:
-    """1 or 3, or None where the pictures decide."""
-    return _CHANNELS[recipe.color]
 
 
 def build_heads(recipe: Recipe, class_names: Sequence[str]) -> list[Head]:
@@ -265,14 +260,24 @@ def sample_weights(recipe: Recipe, image_set: ImageSet, train: npt.NDArray[np.in
     return weights if image_set.weights is None else weights * image_set.weights
 
 
+def resident(image_set: ImageSet, device: str) -> ImageSet:
+    """The pictures on `device` if they may fill half of its free memory; else where they are, to be sent by batches."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return image_set.to(device) if image_set.images.nbytes <= free / 2 else image_set
+    return image_set.to(device) if kind == "cpu" or fits_memory(image_set.images.nbytes) else image_set
+
+
 def training_batches(
     recipe: Recipe,
     image_set: ImageSet,
     indices: npt.NDArray[np.int64],
     *,
     scaling: InputScaling,
+    device: str | None = None,
 ) -> ImageBatches:
-    """Shuffled, augmented, weighted batches of the training part.
+    """Shuffled, augmented, weighted batches of the training part, on `device` or where the pictures are.
 
     Raises:
         RecipeError: A class weight is given for a class that does not exist.
@@ -288,6 +293,7 @@ def training_batches(
         shuffle=True,
         augmenter=build_augmenter(recipe),
         weights=weights,
+        device=device,
         sizes=progressive_sizes(recipe),
     )
 
@@ -305,8 +311,9 @@ def plain_batches(
     *,
     batch_size: int,
     scaling: InputScaling,
+    device: str | None = None,
 ) -> ImageBatches:
-    """Batches in order, never augmented, for validation, test and prediction."""
+    """Batches in order, never augmented, for validation, test and prediction, on `device` or where the pictures are."""
     height, width = image_set.images.shape[2:]
     return ImageBatches(
         image_set.images,
@@ -314,6 +321,7 @@ def plain_batches(
         indices,
         batch_size=inference_batch_size((height, width), batch_size),
         scaling=scaling,
+        device=device,
     )
 
 

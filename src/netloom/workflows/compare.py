@@ -24,7 +24,6 @@ from netloom.metrics.paired import (
 )
 from netloom.recipe import Recipe
 from netloom.report.comparison import ComparedPair, ComparedRun, Comparison, render_comparison, runs_in_words
-from netloom.report.wording import counted
 from netloom.run import RunFolder
 
 # Up to here every pair is tested; 10 pairs are still read at a glance, and each further test costs the others power.
@@ -135,7 +134,7 @@ class _Opened:
         if plan is None:
             return ""
         processor = self.folder.environment["processor"] if plan.device == "cpu" else plan.device
-        return f"{processor} with {counted(plan.threads, 'thread')} in {plan.precision}"
+        return f"{processor} with {plan.describe_threads()} in {plan.precision}"
 
     def describe(self) -> ComparedRun:
         """The run as the comparison shows it."""

@@ -86,10 +86,11 @@ def score(
     return evaluate_model(
         on_device(run.model(), chosen),
         build.plain_batches(
-            image_set.to(chosen),
+            build.resident(image_set, chosen),
             indices,
             batch_size=recipe.batch_size,
             scaling=facts.scaling,
+            device=chosen,
         ).epoch(),
         head=head,
         targets=image_set.targets.numpy()[indices],

@@ -85,11 +85,18 @@ def lr_find(
         custom=copy.deepcopy(model) if isinstance(model, nn.Module) else model,
     )
     network = on_device(network, device)
-    resident = data.image_set.to(device)
+    resident = build.resident(data.image_set, device)
     build.initialize_from_pictures(chosen, network, resident, data.split.train, scaling=data.facts.scaling)
-    train = build.training_batches(chosen, resident, data.split.train, scaling=data.facts.scaling)
+    train = build.training_batches(chosen, resident, data.split.train, scaling=data.facts.scaling, device=device)
     measured = plan or choose_plan(
-        network, next(iter(train.epoch(chosen.epochs - 1))), heads, device=device, precision=chosen.precision
+        network,
+        next(iter(train.epoch(chosen.epochs - 1))),
+        heads,
+        device=device,
+        precision=chosen.precision,
+        shards=chosen.shards,
+        label_smoothing=chosen.label_smoothing,
+        n_steps=n_steps,
     )
 
     def make_step(replica: nn.Module) -> TrainingStep:

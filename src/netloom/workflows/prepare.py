@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from netloom.data.audit import audit
-from netloom.data.imageset import ImageSet, load_image_set
+from netloom.data.cache import cache_directory
+from netloom.data.imageset import ImageSet, LoadedPictures, load_image_set
+from netloom.data.mapping import fits_memory
 from netloom.data.sources import Source, open_source
 from netloom.data.splits import Split, make_split
 from netloom.errors import DataError, RunError
-from netloom.memory import without_garbage_collection
-from netloom.progress import Reporter
-from netloom.recipe import Recipe
+from netloom.memory import memory_limit_bytes, without_garbage_collection
+from netloom.progress import OnProgress, Reporter
+from netloom.recipe import Recipe, wanted_channels
 from netloom.run import DataFacts, RunFolder
 from netloom.workflows import build
+from netloom.workflows.head_start import wait_for
+
+_LARGE_CACHE_BYTES = 10**9
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,15 @@ def prepare_data(source: str | Path | ImageSet, recipe: Recipe, reporter: Report
 
 
 def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> PreparedData:
-    opened = source if isinstance(source, ImageSet) else open_source(source)
-    with reporter.bar("Reading pictures") as on_progress:
+    with reporter.bar("Reading pictures") as show:
+        on_progress = _importing_meanwhile(show)
+        if not isinstance(source, ImageSet):
+            wait_for(source, on_progress)
         loaded = load_image_set(
-            opened,
+            source,
             image_size=recipe.image_size,
             resize=recipe.resize,
-            channels=build.wanted_channels(recipe),
+            channels=wanted_channels(recipe),
             on_progress=on_progress,
         )
     image_set, report = loaded.image_set, audit(loaded)
@@ -73,7 +82,7 @@ def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) 
         fingerprint=fingerprint(image_set),
         audit=report.to_json(),
     )
-    _say_what_is_there(reporter, facts, image_set, split, report.warnings)
+    _say_what_is_there(reporter, facts, image_set, split, [*report.warnings, *_notes_on_room(loaded)])
     return PreparedData(image_set, split, facts)
 
 
@@ -126,6 +135,38 @@ def fingerprint(image_set: ImageSet) -> str:
     for name, content, target in zip(image_set.ids, hashes, image_set.targets.tolist(), strict=True):
         digest.update(f"{name}\0{content}\0{target}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _importing_meanwhile(on_progress: OnProgress) -> OnProgress:
+    """Import, at the first progress, what torch's optimizers import when they are made: 1 s, while others decode."""
+    imported = False
+
+    def update(done: int, total: int) -> None:
+        nonlocal imported
+        on_progress(done, total)
+        if not imported:
+            imported = True
+            with contextlib.suppress(ImportError):
+                importlib.import_module("torch._dynamo")
+
+    return update
+
+
+def _notes_on_room(loaded: LoadedPictures) -> list[str]:
+    """What large sets take on the disk, and whether they are read from there in training."""
+    notes = []
+    n_bytes, gigabytes = loaded.image_set.images.nbytes, loaded.image_set.images.nbytes / 1e9
+    if loaded.cached_bytes >= _LARGE_CACHE_BYTES:
+        notes.append(
+            f"The decoded pictures take {gigabytes:.1f} GB of disk in {cache_directory()}; NETLOOM_CACHE names another "
+            "folder, NETLOOM_CACHE_LIMIT_GB how much is kept for later trainings."
+        )
+    if not fits_memory(n_bytes):
+        notes.append(
+            f"The pictures ({gigabytes:.1f} GB) exceed half the memory ({memory_limit_bytes() / 1e9:.1f} GB) and are "
+            "read from the disk batch by batch; a smaller image_size may be faster."
+        )
+    return notes
 
 
 def _say_what_is_there(

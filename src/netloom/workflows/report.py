@@ -127,7 +127,7 @@ def _environment(folder: RunFolder) -> Mapping[str, str]:
     environment: dict[str, Any] = folder.environment
     plan = folder.plan
     return {
-        "Device": f"{plan.device}, {plan.threads} threads",
+        "Device": f"{plan.device}, {plan.describe_threads()}",
         "Precision": f"{plan.precision}: {plan.reason}",
         "Processor": f"{environment['processor']} ({environment['cpu_capability']})",
         "System": environment["system"],

@@ -12,7 +12,7 @@ from netloom.data.imageset import ImageSet
 from netloom.data.named import NAMED_SETS
 from netloom.errors import RunError
 from netloom.progress import Reporter
-from netloom.recipe import CUSTOM_MODEL, MODEL_OPTIONS, Recipe, load_recipe
+from netloom.recipe import CUSTOM_MODEL, DEFAULT_RECIPE, MODEL_OPTIONS, Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.training.callbacks import Callback
@@ -22,8 +22,6 @@ from netloom.workflows.build import CustomModel
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.runs import Run, load
 from netloom.workflows.training_run import TrainingRun
-
-_DEFAULT_RECIPE = "photos"
 
 
 def train(
@@ -185,7 +183,7 @@ def recipe_for(
     """
     if recipe is None:
         known = NAMED_SETS.get(str(source).casefold()) if isinstance(source, (str, Path)) else None
-        recipe = known.default_recipe if known else _DEFAULT_RECIPE
+        recipe = known.default_recipe if known else DEFAULT_RECIPE
     if model is None:
         return load_recipe(recipe, overrides)
     label = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "a function")

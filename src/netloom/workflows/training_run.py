@@ -79,7 +79,7 @@ class TrainingRun:
             TrainingError: The loss is no longer a number.
         """
         self.network = on_device(self.network, self.device)
-        self.resident = self.data.image_set.to(self.device)
+        self.resident = build.resident(self.data.image_set, self.device)
         if self.checkpoint is None:
             build.initialize_from_pictures(
                 self.recipe,
@@ -89,7 +89,7 @@ class TrainingRun:
                 scaling=self.data.facts.scaling,
             )
         batches = build.training_batches(
-            self.recipe, self.resident, self.data.split.train, scaling=self.data.facts.scaling
+            self.recipe, self.resident, self.data.split.train, scaling=self.data.facts.scaling, device=self.device
         )
         plan = self.plan or choose_plan(
             self.network,
@@ -97,13 +97,16 @@ class TrainingRun:
             self.heads,
             device=self.device,
             precision=self.recipe.precision,
+            shards=self.recipe.shards,
+            label_smoothing=self.recipe.label_smoothing,
+            n_steps=self.recipe.epochs * len(batches),
         )
         self.run.write_plan(plan)
         self.run.write_result({"status": "running", "tests": self.earlier_tests})
         parameters = sum(p.numel() for p in self.network.parameters())
         self.reporter.say(
             f"{self.recipe.custom_model or self.recipe.model}: {parameters:,} parameters, on {plan.device} with "
-            f"{plan.threads} {'thread' if plan.threads == 1 else 'threads'} in {plan.precision} ({plan.reason})"
+            f"{plan.describe_threads()} in {plan.precision} ({plan.reason})"
         )
         try:
             state = self._fit(batches, plan, callbacks)
@@ -140,6 +143,7 @@ class TrainingRun:
             indices,
             batch_size=self.recipe.batch_size,
             scaling=self.data.facts.scaling,
+            device=self.device,
         )
 
     def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan, watch: Watch) -> Evaluation:

@@ -1,0 +1,1 @@
+"""One file for each library: how its users train, predict and read folders with it."""

@@ -1,0 +1,203 @@
+"""Measures contenders in turn, A B C A B C, each time in a new process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite.contender import MARK
+from benchmarks.suite.errors import UnequalNetworksError
+from benchmarks.suite.figures import summary
+from benchmarks.suite.plans import Case, Contender
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ("pictures_per_second", "epoch_seconds", "first_seconds", "start_seconds", "peak_memory_bytes")
+# Who is this many times slower than the fastest in the first turn is not measured again: nothing hangs on its figure,
+# and Keras in bfloat16 on a processor without instructions for it would take most of an evening.
+HOPELESS = 4.0
+
+Result = dict[str, Any]
+Measure = Callable[[Contender, dict[str, Any], Case], Result]
+
+
+@dataclass
+class Processes:
+    """Starts a process for each measurement.
+
+    Attributes:
+        kind: `train`, `infer` or `folder`.
+        peers_python: Of the peers' environment; netloom runs in this process's own.
+        scratch: For runs and models that nobody keeps.
+        epochs: Of one measurement, the first one included.
+        device: `cpu` or `cuda`.
+        isa: For `ONEDNN_MAX_CPU_ISA`, or None.
+        limit_seconds: A process that takes longer is ended.
+        folder: Of the JPEG files, where the benchmark has them.
+    """
+
+    kind: str
+    peers_python: Path
+    scratch: Path
+    epochs: int
+    device: str = "cpu"
+    isa: str | None = None
+    limit_seconds: float = 900.0
+    folder: Path | None = None
+
+    def __call__(self, contender: Contender, variant: dict[str, Any], case: Case) -> Result:
+        """Figures, or `missing` or `failed` with the reason."""
+        own = contender.library == "netloom"
+        if not own and not self.peers_python.exists():
+            return {"missing": "the peers' environment is not there"}
+        threads = case["processors"]
+        available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        job = {
+            **case,
+            "benchmark": self.kind,
+            "library": contender.library,
+            "variant": variant,
+            "epochs": self.epochs,
+            "device": self.device,
+            "threads": threads,
+            "processors": available and available[:threads],
+            "scratch": str(self.scratch),
+            "folder": str(self.folder),
+        }
+        python = sys.executable if own else str(self.peers_python)
+        command = [python, "-m", "benchmarks.suite.contender", json.dumps(job)]
+        return _outcome(command, self._environment(threads, own=own), self.limit_seconds)
+
+    def _environment(self, threads: int, *, own: bool) -> dict[str, str]:
+        environment = {
+            **os.environ,
+            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), str(threads)),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "KERAS_HOME": str(self.scratch / "keras"),
+            "NETLOOM_CACHE": str(self.scratch / "cache"),
+            "MPLBACKEND": "Agg",
+            "PYTHONWARNINGS": "ignore",
+        }
+        if self.isa:
+            environment["ONEDNN_MAX_CPU_ISA"] = self.isa
+        if self.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        if not own:
+            environment.pop("PYTHONPATH", None)
+        return environment
+
+
+def _outcome(command: Sequence[str], environment: dict[str, str], limit_seconds: float) -> Result:
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=limit_seconds)
+    except BaseException as error:
+        _end(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            return {"failed": f"took longer than {limit_seconds:g} s"}
+        raise
+    lines = [line for line in out.splitlines() if line.startswith(MARK)]
+    if process.returncode == 0 and lines:
+        found: Result = json.loads(lines[-1].removeprefix(MARK))
+        return found
+    told = [line.strip() for line in err.splitlines() if line.strip()] or [f"exit code {process.returncode}"]
+    return {"failed": told[-1][:300]}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process and the workers it started."""
+    with contextlib.suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.communicate()
+
+
+def best_variant(contender: Contender, case: Case, measure: Measure) -> tuple[dict[str, Any], list[Result]]:
+    """The variant with the most pictures a second in one measurement of each, and what was measured.
+
+    Where none can be measured it is the first one, whose next measurement then tells why.
+    """
+    if len(contender.variants) == 1:
+        return contender.variants[0], []
+    tried: list[Result] = []
+    for variant in contender.variants:
+        result = measure(contender, variant, case)
+        tried.append({"variant": variant, **result})
+        if "missing" in result:
+            break
+    fit = [result for result in tried if "pictures_per_second" in result]
+    best = max(fit, key=lambda result: result["pictures_per_second"], default=tried[0])
+    return best["variant"], tried
+
+
+def take_turns(
+    contenders: Sequence[tuple[Contender, dict[str, Any]]],
+    case: Case,
+    measure: Measure,
+    *,
+    repeats: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Result]:
+    """Each contender's figures over `repeats` turns, by name.
+
+    Raises:
+        UnequalNetworksError: The numbers of trainable parameters differ.
+    """
+    collected: dict[str, list[Result]] = {contender.name: [] for contender, _ in contenders}
+    refused: dict[str, Result] = {}
+    for turn in range(repeats):
+        for contender, variant in contenders:
+            name = contender.name
+            if name in refused or (turn and _hopeless(name, collected)):
+                continue
+            result = measure(contender, variant, case)
+            if "pictures_per_second" in result:
+                collected[name].append(result)
+                say(f"turn {turn + 1}: {name} {result['pictures_per_second']:,.0f} pictures/s")
+            else:
+                refused[name] = result
+                say(f"turn {turn + 1}: {name}: {result}")
+    _require_equal_networks(collected)
+    return {
+        contender.name: refused.get(contender.name) or {"variant": variant, **condensed(collected[contender.name])}
+        for contender, variant in contenders
+    }
+
+
+def _hopeless(name: str, collected: dict[str, list[Result]]) -> bool:
+    first = {who: results[0]["pictures_per_second"] for who, results in collected.items() if results}
+    return bool(first[name] * HOPELESS < max(first.values()))
+
+
+def _require_equal_networks(collected: dict[str, list[Result]]) -> None:
+    counts = {name: results[0]["parameters"] for name, results in collected.items() if results}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        raise UnequalNetworksError(f"The contenders train networks of different sizes: {told} parameters.")
+
+
+def condensed(results: Sequence[Result]) -> Result:
+    """One contender's measurements: a summary of each figure, and what is the same in all of them."""
+    last = results[-1]
+    figures = {name: summary([r[name] for r in results]) for name in FIGURES if last.get(name) is not None}
+    same = {name: last[name] for name in ("parameters", "device", "versions")}
+    return {**same, "notes": sorted({r["note"] for r in results}), "n": len(results), **figures}

@@ -1,0 +1,340 @@
+"""A training step of any model as one graph of operations: traced once, rewritten, and joined with its gradients.
+
+Three passes. The forward pass with its loss is traced to ATen operations (`make_fx`), with what models do in place made
+functional. Rewrites then change that graph: random masks become inputs, so that they depend on (seed, step) and not on
+how a batch is divided; batch normalization becomes one over all shards of the batch; ReLU in front of max pooling moves
+behind it; convolutions get the kernel that the plan names. Finally the rewritten graph is traced again together with
+its gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call, functionalize
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from netloom.data.batches import Batch
+from netloom.errors import TrainingError
+from netloom.inference import forward
+from netloom.models.heads import Head
+from netloom.runtime import ExecutionPlan
+from netloom.training.batch_norm import sharded_batch_norm
+from netloom.training.convolution import ConvolutionShape, unfolded_convolution
+from netloom.training.gradients import total_loss
+
+aten = torch.ops.aten
+
+
+class CaptureError(TrainingError):
+    """The model's step cannot be captured; the message says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"its batches cannot be divided among threads: {reason}")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A random mask that the model multiplies with: 0, or `scale` with probability `keep`.
+
+    Attributes:
+        shape: Of the mask of one sample.
+        keep: Probability that an element is not 0.
+        scale: Value of the elements that are not 0.
+        dtype: Of the mask.
+    """
+
+    shape: tuple[int, ...]
+    keep: float
+    scale: float
+    dtype: torch.dtype
+
+    def draw(self, seed: int, n_samples: int) -> torch.Tensor:
+        """The masks of `n_samples` samples, `[n_samples, *shape]`, in channels-last memory: a function of `seed`.
+
+        Sixteen random bits make an element, so that its probability is met within 1/131,072.
+        """
+        shape = (n_samples, *self.shape)
+        n = math.prod(shape)
+        words = np.random.SFC64(seed).random_raw((n + 3) // 4)
+        bits = torch.from_numpy(words.view(np.int16)[:n])
+        kept = bits < round(self.keep * 2**16) - 2**15
+        mask = kept.to(self.dtype).mul_(self.scale)
+        if len(shape) == 4:  # in the memory format of what it is multiplied with
+            return mask.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+        return mask.view(shape)
+
+
+@dataclass
+class StepGraph:
+    """The captured step of one shard.
+
+    `graph` takes, flat: trained parameters, other parameters, buffers, inputs, targets, weights if any, `share`, masks;
+    and returns: loss, number of correct predictions, one gradient for each trained parameter that has one, then mean
+    and unbiased variance of each batch normalization.
+
+    Attributes:
+        graph: Of ATen operations, without autograd.
+        has_gradient: For each trained parameter, whether the loss depends on it.
+        masks: What to draw for the masks.
+        counters: Buffers that count batches, by place.
+        norms: For each batch normalization the places of its running mean and variance, and its momentum.
+        convolutions: For each convolution its shape; None where it is none that `unfolded_convolution` can take.
+    """
+
+    graph: Graph
+    has_gradient: list[bool]
+    masks: list[Mask]
+    counters: list[int]
+    norms: list[tuple[int, int, float]]
+    convolutions: list[ConvolutionShape | None]
+
+
+class _Step(nn.Module):
+    """The model as a function that `functional_call` can give other parameters."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return forward(self.model, inputs, self.names)
+
+
+@dataclass
+class _Rewritten:
+    module: GraphModule
+    masks: list[Mask] = field(default_factory=list)
+    counters: list[int] = field(default_factory=list)
+    norms: list[tuple[int, int, float]] = field(default_factory=list)
+    convolutions: list[ConvolutionShape | None] = field(default_factory=list)
+
+
+def capture(
+    model: nn.Module,
+    batch: Batch,
+    heads: Sequence[Head],
+    *,
+    plan: ExecutionPlan,
+    label_smoothing: float,
+    n_shards: int,
+) -> StepGraph:
+    """Trace the training step of `model` on a shard like `batch`.
+
+    Args:
+        model: In training mode; its parameters, buffers and generators are left as they are.
+        batch: A shard, with the shapes, types and memory format of those to come.
+        heads: What the outputs mean.
+        plan: Precision, and which convolutions get their weights' gradient from unfolded pictures.
+        label_smoothing: In [0, 1).
+        n_shards: Over how many shards batch normalization takes its statistics.
+
+    Raises:
+        CaptureError: The model does what a graph cannot hold: it looks at values, draws random numbers other than
+            dropout's, changes its own state, or has hooks.
+    """
+    if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in model.modules()):
+        raise CaptureError("it has hooks")
+    with torch.random.fork_rng(devices=[]):
+        traced = _trace_forward(model, batch, heads, plan, label_smoothing)
+        rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
+        return _trace_gradients(rewritten, model, batch, heads)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trained parameters and the others, in the order of the model."""
+    parameters = list(model.parameters())
+    return [p for p in parameters if p.requires_grad], [p for p in parameters if not p.requires_grad]
+
+
+def flat_batch(batch: Batch, heads: Sequence[Head]) -> list[torch.Tensor]:
+    """Inputs, targets in the order of the heads, and weights if any."""
+    weights = [] if batch.weights is None else [batch.weights]
+    return [*batch.inputs.values(), *(batch.targets[head.name] for head in heads), *weights]
+
+
+def _trace_forward(
+    model: nn.Module, batch: Batch, heads: Sequence[Head], plan: ExecutionPlan, label_smoothing: float
+) -> GraphModule:
+    step = _Step(model, [head.name for head in heads])
+    trained, frozen = split_parameters(model)
+    names = {id(p): f"model.{name}" for name, p in model.named_parameters()}
+    order = [names[id(p)] for p in (*trained, *frozen)] + [f"model.{name}" for name, _ in model.named_buffers()]
+    input_names, has_weights = list(batch.inputs), batch.weights is not None
+
+    def run(*values: torch.Tensor) -> list[torch.Tensor]:
+        state, rest = dict(zip(order, values[: len(order)], strict=True)), list(values[len(order) :])
+        inputs = {name: rest.pop(0) for name in input_names}
+        targets = {head.name: rest.pop(0) for head in heads}
+        shard = Batch(inputs, targets, rest.pop(0) if has_weights else None)
+        with plan.autocast():
+            outputs = functional_call(step, state, (inputs,))
+        loss = total_loss(outputs, shard, heads, label_smoothing)
+        (share,) = rest
+        first = heads[0]
+        return [loss * share, first.correct(outputs[first.name].detach(), shard.targets[first.name])]
+
+    values = [v.detach().clone() for v in (*trained, *frozen, *model.buffers())]
+    share = torch.ones(())
+    try:
+        return make_fx(functionalize(run, remove="mutations"), tracing_mode="fake")(
+            *values, *flat_batch(batch, heads), share
+        )
+    except Exception as error:  # whatever a user's model raises when its tensors are traced
+        raise CaptureError(f"tracing it failed: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+
+def _rewrite(
+    traced: GraphModule, model: nn.Module, n_shards: int, *, n_samples: int, unfolded: Sequence[int]
+) -> _Rewritten:
+    graph, result = traced.graph, _Rewritten(traced)
+    n_parameters = len(list(model.parameters()))
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    buffers = {node: i for i, node in enumerate(placeholders[n_parameters:][: len(list(model.buffers()))])}
+    convolutions = [node for node in graph.nodes if node.target == aten.convolution.default]
+    result.convolutions = [_shape_of(node) for node in convolutions]
+    for place in unfolded:
+        if result.convolutions[place] is not None:
+            convolutions[place].target, convolutions[place].args = unfolded_convolution, convolutions[place].args[:5]
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target == aten.copy_.default and node.args[0] in buffers:
+            result.counters.append(_counter(node, buffers))
+        elif node.target == aten.native_batch_norm.default and node.args[5]:
+            _rewrite_norm(node, buffers, n_shards, result)
+        elif node.target == aten.bernoulli.p:
+            _rewrite_mask(node, n_samples, result)
+        elif node.target == aten.max_pool2d_with_indices.default:
+            _move_relu_behind(node)
+        elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise CaptureError(f"it draws random numbers by {node.target}")
+    _check_state_is_read_only(graph, set(buffers))
+    outputs = graph.output_node()
+    norms = [node for node in graph.nodes if node.target is sharded_batch_norm]
+    with graph.inserting_before(outputs):
+        statistics = [graph.call_function(operator.getitem, (norm, i)) for norm in norms for i in (1, 2)]
+    values: list[Node] = outputs.args[0]  # type: ignore[assignment]
+    outputs.args = ([*values, *statistics],)
+    graph.eliminate_dead_code()
+    traced.recompile()
+    return result
+
+
+def _counter(node: Node, buffers: dict[Node, int]) -> int:
+    """The buffer that is counted up by one; the node is taken out."""
+    target, value = node.args
+    assert isinstance(target, Node)
+    if not (isinstance(value, Node) and value.target == aten.add.Tensor and value.args == (target, 1)):
+        raise CaptureError("it changes its own state in training")
+    node.graph.erase_node(node)
+    return buffers[target]
+
+
+def _shape_of(node: Node) -> ConvolutionShape | None:
+    pictures, kernel, _, stride, padding, dilation, transposed, _, groups = node.args
+    of_pictures, of_kernel = pictures.meta["val"], kernel.meta["val"]  # type: ignore[union-attr]
+    if transposed or groups != 1 or list(dilation) != [1, 1] or of_pictures.ndim != 4:  # type: ignore[arg-type]
+        return None
+    return ConvolutionShape(
+        tuple(of_pictures.shape),
+        tuple(of_kernel.shape),
+        tuple(stride),  # type: ignore[arg-type]
+        tuple(padding),  # type: ignore[arg-type]
+        of_pictures.dtype,
+    )
+
+
+def _rewrite_norm(node: Node, buffers: dict[Node, int], n_shards: int, result: _Rewritten) -> None:
+    """Normalize over all shards; whoever runs the graph updates the running statistics."""
+    x, weight, bias, mean, variance, _, momentum, eps = node.args
+    if mean is not None:
+        result.norms.append((buffers[mean], buffers[variance], momentum))  # type: ignore[index, arg-type]
+    else:
+        result.norms.append((-1, -1, 0.0))
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(sharded_batch_norm, (x, weight, bias, eps, n_shards))
+    for user in list(node.users):
+        if user.users and user.args[1] != 0:
+            raise CaptureError("it uses the statistics of a batch normalization")
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+
+
+def _rewrite_mask(node: Node, n_samples: int, result: _Rewritten) -> None:
+    """Take the mask of a dropout as an input, with its scale where that follows at once."""
+    value, keep = node.meta["val"], float(node.args[1])  # type: ignore[arg-type]
+    shape = tuple(int(n) for n in value.shape)
+    if not shape or shape[0] != n_samples:
+        raise CaptureError("it draws random numbers that are not a sample's own")
+    last, scale = node, 1.0
+    users = list(node.users)
+    if len(users) == 1 and users[0].target == aten.div.Scalar:
+        last, scale = users[0], 1.0 / float(users[0].args[1])  # type: ignore[arg-type]
+    last_placeholder = [n for n in node.graph.nodes if n.op == "placeholder"][-1]
+    with node.graph.inserting_after(last_placeholder):
+        mask = node.graph.placeholder(f"mask_{len(result.masks)}")
+    last.replace_all_uses_with(mask)
+    for done in (last, node):
+        if not done.users and done in node.graph.nodes:
+            node.graph.erase_node(done)
+    result.masks.append(Mask(shape[1:], keep, scale, value.dtype))
+
+
+def _move_relu_behind(pool: Node) -> None:
+    """max(relu(x)) is relu(max(x)), and its gradient the same, on a quarter of the elements."""
+    relu = pool.args[0]
+    maxima = [user for user in pool.users if user.target is operator.getitem and user.args[1] == 0]
+    alone = isinstance(relu, Node) and relu.target == aten.relu.default and len(relu.users) == 1
+    if not alone or len(maxima) != 1 or any(user not in maxima and user.users for user in pool.users):
+        return
+    assert isinstance(relu, Node)
+    (maximum,) = maxima
+    pool.replace_input_with(relu, relu.args[0])  # type: ignore[arg-type]
+    graph = pool.graph
+    with graph.inserting_after(maximum):
+        behind = graph.call_function(aten.relu.default, (maximum,))
+    maximum.replace_all_uses_with(behind, delete_user_cb=lambda user: user is not behind)
+    graph.erase_node(relu)
+
+
+def _check_state_is_read_only(graph: Graph, buffers: set[Node]) -> None:
+    placeholders = {node for node in graph.nodes if node.op == "placeholder"}
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            continue
+        for argument, value in zip(schema.arguments, node.args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and value in placeholders:
+                raise CaptureError(
+                    "it changes its own state in training" if value in buffers else "it changes its input"
+                )
+
+
+def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, heads: Sequence[Head]) -> StepGraph:
+    trained, frozen = split_parameters(model)
+    has_gradient: list[bool] = []
+
+    def run(*values: torch.Tensor) -> list[torch.Tensor]:
+        parameters = list(values[: len(trained)])
+        loss, correct, *statistics = rewritten.module(*values)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        has_gradient[:] = [gradient is not None for gradient in gradients]
+        return [loss.detach(), correct, *(g for g in gradients if g is not None), *statistics]
+
+    values = [p.detach().clone().requires_grad_() for p in trained]
+    others = [v.detach().clone() for v in (*frozen, *model.buffers())]
+    masks = [mask.draw(0, len(batch)) for mask in rewritten.masks]
+    with torch.enable_grad():
+        joint = make_fx(run, tracing_mode="fake")(*values, *others, *flat_batch(batch, heads), torch.ones(()), *masks)
+    joint.graph.eliminate_dead_code()
+    return StepGraph(
+        joint.graph, has_gradient, rewritten.masks, rewritten.counters, rewritten.norms, rewritten.convolutions
+    )

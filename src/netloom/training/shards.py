@@ -1,0 +1,265 @@
+"""A training step divided among threads: each takes a shard of the batch through the captured step.
+
+Small networks leave most of a processor idle when each of their operations is divided among its cores. Here every
+core takes some of the batch's pictures through the whole network instead. Gradients are added in the order of the
+shards and batch normalization sees the whole batch, so the result depends on the number of shards, in its last bits,
+but not on which thread was when where.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from netloom.data.batches import Batch
+from netloom.models.heads import Head
+from netloom.randomness import derive_seed
+from netloom.runtime import ExecutionPlan
+from netloom.training.capture import CaptureError, StepGraph, capture, flat_batch, split_parameters
+from netloom.training.convolution import ConvolutionShape
+from netloom.training.script import Segment, compile_segments
+
+# Of a shard: torch's batch normalization refuses to be traced with one vector, whose spread it could not tell.
+_FEWEST_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    graph: StepGraph
+    inputs: list[str]
+    segments: list[Segment]
+    results: list[str]
+
+
+class ShardedGradients:
+    """Loss and gradients of a batch, shard by shard, on `plan.shards` threads; used as a context manager.
+
+    Args:
+        model: In training mode, on the CPU.
+        heads: What the outputs mean.
+        plan: Number of shards, precision.
+        seed: Of dropout.
+        label_smoothing: In [0, 1).
+    """
+
+    def __init__(
+        self, model: nn.Module, heads: Sequence[Head], *, plan: ExecutionPlan, seed: int, label_smoothing: float
+    ) -> None:
+        self.model, self.heads, self.plan, self.seed = model, heads, plan, seed
+        self.label_smoothing = label_smoothing
+        self._trained, self._frozen = split_parameters(model)
+        self._buffers = list(model.buffers())
+        self._compiled: dict[tuple[object, ...], _Compiled] = {}
+        self._crew = _Crew(plan.shards)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._crew.close()
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and number of correct predictions of `batch`; the gradients are in the parameters' `grad`.
+
+        Running statistics are updated. `step` is that of the optimizer: masks are a function of it and the seed.
+
+        Raises:
+            CaptureError: The model cannot be captured.
+        """
+        shards = self._divide(batch)
+        compiled = [self._compile(shard, len(shards)) for shard in shards]
+        masks = self._masks(compiled[0].graph, step, [len(shard) for shard in shards])
+        shares = _shares(batch, shards)
+        state = [p.detach() for p in (*self._trained, *self._frozen)] + self._buffers
+        values = [
+            dict(zip(c.inputs, [*state, *flat_batch(shard, self.heads), share, *own], strict=True))
+            for c, shard, share, own in zip(compiled, shards, shares, masks, strict=True)
+        ]
+        results = self._crew.run([c.segments for c in compiled], values, [c.results for c in compiled])
+        return self._join(compiled[0].graph, results)
+
+    def convolutions(self, batch: Batch) -> list[ConvolutionShape | None]:
+        """Shapes of the convolutions of the first shard of `batch`, as `StepGraph`.
+
+        Raises:
+            CaptureError: The model cannot be captured.
+        """
+        shards = self._divide(batch)
+        return self._compile(shards[0], len(shards)).graph.convolutions
+
+    def _divide(self, batch: Batch) -> list[Batch]:
+        n = len(batch)
+        n_shards = max(1, min(self.plan.shards, n // _FEWEST_SAMPLES))
+        return _split(batch, [(n + i) // n_shards for i in range(n_shards)][::-1])
+
+    def _compile(self, shard: Batch, n_shards: int) -> _Compiled:
+        values = flat_batch(shard, self.heads)
+        key = (n_shards, shard.weights is None, *((tuple(v.shape), v.dtype) for v in values))
+        if key not in self._compiled:
+            graph = capture(
+                self.model,
+                shard,
+                self.heads,
+                plan=self.plan,
+                label_smoothing=self.label_smoothing,
+                n_shards=n_shards,
+            )
+            try:
+                self._compiled[key] = _Compiled(graph, *compile_segments(graph.graph))
+            except ValueError as error:
+                raise CaptureError(f"it has no script: {str(error).strip().splitlines()[0]}") from error
+        return self._compiled[key]
+
+    def _masks(self, graph: StepGraph, step: int, sizes: Sequence[int]) -> list[list[torch.Tensor]]:
+        """Masks by shard: those of the whole batch, divided, so that they do not depend on how it is."""
+        whole = [
+            mask.draw(derive_seed(self.seed, "mask", step, number), sum(sizes))
+            for number, mask in enumerate(graph.masks)
+        ]
+        divided = [torch.split(mask, list(sizes)) for mask in whole]
+        return [[parts[i] for parts in divided] for i in range(len(sizes))]
+
+    def _join(self, graph: StepGraph, results: list[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the shards' losses and gradients in their order, and update the running statistics."""
+        total = results[0]
+        n_norms = 2 * len(graph.norms)
+        summed = total[: len(total) - n_norms]
+        for result in results[1:]:
+            torch._foreach_add_(summed, result[: len(summed)])
+        loss, correct, *gradients = summed
+        found = iter(gradients)
+        for parameter, has_gradient in zip(self._trained, graph.has_gradient, strict=True):
+            parameter.grad = next(found) if has_gradient else None
+        for place in graph.counters:
+            self._buffers[place] += 1
+        statistics = iter(total[len(summed) :])
+        for mean, variance, momentum in graph.norms:
+            for place in (mean, variance):
+                value = next(statistics)
+                if place >= 0:
+                    self._buffers[place].lerp_(value.to(self._buffers[place].dtype), momentum)
+        return loss, correct
+
+
+def _split(batch: Batch, sizes: list[int]) -> list[Batch]:
+    inputs = {name: torch.split(value, sizes) for name, value in batch.inputs.items()}
+    targets = {name: torch.split(value, sizes) for name, value in batch.targets.items()}
+    weights = None if batch.weights is None else torch.split(batch.weights, sizes)
+    return [
+        Batch(
+            {name: parts[i] for name, parts in inputs.items()},
+            {name: parts[i] for name, parts in targets.items()},
+            None if weights is None else weights[i],
+        )
+        for i in range(len(sizes))
+    ]
+
+
+def _shares(batch: Batch, shards: Sequence[Batch]) -> list[torch.Tensor]:
+    """What part of the batch's mean loss each shard's mean is: its part of the samples, or of their weight."""
+    if batch.weights is None:
+        return [torch.tensor(len(shard) / len(batch)) for shard in shards]
+    total = batch.weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return [shard.weights.sum() / total for shard in shards if shard.weights is not None]
+
+
+class _Crew:
+    """Threads that take shards through segments, and meet where a segment ends."""
+
+    def __init__(self, n_threads: int) -> None:
+        self._threads = [_Thread() for _ in range(n_threads - 1)]
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.close()
+
+    def run(
+        self, segments: list[list[Segment]], values: list[dict[str, torch.Tensor]], wanted: list[list[str]]
+    ) -> list[list[torch.Tensor]]:
+        """The wanted values of each shard, after all of its segments; the first shard runs in this thread."""
+        meeting = _Meeting(len(values))
+        others = self._threads[: len(values) - 1]
+        for thread, *work in zip(others, segments[1:], values[1:], wanted[1:], range(1, len(values)), strict=True):
+            thread.work.put((meeting, *work))
+        errors: list[BaseException] = []
+        first: list[torch.Tensor] = []
+        threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+        torch.set_num_threads(1)
+        try:
+            first = _take_through(meeting, segments[0], values[0], wanted[0], 0)
+        except BaseException as error:
+            meeting.abort()
+            errors.append(error)
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_grad_enabled(grad)
+        results = [first]
+        for thread in others:
+            result = thread.done.get()
+            errors += [result] if isinstance(result, BaseException) else []
+            results.append(result if isinstance(result, list) else [])
+        causes = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
+        if errors:
+            raise (causes or errors)[0]
+        return results
+
+
+class _Meeting:
+    """Where the shards of one step exchange values."""
+
+    def __init__(self, n_shards: int) -> None:
+        self._barrier = threading.Barrier(n_shards)
+        self._parts: list[torch.Tensor | None] = [None] * n_shards
+
+    def exchange(self, number: int, part: torch.Tensor) -> torch.Tensor:
+        """All shards' parts in their order, `[n_shards, *part.shape]`."""
+        self._parts[number] = part
+        self._barrier.wait()
+        gathered = torch.stack([p for p in self._parts if p is not None])
+        self._barrier.wait()  # nobody may write the next part before all have read this one
+        return gathered
+
+    def abort(self) -> None:
+        """Let nobody wait for a shard that failed."""
+        self._barrier.abort()
+
+
+def _take_through(
+    meeting: _Meeting, segments: list[Segment], values: dict[str, torch.Tensor], wanted: list[str], number: int
+) -> list[torch.Tensor]:
+    with torch.no_grad():
+        for segment in segments:
+            outputs = segment.run(*[values[name] for name in segment.inputs])
+            values.update(zip(segment.outputs, outputs, strict=True))
+            if segment.gathered:
+                values[segment.gathered] = meeting.exchange(number, outputs[-1])
+    return [values[name] for name in wanted]
+
+
+class _Thread(threading.Thread):
+    """Waits for shards, takes them through, and hands over the result or the exception."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="netloom-shard")
+        self.work: queue.SimpleQueue[tuple[object, ...] | None] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[list[torch.Tensor] | BaseException] = queue.SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        torch.set_num_threads(1)
+        while (work := self.work.get()) is not None:
+            meeting = work[0]
+            assert isinstance(meeting, _Meeting)
+            try:
+                self.done.put(_take_through(*work))  # type: ignore[arg-type]
+            except BaseException as error:
+                meeting.abort()
+                self.done.put(error)
+
+    def close(self) -> None:
+        self.work.put(None)
+        self.join()

@@ -1,0 +1,348 @@
+"""A step divided among threads against the same step in one piece, for the loss, all gradients and all statistics."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from netloom.data.batches import Batch
+from netloom.errors import TrainingError
+from netloom.models import create_model, model_names, model_options
+from netloom.models.heads import Head
+from netloom.randomness import derive_seed
+from netloom.runtime import ExecutionPlan, executing
+from netloom.training import shards
+from netloom.training.capture import CaptureError, capture
+from netloom.training.convolution import unfolded_convolution
+from netloom.training.gradients import WholeBatchGradients
+from netloom.training.planning import choose_plan
+from netloom.training.shards import ShardedGradients
+from training.helpers import HEAD, StopAfter, batches, equal, network, train, untimed
+
+CLASSES = Head(class_names=tuple("abcde"))
+HEAVY = {"alexnet", "vgg13", "vgg16", "vgg19", "resnet32", "resnet56"}
+
+
+def a_batch(n: int = 11, *, channels: int = 3, side: int = 32, weighted: bool = False) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(n, channels, side, side, generator=generator).to(memory_format=torch.channels_last)
+    targets = torch.randint(0, 5, (n,), generator=generator)
+    weights = torch.rand(n, generator=generator) if weighted else None
+    return Batch({"image": images}, {"label": targets}, weights)
+
+
+def convolutional(*, norm: bool = True, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    layers += [nn.Dropout2d(dropout), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
+    layers += [nn.Dropout(dropout), nn.Linear(6 * 36, 12), nn.BatchNorm1d(12) if norm else nn.Identity()]
+    return nn.Sequential(*layers, nn.Linear(12, 5)).to(memory_format=torch.channels_last)
+
+
+class Outcome:
+    """What a step leaves: loss, correct predictions, gradients by name, buffers by name."""
+
+    def __init__(
+        self,
+        compute: Callable[..., Any],
+        model: nn.Module,
+        batch: Batch,
+        *,
+        heads: list[Head] | None = None,
+        n_shards: int = 0,
+        precision: str = "float32",
+        step: int = 4,
+        label_smoothing: float = 0.0,
+        unfolded: tuple[int, ...] = (),
+    ) -> None:
+        replica = copy.deepcopy(model).train()
+        plan = ExecutionPlan("cpu", 1, precision, shards=n_shards, unfolded=unfolded)  # type: ignore[arg-type]
+        gradients = compute(replica, heads or [CLASSES], plan=plan, seed=9, label_smoothing=label_smoothing)
+        with contextlib.closing(gradients):
+            self.loss, self.correct = gradients(batch, step)
+        self.gradients = {name: p.grad for name, p in replica.named_parameters()}
+        self.buffers = dict(replica.named_buffers())
+
+    def assert_like(self, other: Outcome, *, tolerance: float = 1e-4) -> None:
+        torch.testing.assert_close(self.loss, other.loss, rtol=tolerance, atol=1e-6)
+        assert torch.equal(self.correct, other.correct)
+        assert self.gradients.keys() == other.gradients.keys()
+        largest = max(float(g.abs().max()) for g in other.gradients.values() if g is not None)
+        for name, gradient in other.gradients.items():
+            mine = self.gradients[name]
+            assert (mine is None) == (gradient is None), name
+            if gradient is not None and mine is not None:
+                torch.testing.assert_close(mine, gradient, rtol=tolerance, atol=tolerance * largest, msg=name)
+        for name, value in other.buffers.items():
+            torch.testing.assert_close(self.buffers[name], value, rtol=tolerance, atol=tolerance, msg=name)
+
+    def assert_same_bits(self, other: Outcome) -> None:
+        assert torch.equal(self.loss, other.loss)
+        for mine, their in ((self.gradients, other.gradients), (self.buffers, other.buffers)):
+            assert all(
+                torch.equal(mine[name], value) if value is not None else mine[name] is None
+                for name, value in their.items()
+            )
+
+
+def whole(model: nn.Module, batch: Batch, **options: Any) -> Outcome:
+    return Outcome(WholeBatchGradients, model, batch, **options)
+
+
+def sharded(model: nn.Module, batch: Batch, n_shards: int, **options: Any) -> Outcome:
+    return Outcome(ShardedGradients, model, batch, n_shards=n_shards, **options)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in model_names()])
+def test_every_model_trains_alike_in_shards(name: str) -> None:
+    side = 67 if name == "alexnet" else 32
+    options: dict[str, Any] = {"dropout": 0.0, "dense_dropout": 0.0, "dense_units": [16]}
+    known = {key: value for key, value in options.items() if key in model_options(name)}
+    model = create_model(name, in_channels=3, num_outputs=5, image_size=(side, side), seed=0, options=known)
+    batch = a_batch(7, side=side)
+    sharded(model, batch, 3).assert_like(whole(model, batch), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("n_shards", [1, 2, 4, 16])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_gradients_and_statistics_are_those_of_the_whole_batch(n_shards: int, weighted: bool) -> None:
+    """Eleven samples are never divided evenly, and sixteen threads are too many for them."""
+    model, batch = convolutional(), a_batch(weighted=weighted)
+    options: dict[str, Any] = {"label_smoothing": 0.1}
+    sharded(model, batch, n_shards, **options).assert_like(whole(model, batch, **options))
+
+
+def test_one_shard_without_norms_agrees_with_autograd_to_the_last_bits() -> None:
+    """So moving ReLU behind max pooling changes nothing."""
+    model, batch = convolutional(norm=False), a_batch()
+    with executing(ExecutionPlan("cpu", 1, "float32")):
+        sharded(model, batch, 1).assert_like(whole(model, batch), tolerance=1e-6)
+
+
+def test_relu_is_taken_behind_max_pooling() -> None:
+    model, batch = convolutional(norm=False), a_batch()
+    plan = ExecutionPlan("cpu", 1, "float32")
+    graph = capture(model.train(), batch, [CLASSES], plan=plan, label_smoothing=0.0, n_shards=1).graph
+    order = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    first_relu = order.index("aten.relu.default")
+    assert order.index("aten.max_pool2d_with_indices.default") < first_relu
+
+
+def test_a_batch_whose_weights_are_zero_trains_nothing() -> None:
+    model, batch = convolutional(norm=False), a_batch(8)
+    batch = Batch(batch.inputs, batch.targets, torch.zeros(8))
+    outcome = sharded(model, batch, 3)
+    assert float(outcome.loss) == 0
+    assert all(float(g.abs().max()) == 0 for g in outcome.gradients.values() if g is not None)
+
+
+def test_bfloat16_agrees_within_its_rounding() -> None:
+    model, batch = convolutional(), a_batch(12)
+    sharded(model, batch, 3, precision="bfloat16").assert_like(whole(model, batch, precision="bfloat16"), tolerance=0.1)
+
+
+def test_frozen_and_unused_parameters_get_no_gradient() -> None:
+    model = convolutional()
+    model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    model[0].weight.requires_grad_(requires_grad=False)  # type: ignore[union-attr, operator]
+    batch = a_batch()
+    outcome = sharded(model, batch, 2)
+    outcome.assert_like(whole(model, batch))
+    assert outcome.gradients["unused"] is None
+    assert outcome.gradients["0.weight"] is None
+
+
+class TwoInputs(nn.Module):
+    """Functional calls, two inputs, two outputs, a value used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.dense, self.place = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36 + 2, 5), nn.Linear(4 * 36, 2)
+
+    def forward(self, image: torch.Tensor, extra: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = F.max_pool2d(F.relu_(self.conv(image)), 5, stride=5).flatten(1)
+        return {"label": self.dense(torch.cat([x, extra], dim=1)), "place": self.place(x)}
+
+
+def test_several_inputs_and_heads() -> None:
+    torch.manual_seed(1)
+    heads = [CLASSES, Head(name="place", kind="regression", num_outputs=2, loss_weight=0.3)]
+    plain = a_batch(9)
+    batch = Batch(
+        {"image": plain.inputs["image"], "extra": torch.randn(9, 2)},
+        {"label": plain.targets["label"], "place": torch.randn(9, 2)},
+        torch.rand(9),
+    )
+    model = TwoInputs()
+    sharded(model, batch, 4, heads=heads).assert_like(whole(model, batch, heads=heads))
+
+
+def test_dropout_does_not_depend_on_how_the_batch_is_divided() -> None:
+    model, batch = convolutional(dropout=0.4), a_batch()
+    one = sharded(model, batch, 1)
+    for n_shards in (2, 5):
+        sharded(model, batch, n_shards).assert_like(one)
+    other = sharded(model, batch, 1, step=5)
+    assert not torch.equal(other.loss, one.loss)
+
+
+def test_dropout_keeps_the_share_it_should_and_the_mean() -> None:
+    plan = ExecutionPlan("cpu", 1, "float32")
+    graph = capture(convolutional(dropout=0.3), a_batch(), [CLASSES], plan=plan, label_smoothing=0.0, n_shards=1)
+    assert [mask.shape for mask in graph.masks] == [(8, 1, 1), (216,)]
+    mask = graph.masks[1].draw(derive_seed(1, "mask", 2, 1), 4000)
+    kept = (mask != 0).float()
+    assert abs(float(kept.mean()) - 0.7) < 0.003  # six standard deviations of 864,000 draws
+    assert float(mask.max()) == pytest.approx(1 / 0.7)
+    columns, rows = kept.mean(0), kept.mean(1)
+    assert float((columns - 0.7).abs().max()) < 0.05
+    assert float((rows - 0.7).abs().max()) < 0.2
+
+
+def test_the_same_plan_gives_the_same_bits_whoever_is_first() -> None:
+    model, batch = convolutional(dropout=0.2), a_batch(16)
+    first = sharded(model, batch, 4)
+    for _ in range(5):
+        sharded(model, batch, 4).assert_same_bits(first)
+
+
+def test_a_training_in_shards_learns_and_resumes_bit_for_bit() -> None:
+    plan = ExecutionPlan("cpu", 1, "float32", shards=3)
+    unbroken, again = network(), network()
+    state = train(unbroken, plan=plan)
+    assert state.history[-1]["validation_accuracy"] > 0.9
+    assert untimed(train(again, plan=plan)) == untimed(state)
+    assert equal(again, unbroken)
+    stopped = network()
+    train(stopped, plan=plan, interruption=StopAfter(9))
+    assert not equal(stopped, unbroken)
+
+
+def test_training_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    train(plan=ExecutionPlan("cpu", 2, "float32", shards=4), epochs=1)
+    assert threading.active_count() == before
+
+
+def test_a_failing_shard_ends_the_step_and_not_in_a_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shards._take_through
+
+    def fail(meeting: Any, segments: Any, values: Any, wanted: Any, number: int) -> Any:
+        if number == 1:
+            raise MemoryError("no more")
+        return real(meeting, segments, values, wanted, number)
+
+    monkeypatch.setattr(shards, "_take_through", fail)
+    with pytest.raises(MemoryError, match="no more"):
+        sharded(convolutional(), a_batch(), 3)
+
+
+class Looks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3 * 32 * 32, 5)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.dense(x.flatten(1))
+        return x if x.sum().item() > 0 else x * 2
+
+
+class DrawsNoise(Looks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.dense(x.flatten(1))
+        return x + torch.randn_like(x)
+
+
+class KeepsCount(Looks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.dense(x.flatten(1))
+        self.seen.add_(x.detach().mean())
+        return x
+
+
+class MixesSamples(Looks):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.dense(x.flatten(1))
+        return x - x.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", [Looks, DrawsNoise, KeepsCount])
+def test_what_no_graph_can_hold_is_refused(kind: type[nn.Module]) -> None:
+    with pytest.raises(CaptureError, match="cannot be divided among threads"):
+        sharded(kind(), a_batch(), 2)
+
+
+def test_a_model_with_hooks_is_refused() -> None:
+    model = convolutional()
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(CaptureError, match="hooks"):
+        sharded(model, a_batch(), 2)
+
+
+def test_capturing_leaves_model_and_generators_as_they_are() -> None:
+    model = convolutional(dropout=0.2).train()
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(8)
+    random.seed(8)
+    expected = torch.rand(3), random.random()
+    torch.manual_seed(8)
+    random.seed(8)
+    capture(model, a_batch(), [CLASSES], plan=ExecutionPlan("cpu", 1, "float32"), label_smoothing=0.0, n_shards=2)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert random.random() == expected[1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_plan_is_asked_for_measured_or_not_worth_it() -> None:
+    batch = next(iter(batches().epoch()))
+    options: dict[str, Any] = {"device": "cpu", "precision": "float32"}
+    assert choose_plan(network(), batch, [HEAD], **options, shards=3).shards == 3
+    assert choose_plan(network(), batch, [HEAD], **options, shards=0, n_steps=10**9).shards == 0
+    assert choose_plan(network(), batch, [HEAD], **options, n_steps=10).shards == 0
+    measured = choose_plan(network(), batch, [HEAD], **options, n_steps=10**9)
+    assert measured.shards == 0 or "times faster in" in measured.reason
+    assert ExecutionPlan.from_json(measured.to_json()) == measured
+
+
+def test_a_model_that_mixes_samples_is_found_by_comparing() -> None:
+    options: dict[str, Any] = {"device": "cpu", "precision": "float32"}
+    with pytest.raises(TrainingError, match="depend on how a batch is divided"):
+        choose_plan(MixesSamples(), a_batch(), [CLASSES], **options, shards=2)
+    plan = choose_plan(MixesSamples(), a_batch(), [CLASSES], **options, n_steps=10**9)
+    if torch.get_num_threads() > 1:
+        assert plan.shards == 0
+        assert "depend on how a batch is divided" in plan.reason
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 0), (3, 2, 1), (2, 1, 0), ((1, 5), (2, 1), (0, 2))])
+def test_a_weights_gradient_from_unfolded_pictures(kernel: Any, stride: Any, padding: Any) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(3, 4, 9, 11).to(memory_format=torch.channels_last).requires_grad_()
+    own = nn.Conv2d(4, 6, kernel, stride, padding)
+    y = own(x)
+    gradient = torch.randn_like(y)
+    expected = torch.autograd.grad(y, [x, own.weight, own.bias], gradient)
+    again = unfolded_convolution(x, own.weight, own.bias, own.stride, own.padding)  # type: ignore[arg-type]
+    assert torch.equal(again, y)
+    for mine, their in zip(torch.autograd.grad(again, [x, own.weight, own.bias], gradient), expected, strict=True):
+        torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plan_names_the_convolutions_that_are_unfolded() -> None:
+    model, batch = convolutional(), a_batch()
+    plan = ExecutionPlan("cpu", 1, "float32", shards=2, unfolded=(0, 1))
+    assert ExecutionPlan.from_json(plan.to_json()) == plan
+    graph = capture(model.train(), batch, [CLASSES], plan=plan, label_smoothing=0.0, n_shards=1).graph
+    kernels = [str(node.target) for node in graph.nodes]
+    assert kernels.count("aten.as_strided.default") == 2
+    sharded(model, batch, 2, unfolded=(0, 1)).assert_like(whole(model, batch))

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from netloom.data import cache, worker_pool
+from netloom.progress import Reporter
+from netloom.recipe import load_recipe
+from netloom.workflows import head_start
+from netloom.workflows.prepare import prepare_data
+from picture_corpus import encoded, endless_jpeg
+
+
+@pytest.fixture(autouse=True)
+def _two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of 30 pictures of 12 x 8 pixels."""
+    for number, name in enumerate(("a", "b")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(30):
+            picture = np.full((8, 12, 3), 100 * number + i, dtype=np.uint8)
+            (tmp_path / "pictures" / name / f"{i}.png").write_bytes(encoded(picture, "PNG"))
+    return tmp_path / "pictures"
+
+
+def _entries() -> list[Path]:
+    kept = cache.cache_directory() / "pictures"
+    return sorted(kept.iterdir()) if kept.is_dir() else []
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("recipe", [None, "cifar10-lenet5"])
+def test_pictures_decoded_ahead_are_those_the_training_wants(
+    folder: Path, recipe: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["color=grey", "model=mlp", "resize=pad"]
+    head_start.begin(str(folder), recipe, settings)
+    seen: list[tuple[int, int]] = []
+    head_start.wait_for(folder, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (60, 60)
+    assert len(_entries()) == 1
+
+    def forbid(*_: object) -> None:
+        raise AssertionError("a picture was decoded again")
+
+    monkeypatch.setattr(worker_pool.WorkerPool, "run", forbid)
+    chosen = load_recipe(recipe or "photos", {"color": "grey", "resize": "pad"})
+    assert len(prepare_data(folder, chosen, Reporter(quiet=True)).image_set) == 60
+    assert len(_entries()) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "recipe"), [("no such folder", None), ("{folder}", "no-such-recipe"), ("digits", None), ("MNIST", None)]
+)
+def test_what_cannot_be_decoded_ahead_says_nothing(
+    folder: Path, source: str, recipe: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Mistakes are told by the training itself; named sets it may have to fetch first."""
+    named = source.format(folder=folder)
+    head_start.begin(named, recipe, [])
+    head_start.wait_for(named)
+    assert _entries() == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_another_source_is_not_waited_for_and_one_cpu_begins_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head_start.begin(str(folder), None, [])
+    (begun,) = head_start._running
+    head_start.wait_for("another")
+    assert head_start._running == [begun]
+    head_start._end_all()
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    head_start.begin(str(folder), None, [])
+    assert head_start._running == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_what_nobody_waits_for_ends_and_leaves_nothing(folder: Path) -> None:
+    for i in range(8):
+        (folder / "a" / f"endless{i}.jpg").write_bytes(endless_jpeg())
+    head_start.begin(str(folder), "cifar10-lenet5", [])
+    (begun,) = head_start._running
+    deadline = time.monotonic() + 30
+    while not _entries() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [entry.suffix for entry in _entries()] == [".partial"]
+    start = time.monotonic()
+    head_start._end_all()
+    assert time.monotonic() - start < head_start._SECONDS_TO_END
+    assert not _lives(begun._process.pid)
+    assert _entries() == []
+
+
+_SCRIPT = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind nohup
+from netloom.workflows import head_start
+head_start.begin(sys.argv[1], "cifar10-lenet5", [])
+print(head_start._running[0]._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_nothing_outlives_a_killed_process(folder: Path) -> None:
+    for i in range(8):
+        (folder / "a" / f"endless{i}.jpg").write_bytes(endless_jpeg())
+    command = [sys.executable, "-c", _SCRIPT, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        while not _entries():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while _lives(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _lives(pid)
+    assert _entries() == []
+
+
+def test_it_imports_no_torch() -> None:
+    script = (
+        "import sys; from netloom.workflows import head_start; import netloom.data.decoding, netloom.data.sources,"
+        " netloom.recipe; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
