@@ -120,6 +120,7 @@ NETWORKS: dict[str, Network] = {
             learning_rate=1e-3,
             batch_size=32,
             pictures=2048,
+            settings={"input_scaling": "unit", "ema": None},  # which the peers have no one-line way to do
         ),
         Network(
             "cifar10-conv2",

@@ -47,6 +47,7 @@ def test_the_training_is_the_recipes(network: Network) -> None:
     assert (network.optimizer, network.learning_rate) == (recipe.optimizer, recipe.learning_rate)
     assert recipe.input_scaling == "unit"
     assert recipe.augmentation is None, "the peers do not augment"
+    assert recipe.ema is None, "the peers do not average weights"
     assert network.outputs == (1 if recipe.loss == "binary_cross_entropy" else network.classes)
     if network is not PHOTOS:
         assert network.batch_size == recipe.batch_size
