@@ -92,9 +92,9 @@ def map_pictures(*, folder: str, pixels: str) -> ImageSet:
     try:
         array = map_pixels(Path(pixels))
         labels = json.loads((Path(folder) / _LABELS_FILE).read_text(encoding="ascii"))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"The decoded pictures at {pixels} are gone ({error.strerror or error}), perhaps because the cache was "
+            f"The decoded pictures at {pixels} are gone ({error}), perhaps because the cache was "
             "emptied. Start again; a larger NETLOOM_CACHE_LIMIT_GB keeps them longer."
         ) from error
     weights = labels["weights"]

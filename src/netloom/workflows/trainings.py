@@ -91,13 +91,18 @@ def plan_trainings(
     if device != "cpu":
         jobs = jobs or 1
     on_it = on_device(network, device)
-    pictures = build.resident(data.image_set, device)
-    batches = build.training_batches(recipe, pictures, data.split.train, scaling=data.facts.scaling, device=device)
-    batch = next(iter(batches.epoch(recipe.epochs - 1)))
-    threads = None
-    if device == "cpu" and jobs != 1 and n_trainings > 1:
-        cpus, most = usable_cpus(), training_threads()
-        candidates = [t for t in candidate_threads(n_trainings, cpus, jobs) if t <= most]
+    batches = build.training_batches(
+        recipe,
+        build.resident(data.image_set, device),
+        data.split.train,
+        scaling=data.facts.scaling,
+        device=device,
+    )
+    batch = next(iter(batches.epoch(recipe.epochs - 1)))  # of whole pictures
+    threads, cpus = None, usable_cpus()
+    decided = recipe.shards != "auto" and recipe.shards > 0
+    if device == "cpu" and jobs != 1 and n_trainings > 1 and not decided:
+        candidates = [t for t in candidate_threads(n_trainings, cpus, jobs) if t <= training_threads()]
         seconds = seconds_by_threads(on_it, batch, heads, candidates)
         jobs, threads = choose_jobs(seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs)
     measured = choose_plan(
@@ -106,12 +111,12 @@ def plan_trainings(
         heads,
         device=device,
         precision=recipe.precision,
+        threads=None if jobs == 1 else threads,
         shards=recipe.shards,
         label_smoothing=recipe.label_smoothing,
         n_steps=recipe.epochs * len(batches),
-        threads=threads,
     )
-    return measured, min(n_trainings, jobs or 1)
+    return measured, min(n_trainings, jobs or max(1, cpus // measured.cpus))
 
 
 def describe_plan(recipe: Recipe, network: nn.Module, plan: ExecutionPlan, jobs: int) -> str:
