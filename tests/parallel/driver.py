@@ -5,6 +5,7 @@ Run as `driver.py TASK`.
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ def tell(event: Event) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background deaf to it
     folder = tempfile.mkdtemp()
     sys.stdout.write(f"{folder}\n")
     sys.stdout.flush()
