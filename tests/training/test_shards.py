@@ -24,8 +24,10 @@ from netloom.training import shards
 from netloom.training.capture import CaptureError, capture
 from netloom.training.convolution import unfolded_convolution
 from netloom.training.gradients import WholeBatchGradients
+from netloom.training.optim import create_optimizer
 from netloom.training.planning import choose_plan
 from netloom.training.shards import ShardedGradients
+from netloom.training.step import TrainingStep
 from training.helpers import HEAD, StopAfter, batches, equal, network, train, untimed
 
 CLASSES = Head(class_names=tuple("abcde"))
@@ -135,6 +137,38 @@ def test_relu_is_taken_behind_max_pooling() -> None:
     order = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     first_relu = order.index("aten.relu.default")
     assert order.index("aten.max_pool2d_with_indices.default") < first_relu
+
+
+class OddLayouts(nn.Module):
+    """Parameters that lie in memory otherwise than their gradients come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, (1, 5))
+        self.grouped = nn.Conv2d(6, 6, 3, groups=3)
+        self.turned = nn.Parameter(torch.randn(6, 5).t())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.grouped(self.conv(x))).mean((2, 3)) @ self.turned.t()
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_gradients_lie_in_memory_as_their_parameters(memory_format: torch.memory_format) -> None:
+    """Fused optimizers pair the values of both in the order of memory."""
+    torch.manual_seed(4)
+    model, batch = OddLayouts(), a_batch()
+    model.conv.to(memory_format=memory_format)  # type: ignore[call-overload]
+    model.grouped.to(memory_format=memory_format)  # type: ignore[call-overload]
+    replicas = {n_shards: copy.deepcopy(model).train() for n_shards in (0, 3)}
+    for n_shards, replica in replicas.items():
+        plan = ExecutionPlan("cpu", 1, "float32", shards=n_shards, unfolded=(0,) if n_shards else ())
+        optimizer = create_optimizer(replica, "sgd", learning_rate=0.5, momentum=0.9)
+        with contextlib.closing(TrainingStep(replica, [CLASSES], optimizer, plan=plan, seed=1)) as step:
+            step(batch, 0)
+    for mine, expected in zip(replicas[3].parameters(), replicas[0].parameters(), strict=True):
+        assert mine.grad is not None
+        assert mine.grad.stride() == mine.stride()
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_whose_weights_are_zero_trains_nothing() -> None:

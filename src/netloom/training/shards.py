@@ -133,7 +133,7 @@ class ShardedGradients:
         loss, correct, *gradients = summed
         found = iter(gradients)
         for parameter, has_gradient in zip(self._trained, graph.has_gradient, strict=True):
-            parameter.grad = next(found) if has_gradient else None
+            parameter.grad = _laid_out_as(parameter, next(found)) if has_gradient else None
         for place in graph.counters:
             self._buffers[place] += 1
         statistics = iter(total[len(summed) :])
@@ -143,6 +143,13 @@ class ShardedGradients:
                 if place >= 0:
                     self._buffers[place].lerp_(value.to(self._buffers[place].dtype), momentum)
         return loss, correct
+
+
+def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient in the parameter's memory layout: fused optimizers take both as they lie in memory."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_strided(parameter.shape, parameter.stride(), dtype=gradient.dtype).copy_(gradient)
 
 
 def _split(batch: Batch, sizes: list[int]) -> list[Batch]:
