@@ -16,7 +16,8 @@ from netloom.data.imageset import ImageSet
 from netloom.errors import DataError, RecipeError, RunError, did_you_mean
 from netloom.files import refuse_existing, safe_name, write_atomically
 from netloom.progress import Reporter
-from netloom.recipe import Augmentation, Recipe
+from netloom.recipe import Recipe
+from netloom.recipe_groups import Augmentation
 from netloom.workflows import build
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.train import recipe_for
