@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,15 @@ def jobs_for_model(model: CustomModel | None, jobs: int | None, reporter: Report
         reporter.say("One training after the other: other processes cannot import the function given as model.")
         return 1
     return jobs
+
+
+def name_for_workers(model: CustomModel | None, jobs: int) -> str | None:
+    """By which other processes find the function making the network; None where there is none, or no other process.
+
+    Raises:
+        NetloomError: They cannot import it.
+    """
+    return None if model is None or jobs == 1 else name_of(model)  # type: ignore[arg-type]
 
 
 def plan_trainings(
@@ -189,7 +198,15 @@ def run_trainings(
     with (
         listening() as interruption,
         reporter.bars() as bars,
-        _executor(image_set, pixels_file, model, min(jobs, len(tasks)), plan) as executor,
+        executor_for(
+            image_set,
+            pixels_file,
+            jobs=min(jobs, len(tasks)),
+            plan=plan,
+            here=Resources(image_set, model),
+            setup=set_up,
+            arguments={"model": name_for_workers(model, min(jobs, len(tasks)))},
+        ) as executor,
     ):
         teller = _Teller(reporter, bars)
         executor.run(tasks, teller, interruption=interruption)
@@ -202,19 +219,37 @@ def run_trainings(
 
 
 @contextlib.contextmanager
-def _executor(
-    image_set: ImageSet, pixels_file: Path | None, model: CustomModel | None, jobs: int, plan: ExecutionPlan
+def executor_for(
+    image_set: ImageSet,
+    pixels_file: Path | None,
+    *,
+    jobs: int,
+    plan: ExecutionPlan,
+    here: Any,
+    setup: Callable[..., Any],
+    arguments: Mapping[str, Any],
 ) -> Iterator[Executor]:
+    """What runs trainings under one plan: this process, or several that share the pictures.
+
+    Args:
+        image_set: The pictures.
+        pixels_file: The file that their pixels are mapped from, if any.
+        jobs: Trainings at once; one is done in this process.
+        plan: Of every training.
+        here: What tasks find as `context.shared` in this process.
+        setup: Makes the same in another, from `pictures`, as `map_pictures` takes them, and `arguments`.
+        arguments: Plain ones.
+    """
     if jobs == 1:
-        yield SerialExecutor(shared=Resources(image_set, model))
+        yield SerialExecutor(shared=here)
         return
     with (
         sharing(image_set, pixels_file) as pictures,
         LocalExecutor(
             jobs,
             cpus=cpus_of_workers(jobs, plan.cpus) if plan.device == "cpu" else [],
-            setup=set_up,
-            arguments={"pictures": pictures.to_json(), "model": None if model is None else name_of(model)},
+            setup=setup,
+            arguments={"pictures": pictures.to_json(), **arguments},
             remove=[pictures.folder],
         ) as executor,
     ):

@@ -1,0 +1,151 @@
+"""The groups of keys that a recipe has, such as `augmentation`, and the types of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Monitored = Literal["validation_loss", "validation_accuracy", "train_loss", "train_accuracy"]
+
+
+def as_list(value: Any) -> Any:
+    """One number stands for a list of one; `32-64-128` for `[32, 64, 128]`."""
+    if isinstance(value, str) and value.replace("-", "").isdigit():
+        return [int(part) for part in value.split("-")]
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _with_text_keys(value: Any) -> Any:
+    """In YAML the class `3` is a number; names are texts."""
+    return {str(k) if type(k) is int else k: v for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+Units = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(as_list)]
+ClassWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_with_text_keys)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=1, le=10_000)]  # the side of the largest picture that is decoded is 12,247
+Normalization = Literal["none", "before", "after"]
+Pooling = Literal["max", "average", "none"]
+
+
+class Group(BaseModel):
+    """Keys that belong together; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Augmentation(Group):
+    """Random changes of the training pictures, drawn anew for every picture and epoch."""
+
+    rotation: float = Field(0.0, ge=0, le=180, description="degrees, uniform in ± this")
+    width_shift: Fraction = Field(0.0, description="fraction of the width, uniform in ± this")
+    height_shift: Fraction = Field(0.0, description="fraction of the height, uniform in ± this")
+    shear: float = Field(0.0, ge=0, le=89, description="degrees, uniform in ± this")
+    zoom: Fraction | tuple[float, float] = Field(
+        0.0, description="factors uniform in 1 ± this, or between two; above 1 shrinks"
+    )
+    horizontal_flip: bool | Literal["alternating"] = Field(
+        False,
+        description="mirror every other picture left to right; `alternating` draws that once for each picture, and "
+        "turns it over from epoch to epoch",
+    )
+    vertical_flip: bool = Field(False, description="mirror every other picture top to bottom")
+    shifted_crop: int = Field(0, ge=0, le=1024, description="pixels: pad by this and cut out at random")
+    fill_mode: Literal["nearest", "constant", "reflect", "wrap"] = Field(
+        "nearest", description="what fills the places that a change uncovers"
+    )
+    fill_value: float = Field(0.0, ge=0, le=255, description="the pixel value of `constant` and cutout")
+    brightness: float = Field(0.0, ge=0, le=10, description="factor uniform in 1 ± this")
+    contrast: float = Field(0.0, ge=0, le=10, description="factor uniform in 1 ± this")
+    saturation: float = Field(0.0, ge=0, le=10, description="factor uniform in 1 ± this")
+    hue: float = Field(0.0, ge=0, le=0.5, description="share of the colour circle, uniform in ± this")
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field(
+        "none", description="operations drawn from a list, in torchvision's definitions"
+    )
+    randaugment_operations: int = Field(2, ge=1, le=14, description="operations on each picture")
+    randaugment_magnitude: int = Field(9, ge=0, le=30, description="strength of `randaugment`")
+    cutout: float = Field(0.0, ge=0, le=1, description="side of an erased square, of the shorter side")
+    mixup: float = Field(0.0, ge=0, le=100, description="blend pictures and targets of a batch; alpha of Beta(α, α)")
+    cutmix: float = Field(0.0, ge=0, le=100, description="paste boxes of one picture into another; alpha likewise")
+
+
+class EarlyStopping(Group):
+    """Stop when the monitored figure no longer gets better."""
+
+    monitor: Monitored = Field("validation_loss", description="the figure watched")
+    patience: int = Field(10, ge=1, description="epochs without improvement before stopping")
+    min_delta: float = Field(0.0, ge=0, description="how much better counts as better")
+    restore_best: bool = Field(True, description="put the best epoch's weights back at the end")
+
+
+class ReduceOnPlateau(Group):
+    """Lower the learning rate when the monitored figure no longer gets better."""
+
+    monitor: Monitored = Field("validation_loss", description="the figure watched")
+    factor: float = Field(0.5, gt=0, lt=1, description="what the learning rate is multiplied by")
+    patience: int = Field(3, ge=1, description="epochs without improvement before lowering")
+    min_delta: float = Field(1e-4, ge=0, description="how much better counts as better")
+    min_learning_rate: float = Field(0.0, ge=0, description="the rate is not lowered below this")
+
+
+class EMA(Group):
+    """Validate and keep a running average of the weights."""
+
+    decay: float = Field(0.999, ge=0, lt=1, description="what the average keeps of itself at each step")
+    warmup: bool = Field(True, description="smaller decay in the first steps, to forget the random start")
+
+
+class Lookahead(Group):
+    """Every few steps, go only a part of the way there, and on from that place."""
+
+    every_steps: int = Field(5, ge=1, description="steps between two returns")
+    step_size: float = Field(0.5, gt=0, le=1, description="part of the way that is kept")
+    power: float = Field(
+        0.0, ge=0, le=10, description="how the returns set in: their share grows with progress to this power; 0 at once"
+    )
+
+
+class Muon(Group):
+    """How `optimizer: muon` updates kernels, and what updates biases, norms and the classifier."""
+
+    momentum: Fraction = Field(0.95, description="of the kernels")
+    nesterov: bool = Field(True, description="Nesterov's momentum, for the kernels and `rest: sgd`")
+    newton_schulz_steps: int = Field(5, ge=1, le=20, description="iterations that make an update orthogonal")
+    update_scale: Literal["rms", "shape", "none"] = Field(
+        "rms", description="size of the update: `rms` fits AdamW's learning rates, `shape` is Jordan's, `none` 1"
+    )
+    normalize_kernels: bool = Field(
+        False, description="scale kernels to norm 1 per filter before each step; for networks with batch normalization"
+    )
+    rest: Literal["adamw", "sgd"] = Field("adamw", description="optimizer of biases, norms and the classifier")
+    rest_learning_rate: float | None = Field(
+        None, gt=0, le=1e6, description="its base learning rate; null takes `learning_rate`"
+    )
+    rest_momentum: Fraction = Field(0.9, description="of `rest: sgd`")
+
+
+class ProgressiveResizing(Group):
+    """Train on smaller pictures first, which costs as much less as they have fewer pixels."""
+
+    start: float = Field(0.5, gt=0, le=1, description="side of the first epoch's pictures, of the whole side")
+    until: float = Field(0.75, gt=0, le=1, description="share of the epochs after which they are whole")
+
+
+class LearningRateSchedule(Group):
+    """How the learning rate moves during training."""
+
+    kind: Literal["constant", "step", "exponential", "linear", "triangular", "cosine", "one_cycle"] = Field(
+        "constant", description="the shape"
+    )
+    warmup_epochs: float = Field(0.0, ge=0, description="linear rise in front of any kind")
+    step_epochs: float = Field(10.0, gt=0, description="epochs between reductions of `step`")
+    decay: float = Field(0.1, gt=0, le=1, description="factor per reduction (`step`) or epoch (`exponential`)")
+    final_fraction: float = Field(
+        0.0, ge=0, le=1, description="where `linear`, `triangular`, `cosine` and `one_cycle` end, of the base rate"
+    )
+    peak_fraction: float = Field(0.3, gt=0, lt=1, description="when `triangular` and `one_cycle` peak, of the training")
+    start_fraction: float = Field(
+        0.04, gt=0, le=1, description="where `triangular` and `one_cycle` start, of the base rate"
+    )

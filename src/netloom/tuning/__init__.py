@@ -1,0 +1,1 @@
+"""Search over hyperparameters: spaces, samplers, pruners, and studies that survive a crash."""

@@ -1,0 +1,218 @@
+"""One driver of a study: asks for trials, has an executor run them, prunes, and writes down what became of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from netloom.parallel.tasks import (
+    Event,
+    Executor,
+    Failed,
+    Finished,
+    Interruption,
+    Reported,
+    Retried,
+    Started,
+    Task,
+    uninterrupted,
+)
+from netloom.tuning.study import Proposal, SearchStudy, State
+
+_PRUNED = "pruned"
+TIME_LIMIT = "time limit"
+
+_WORTHWHILE = 0.02
+"""A proposal is asked for ahead, while trials run, if asking takes more than this share of a trial: it then cannot know
+what the trials that run give, but no worker waits for it."""
+
+
+@dataclass
+class TrialEnd:
+    """What the watcher of a study is told when a trial has ended.
+
+    Attributes:
+        number: Of the trial.
+        state: What became of it.
+        value: Of a complete one.
+        overrides: Plain values by key.
+        outcome: As it is written down.
+    """
+
+    number: int
+    state: State
+    value: float | None
+    overrides: Mapping[str, Any]
+    outcome: Mapping[str, Any]
+
+
+class Watcher:
+    """Is told how a study goes; this one does nothing."""
+
+    def started(self, proposal: Proposal) -> None:
+        """A trial was handed to a worker."""
+
+    def progressed(self, number: int, values: Mapping[str, Any]) -> None:
+        """A trial reported."""
+
+    def retried(self, number: int, reason: str) -> None:
+        """The process of a trial died; it is begun once more."""
+
+    def ended(self, end: TrialEnd) -> None:
+        """A trial ended."""
+
+
+@dataclass
+class Driver:
+    """Runs trials until the budget is used up.
+
+    A task's function reports mappings, of which those with `step` and `value` are intermediate values, and returns a
+    mapping with `state` (`complete` or `stopped`), the `value` of a complete one, and whatever shall be written down.
+
+    Attributes:
+        study: Asked and told.
+        executor: Runs the tasks.
+        task_for: The task of a proposal.
+        n_trials: This driver's trials in all, with those of earlier processes; None for no limit.
+        seconds: From now on; None for no limit. Trials that still run then are ended, unless none is complete yet.
+        pruning: Intermediate values are written down and judged by the study's pruner.
+        jobs: Trials at once.
+        watcher: Is told how it goes.
+    """
+
+    study: SearchStudy
+    executor: Executor
+    task_for: Callable[[Proposal], Task]
+    n_trials: int | None
+    seconds: float | None
+    pruning: bool
+    jobs: int
+    watcher: Watcher = field(default_factory=Watcher)
+
+    def run(self, *, interruption: Interruption = uninterrupted) -> None:
+        """Ask, run and tell until the budget is used up, or `interruption` gives a reason.
+
+        After an interruption the trials that ran stay open, and `study.unfinished` gives them to the next driver.
+        """
+        self._started = time.monotonic()
+        self._proposals: dict[str, Proposal] = {}
+        self._begun: dict[str, float] = {}
+        self._stopping: dict[str, str] = {}
+        self._complete, self._out_of_time = 0, False
+        self._ask_seconds, self._trial_seconds = 0.0, 0.0
+        self._interruption = interruption
+        self._ahead: Future[Proposal] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="netloom-ask") as self._thread:
+            self.executor.run(self._tasks(), self._on_event, interruption=self._look)
+            self._give_back()
+
+    def _tasks(self) -> Iterator[Task]:
+        left = None if self.n_trials is None else self.n_trials - self.study.n_asked()
+        for proposal in self.study.unfinished():
+            yield self._task(proposal)
+        while (left is None or left > 0) and not self._is_over():
+            proposal = self._ask() if self._ahead is None else self._ahead.result()
+            self._ahead = None
+            if left is not None:
+                left -= 1
+            if self.jobs > 1 and left != 0 and self._ask_seconds > _WORTHWHILE * self._trial_seconds > 0:
+                self._ahead = self._thread.submit(self._ask)
+            yield self._task(proposal)
+
+    def _ask(self) -> Proposal:
+        started = time.perf_counter()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # Gaussian processes of few trials gain nothing by more, and workers have the CPUs
+        try:
+            return self.study.ask()
+        finally:
+            torch.set_num_threads(threads)
+            self._ask_seconds = time.perf_counter() - started
+
+    def _task(self, proposal: Proposal) -> Task:
+        task = self.task_for(proposal)
+        self._proposals[task.name] = proposal
+        return task
+
+    def _is_over(self) -> bool:
+        return self.seconds is not None and time.monotonic() - self._started >= self.seconds
+
+    def _look(self) -> str | None:
+        """Called many times a second: why to stop everything, or None."""
+        self.study.heartbeat()
+        if self._is_over() and self._complete and not self._out_of_time:
+            self._out_of_time = True
+            for name in self._begun:
+                self._stop(name, TIME_LIMIT)
+        return self._interruption()
+
+    def _stop(self, name: str, reason: str) -> None:
+        if name not in self._stopping:
+            self._stopping[name] = reason
+            self.executor.stop(name, reason)
+
+    def _on_event(self, event: Event) -> None:
+        name = event.task.name
+        proposal = self._proposals[name]
+        if isinstance(event, Started):
+            self._begun[name] = time.monotonic()
+            if event.attempt == 1:
+                self.watcher.started(proposal)
+        elif isinstance(event, Reported):
+            self._on_report(name, proposal, event.values)
+        elif isinstance(event, Retried):
+            self._begun.pop(name, None)
+            self.watcher.retried(proposal.number, event.reason)
+        elif isinstance(event, Finished):
+            self._on_finish(name, proposal, event.value)
+        elif isinstance(event, Failed):
+            if self._interruption() is not None and not event.details:
+                return  # it was killed because its time was up; it is gone on with
+            outcome = {"reason": event.reason, "seconds": self._seconds_of(name)}
+            self.study.fail(proposal.number, outcome)
+            self._tell(name, proposal, "failed", None, {**outcome, "details": event.details})
+
+    def _on_report(self, name: str, proposal: Proposal, values: Mapping[str, Any]) -> None:
+        if (
+            self.pruning
+            and "value" in values
+            and name not in self._stopping
+            and self.study.report(proposal.number, int(values["step"]), float(values["value"]))
+        ):
+            self._stop(name, _PRUNED)
+        self.watcher.progressed(proposal.number, values)
+
+    def _on_finish(self, name: str, proposal: Proposal, value: Mapping[str, Any]) -> None:
+        outcome = {k: v for k, v in value.items() if k not in ("state", "value")}
+        if value["state"] == "complete":
+            self._complete += 1
+            self._trial_seconds = self._seconds_of(name)
+            self.study.complete(proposal.number, float(value["value"]), outcome)
+            self._tell(name, proposal, "complete", float(value["value"]), outcome)
+        elif (reason := self._stopping.get(name)) is not None:
+            outcome["reason"] = "by the pruner" if reason == _PRUNED else reason
+            self.study.prune(proposal.number, outcome)
+            self._tell(name, proposal, "pruned", None, outcome)
+        # Else it was stopped with everything, and is gone on with.
+
+    def _seconds_of(self, name: str) -> float:
+        return time.monotonic() - self._begun.get(name, time.monotonic())
+
+    def _tell(
+        self, name: str, proposal: Proposal, state: State, value: float | None, outcome: Mapping[str, Any]
+    ) -> None:
+        self._begun.pop(name, None)
+        self.watcher.ended(TrialEnd(proposal.number, state, value, proposal.overrides, outcome))
+
+    def _give_back(self) -> None:
+        """End a trial that was asked for ahead and then not wanted any more."""
+        if self._ahead is None:
+            return
+        proposal = self._ahead.result()
+        if self._interruption() is None:
+            self.study.prune(proposal.number, {"reason": f"{TIME_LIMIT}, before it began"})

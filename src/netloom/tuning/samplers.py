@@ -1,0 +1,303 @@
+"""Where the next trial's values come from, and which trials end early.
+
+Every sampler here is a function of (seed, trial's number, what earlier trials gave): none keeps a state of its own, so
+that a study that was cut short goes on as if it had not been. Gaussian processes, TPE and the evolutionary search are
+Optuna's, made anew with a seed of its own for each trial. Random, grid and quasi-random search depend on the trial's
+number alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import qmc
+
+from netloom.errors import RecipeError, did_you_mean
+from netloom.randomness import derive_seed, permutation
+from netloom.tuning.space import Dimension, grid_of
+
+SamplerName = Literal["auto", "gp", "tpe", "random", "grid", "qmc", "cmaes", "evolution"]
+PrunerName = Literal["none", "median", "asha", "hyperband"]
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+PRUNERS: tuple[str, ...] = get_args(PrunerName)
+
+_GRID_POINTS = 5
+_MOST_GP_TRIALS = 300
+"""A Gaussian process takes time with the cube of the trials."""
+_POPULATION = 16
+_TRIALS_BEFORE_PRUNING = 4
+
+
+def check_names(sampler: str, pruner: str) -> None:
+    """See that there are such a sampler and pruner.
+
+    Raises:
+        RecipeError: There is none of that name.
+    """
+    for what, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
+        if name not in known:
+            raise RecipeError(f"There is no {what} {name!r}.{did_you_mean(name, known)} There are {', '.join(known)}.")
+
+
+def resolve_sampler(sampler: str, dimensions: Sequence[Dimension], n_trials: int | None) -> str:
+    """What `auto` means: Gaussian processes where they are at their best, TPE for conditional and very long searches."""
+    if sampler != "auto":
+        return sampler
+    conditional = any(dimension.when is not None for dimension in dimensions)
+    return "tpe" if conditional or (n_trials or 0) > _MOST_GP_TRIALS else "gp"
+
+
+def grid_size(dimensions: Sequence[Dimension]) -> int:
+    """Combinations of `--sampler grid`."""
+    return len(grid_of(dimensions, _GRID_POINTS))
+
+
+def create_sampler(
+    name: str, dimensions: Sequence[Dimension], *, seed: int, init_points: int, n_trials: int | None
+) -> BaseSampler:
+    """A sampler by name.
+
+    Args:
+        name: One of `SAMPLERS`, but `auto`.
+        dimensions: Of the space, arranged.
+        seed: Of all that is random in it.
+        init_points: Random trials before a model of the earlier ones proposes.
+        n_trials: How many there will be, where that is known: a grid that is longer is visited in random order.
+    """
+    if name == "random":
+        return _ByNumber(dimensions, lambda number: _random_row(seed, number, len(dimensions)))
+    if name == "qmc":
+        return _ByNumber(dimensions, _Sobol(seed, len(dimensions)))
+    if name == "grid":
+        return _Grid(dimensions, seed, n_trials)
+    if name == "cmaes":
+        return _Cmaes(dimensions, seed, init_points)
+    start = _ByNumber(dimensions, lambda number: _random_row(seed, number, len(dimensions)))
+    if name == "gp":
+        return _Reseeded(
+            seed,
+            lambda s: GPSampler(
+                seed=s, independent_sampler=start, n_startup_trials=init_points, warn_independent_sampling=False
+            ),
+        )
+    if name == "tpe":
+        return _Reseeded(
+            seed,
+            lambda s: TPESampler(
+                seed=s,
+                n_startup_trials=init_points,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            ),
+        )
+    population = max(4, min(_POPULATION, (n_trials or 100) // 4))
+    return _Reseeded(seed, lambda s: NSGAIISampler(seed=s, population_size=population))
+
+
+def create_pruner(name: str, *, epochs: int) -> BasePruner:
+    """A pruner by name, for trials that report up to `epochs` values."""
+    if name == "median":
+        return MedianPruner(n_startup_trials=_TRIALS_BEFORE_PRUNING, n_warmup_steps=max(1, epochs // 5) - 1)
+    if name == "asha":
+        return SuccessiveHalvingPruner(min_resource=max(1, epochs // 27), reduction_factor=3)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=max(1, epochs // 27), max_resource=epochs, reduction_factor=3)
+    return NopPruner()
+
+
+def _random_row(seed: int, number: int, n: int) -> npt.NDArray[np.float64]:
+    return np.random.default_rng([seed, number]).random(n)
+
+
+class _Sobol:
+    """Points of a scrambled Sobol sequence (Owen, 1998) by their number."""
+
+    def __init__(self, seed: int, n_dimensions: int) -> None:
+        self._seed, self._n_dimensions = seed, n_dimensions
+        self._points: npt.NDArray[np.float64] = np.empty((0, n_dimensions))
+
+    def __call__(self, number: int) -> npt.NDArray[np.float64]:
+        if number >= len(self._points):
+            generator = np.random.default_rng([self._seed])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `seed` is `rng` from SciPy 1.15 on, and still taken
+                sequence = qmc.Sobol(self._n_dimensions, seed=generator)
+            self._points = sequence.random_base2(max(6, math.ceil(math.log2(number + 1))))
+        row: npt.NDArray[np.float64] = self._points[number]
+        return row
+
+
+class _ByNumber(BaseSampler):
+    """Values from a row of numbers in [0, 1), one for each dimension, that depends on the trial's number alone."""
+
+    def __init__(self, dimensions: Sequence[Dimension], row: Callable[[int], npt.NDArray[np.float64]]) -> None:
+        self._places = {dimension.key: (i, dimension) for i, dimension in enumerate(dimensions)}
+        self._row = row
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """None: each dimension is drawn by itself."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The value of one dimension."""
+        column, dimension = self._places[param_name]
+        return dimension.to_storage(dimension.at(float(self._row(trial.number)[column])))
+
+
+class _Grid(_ByNumber):
+    """All combinations, one after the other."""
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, n_trials: int | None) -> None:
+        super().__init__(dimensions, lambda number: np.zeros(len(dimensions)))
+        self._combinations = grid_of(dimensions, _GRID_POINTS)
+        n = len(self._combinations)
+        in_order = n_trials is None or n_trials >= n
+        self._order = np.arange(n) if in_order else permutation(seed, "grid", 0, n)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The value of one dimension."""
+        combination = self._combinations[self._order[trial.number % len(self._order)]]
+        _, dimension = self._places[param_name]
+        return dimension.to_storage(combination[param_name])
+
+
+class _Reseeded(BaseSampler):
+    """A sampler of Optuna's, made anew for every trial with a seed that depends on the trial's number."""
+
+    def __init__(self, seed: int, make: Callable[[int], BaseSampler]) -> None:
+        self._seed, self._make = seed, make
+        self._made: dict[int, BaseSampler] = {}
+
+    def _of(self, trial: FrozenTrial) -> BaseSampler:
+        if trial.number not in self._made:
+            with _without_experimental_warnings():
+                self._made = {trial.number: self._make(derive_seed(self._seed, "sampler", trial.number) % 2**32)}
+        return self._made[trial.number]
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The inner sampler's."""
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The inner sampler's."""
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The inner sampler's."""
+        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """The inner sampler's."""
+        self._of(trial).before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """The inner sampler's."""
+        self._of(trial).after_trial(study, trial, state, values)
+
+
+class _Cmaes(_ByNumber):
+    """CMA-ES (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016) by the cmaes library, replayed for every trial.
+
+    The distribution is what all finished trials, by number and in whole populations, made of the first one; choices
+    and conditional dimensions are drawn at random. Optuna's own keeps its state in the storage as a pickle, which
+    nothing here reads.
+    """
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, init_points: int) -> None:
+        super().__init__(dimensions, lambda number: _random_row(seed, number, len(dimensions)))
+        self._seed, self._init_points = seed, init_points
+        self._numeric = [d for d in dimensions if d.kind != "choice" and d.when is None]
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The ranges, once there are enough trials."""
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if len(finished) < self._init_points or len(self._numeric) < 2:
+            return {}
+        return {d.key: d.distribution() for d in self._numeric}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A point of the distribution that the earlier trials lead to."""
+        if not search_space:
+            return {}
+        from cmaes import CMA
+
+        n = len(self._numeric)
+        strategy = CMA(
+            mean=np.full(n, 0.5),
+            sigma=0.25,
+            bounds=np.tile([0.0, 1.0], (n, 1)),
+            seed=derive_seed(self._seed, "cmaes", trial.number) % 2**32,
+        )
+        sign = 1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
+        told = [
+            (np.array([_position(d, t.params[d.key]) for d in self._numeric]), sign * t.value)
+            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if t.value is not None and all(d.key in t.params for d in self._numeric)
+        ]
+        for start in range(0, len(told) - strategy.population_size + 1, strategy.population_size):
+            strategy.tell(told[start : start + strategy.population_size])
+        point = strategy.ask()
+        return {d.key: d.to_storage(d.at(min(float(x), 1 - 1e-12))) for d, x in zip(self._numeric, point, strict=True)}
+
+
+def _position(dimension: Dimension, value: float) -> float:
+    """Where in [0, 1] of its range a value is."""
+    low, high = dimension.low, dimension.high
+    if dimension.kind == "int" and not dimension.step:
+        value, high = value + 0.5, high + 1
+    if dimension.log:
+        return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+    return (value - low) / (high - low)
+
+
+@contextlib.contextmanager
+def _without_experimental_warnings() -> Iterator[None]:
+    """Optuna warns of options that may change; they are pinned, and tested here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def describe_sampler(name: str) -> str:
+    """The sampler in words."""
+    return _IN_WORDS[name]
+
+
+_IN_WORDS: Mapping[str, str] = {
+    "gp": "Bayesian search with Gaussian processes",
+    "tpe": "Bayesian search with tree-structured Parzen estimators",
+    "random": "random search",
+    "grid": "grid search",
+    "qmc": "quasi-random search (Sobol)",
+    "cmaes": "CMA-ES",
+    "evolution": "evolutionary search",
+}

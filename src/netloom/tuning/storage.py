@@ -1,0 +1,139 @@
+"""Where trials are written down: a database that several drivers, of several machines, may share."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sqlite3
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+
+from netloom.errors import NetloomError, RunError
+
+_SECONDS_TO_WAIT = 120
+"""For another writer of the same SQLite file."""
+HEARTBEAT_SECONDS = 30
+GRACE_SECONDS = 180
+"""A shared study's trial whose driver has been silent for so long counts as failed."""
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a database file."""
+    return f"sqlite:///{path.resolve().as_posix()}"
+
+
+def in_memory() -> BaseStorage:
+    """A storage that ends with the process."""
+    quiet_optuna()
+    return InMemoryStorage()
+
+
+def open_storage(url: str, *, shared: bool) -> RDBStorage:
+    """Open a database, and make its tables where there are none.
+
+    Args:
+        url: As SQLAlchemy takes it: `sqlite:///study.db`, `postgresql://user@host/name`.
+        shared: Several drivers write to it: each tells now and then that it is alive.
+
+    Raises:
+        NetloomError: It is no such URL, its driver is not installed, or the database cannot be opened.
+    """
+    quiet_optuna()
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise NetloomError(
+            f"--storage {url!r} is no database URL. Write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
+        ) from error
+    file_based = parsed.get_backend_name() == "sqlite"
+    if parsed.drivername == "postgresql":
+        # The second generation of psycopg is what SQLAlchemy takes for the bare name.
+        url = parsed.set(drivername=_postgresql_driver()).render_as_string(hide_password=False)
+    engine_options: dict[str, Any] = (
+        {"connect_args": {"timeout": _SECONDS_TO_WAIT}} if file_based else {"pool_pre_ping": True}
+    )
+    heartbeat = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS} if shared else {}
+    shown = parsed.render_as_string(hide_password=True)
+    try:
+        if not file_based:
+            return _made(url, engine_options, heartbeat)
+        _use_write_ahead_log(parsed.database)
+        storage = _made(url, engine_options, heartbeat)
+        _lock_at_the_start(storage.engine)
+        return storage
+    except ModuleNotFoundError as error:
+        raise NetloomError(
+            f"The database {shown} needs the Python package {error.name}, which is not installed: "
+            f'pip install "netloom[postgresql]" for PostgreSQL, or pip install {error.name}.'
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()
+        raise NetloomError(f"The database {shown} cannot be used: {cause[0] if cause else error}.") from error
+
+
+def _made(url: str, engine_options: dict[str, Any], heartbeat: dict[str, int]) -> RDBStorage:
+    """Optuna's storage; drivers that make the tables of one database at once are in each other's way for a moment."""
+    tries = 20
+    for left in reversed(range(tries)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return RDBStorage(url, engine_kwargs=engine_options, **heartbeat)
+        except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError, sqlalchemy.exc.OperationalError) as e:
+            if left == 0 or not re.search("already exists|duplicate|UNIQUE|locked", str(e), re.IGNORECASE):
+                raise
+            time.sleep(0.1)
+    raise AssertionError
+
+
+def _use_write_ahead_log(database: str | None) -> None:
+    """Readers and a writer of one file then do not wait for each other, and a commit costs no wait for the disk.
+
+    After a loss of power the last commits may be missing, never half of one; a trial so lost is made again.
+    """
+    if not database or database == ":memory:":
+        raise NetloomError("--storage sqlite:// needs a file, which other processes find: sqlite:///FILE.")
+    with contextlib.closing(sqlite3.connect(database, timeout=_SECONDS_TO_WAIT)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _lock_at_the_start(engine: sqlalchemy.engine.Engine) -> None:
+    """Make transactions take SQLite's write lock when they begin, and wait for it there.
+
+    Otherwise two that have read, and then want to write, cannot both: one ends with "database is locked" without waiting.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions by itself
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def _on_begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections that were made before
+
+
+def _postgresql_driver() -> str:
+    """`postgresql+psycopg` where psycopg 3 is installed, else what SQLAlchemy takes by itself."""
+    import importlib.util
+
+    return "postgresql+psycopg" if importlib.util.find_spec("psycopg") else "postgresql"
+
+
+def quiet_optuna() -> None:
+    """Its log would tell every trial a second time."""
+    optuna.logging.set_verbosity(logging.WARNING)
+
+
+def missing_study(name: str, url: str) -> RunError:
+    """The error that says so."""
+    return RunError(f"The database {url} holds no study {name!r}.")

@@ -1,0 +1,340 @@
+"""A study: trials asked for, told, pruned and written down, so that nothing is lost with the process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from netloom.errors import NetloomError, RunError
+from netloom.tuning.space import Dimension
+from netloom.tuning.storage import HEARTBEAT_SECONDS, missing_study
+
+State = Literal["complete", "pruned", "failed", "running", "waiting"]
+Direction = Literal["maximize", "minimize"]
+
+_OUTCOME = "netloom:outcome"
+_DRIVER = "netloom:driver"
+_SPACE = "netloom:space"
+_SOURCE = "netloom:source"
+_STATES: Mapping[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to be run.
+
+    Attributes:
+        number: From 0, in the order of asking.
+        overrides: Plain values by key; dimensions that do not matter beside the others are absent.
+        again: It was begun before, by a process that has ended since.
+    """
+
+    number: int
+    overrides: Mapping[str, Any]
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as it is written down.
+
+    Attributes:
+        number: From 0, in the order of asking.
+        state: What became of it.
+        value: Of a complete trial, or the last that a pruned one reported.
+        overrides: Plain values by key.
+        outcome: What else the driver wrote down of it.
+        origin: Where its values come from: `sampler`, or as `enqueue` was told.
+    """
+
+    number: int
+    state: State
+    value: float | None
+    overrides: Mapping[str, Any]
+    outcome: Mapping[str, Any]
+    origin: str
+
+
+class SearchStudy:
+    """Trials over dimensions, in a storage.
+
+    One driver asks and tells; several drivers may do so at once where the storage is shared between processes.
+
+    Args:
+        study: Optuna's.
+        dimensions: Arranged.
+        driver: A name of this driver, where there may be several; None for the only one.
+    """
+
+    def __init__(self, study: optuna.Study, dimensions: Sequence[Dimension], driver: str | None) -> None:
+        self._study, self._dimensions, self._driver = study, tuple(dimensions), driver
+        self._open: dict[int, Trial] = {}
+        self._last_heartbeat = 0.0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(
+        cls,
+        storage: BaseStorage,
+        name: str,
+        dimensions: Sequence[Dimension],
+        *,
+        direction: Direction,
+        sampler: BaseSampler,
+        pruner: BasePruner,
+        driver: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> tuple[SearchStudy, bool]:
+        """Make a study, or join the one of that name in a shared storage; whether it was made is the second value.
+
+        Args:
+            storage: Where it is written down.
+            name: Unlike that of any other study there.
+            dimensions: Arranged.
+            direction: Of the value.
+            sampler: See `create_sampler`.
+            pruner: See `create_pruner`.
+            driver: A name of this driver, where there may be several.
+            facts: Plain values that every driver must agree on, such as the recipe.
+
+        Raises:
+            NetloomError: There is one of that name with another space, direction or facts.
+        """
+        written = {**(facts or {}), "direction": direction, "space": [d.to_json() for d in dimensions]}
+        try:
+            study = optuna.create_study(
+                storage=storage, study_name=name, direction=direction, sampler=sampler, pruner=pruner
+            )
+        except optuna.exceptions.DuplicatedStudyError:
+            if driver is None:
+                raise NetloomError(f"There is a study {name!r} already. Give another --name, or --resume it.") from None
+            study = _joined(storage, name, sampler, pruner)
+            _see_that_they_agree(_facts_of(study), written, name)
+            return cls(study, dimensions, driver), False
+        study.set_user_attr(_SPACE, written)
+        return cls(study, dimensions, driver), True
+
+    @classmethod
+    def open(
+        cls,
+        storage: RDBStorage,
+        name: str,
+        dimensions: Sequence[Dimension],
+        *,
+        sampler: BaseSampler,
+        pruner: BasePruner,
+        driver: str | None = None,
+    ) -> SearchStudy:
+        """A study that exists.
+
+        Raises:
+            RunError: There is none of that name.
+        """
+        return cls(_joined(storage, name, sampler, pruner), dimensions, driver)
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        """Optuna's own, for its analyses."""
+        return self._study
+
+    def enqueue(self, overrides: Mapping[str, Any], origin: str) -> bool:
+        """Have a trial with these values before any that the sampler proposes; keys outside of the space are ignored.
+
+        Returns:
+            Whether the values fit the space; where they do not, nothing is done.
+        """
+        params: dict[str, Any] = {}
+        seen: dict[str, Any] = {}
+        for dimension in self._dimensions:
+            if not dimension.matters(seen):
+                continue
+            if dimension.key not in overrides:
+                return False
+            try:
+                params[dimension.key] = dimension.to_storage(overrides[dimension.key])
+            except ValueError:
+                return False
+            seen[dimension.key] = dimension.from_storage(params[dimension.key])
+        self._study.enqueue_trial(params, user_attrs={_SOURCE: origin}, skip_if_exists=True)
+        return True
+
+    def unfinished(self) -> list[Proposal]:
+        """This driver's trials that were begun by an earlier process and have no end, to be gone on with."""
+        found = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if self._driver is not None and trial.user_attrs.get(_DRIVER) != self._driver:
+                continue
+            found.append(self._begin(Trial(self._study, trial._trial_id), again=True))
+        return found
+
+    def n_asked(self) -> int:
+        """How many trials this driver has begun, in this process and in earlier ones."""
+        begun = self._study.get_trials(deepcopy=False)
+        return sum(
+            t.state != TrialState.WAITING and (self._driver is None or t.user_attrs.get(_DRIVER) == self._driver)
+            for t in begun
+        )
+
+    def ask(self) -> Proposal:
+        """The next trial."""
+        return self._begin(self._study.ask())
+
+    def _begin(self, trial: Trial, *, again: bool = False) -> Proposal:
+        if self._driver is not None and not again:
+            trial.set_user_attr(_DRIVER, self._driver)
+        overrides: dict[str, Any] = {}
+        for dimension in self._dimensions:
+            if dimension.matters(overrides):
+                overrides[dimension.key] = dimension.from_storage(_suggest(trial, dimension))
+        with self._lock:
+            self._open[trial.number] = trial
+        return Proposal(trial.number, overrides, again)
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Write down an intermediate value; whether the trial had better end."""
+        trial = self._open[number]
+        trial.report(value, step)
+        return trial.should_prune()
+
+    def complete(self, number: int, value: float, outcome: Mapping[str, Any]) -> None:
+        """The trial's value is known."""
+        self._end(number, TrialState.COMPLETE, value, outcome)
+
+    def prune(self, number: int, outcome: Mapping[str, Any]) -> None:
+        """The trial was ended early; its last reported value is kept."""
+        self._end(number, TrialState.PRUNED, None, outcome)
+
+    def fail(self, number: int, outcome: Mapping[str, Any]) -> None:
+        """The trial has no value."""
+        self._end(number, TrialState.FAIL, None, outcome)
+
+    def _end(self, number: int, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
+        with self._lock:
+            trial = self._open.pop(number)
+        try:
+            trial.set_user_attr(_OUTCOME, dict(outcome))
+            self._study.tell(trial, value, state=state)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            # Another driver took this one for dead and gave the trial up: that stands, since it may have acted on it.
+            if not _is_finished(self._study, number):
+                raise
+
+    def heartbeat(self) -> None:
+        """Where the storage is shared: say that this driver's trials are alive, and give up those of dead drivers."""
+        storage = self._study._storage
+        backend = getattr(storage, "_backend", storage)
+        if self._driver is None or not isinstance(backend, RDBStorage) or backend.heartbeat_interval is None:
+            return
+        if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS:
+            return
+        self._last_heartbeat = time.monotonic()
+        with self._lock:
+            alive = list(self._open.values())
+        for trial in alive:
+            storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+        optuna.storages.fail_stale_trials(self._study)
+
+    def records(self) -> list[TrialRecord]:
+        """All trials of all drivers, by number, but those that wait."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [self._record(trial) for trial in trials if trial.state != TrialState.WAITING]
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        overrides = {d.key: d.from_storage(trial.params[d.key]) for d in self._dimensions if d.key in trial.params}
+        value = trial.value
+        if value is None and trial.intermediate_values:
+            value = trial.intermediate_values[max(trial.intermediate_values)]
+        return TrialRecord(
+            number=trial.number,
+            state=_STATES[trial.state],
+            value=value,
+            overrides=overrides,
+            outcome=dict(trial.user_attrs.get(_OUTCOME, {})),
+            origin=str(trial.user_attrs.get(_SOURCE, "sampler")),
+        )
+
+    def importances(self) -> dict[str, float] | None:
+        """How much of the values' spread each dimension explains (PED-ANOVA's or fANOVA's shares), or None.
+
+        Source: Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance", 2014.
+        """
+        complete = [t for t in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+        if len(complete) < max(5, len(self._dimensions) + 1) or len({t.value for t in complete}) < 2:
+            return None
+        unconditional = [d.key for d in self._dimensions if d.when is None]
+        varied = [key for key in unconditional if len({t.params.get(key) for t in complete}) > 1]
+        if not varied:
+            return None
+        try:
+            found = optuna.importance.get_param_importances(
+                self._study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), params=varied
+            )
+        except (ValueError, RuntimeError):
+            return None
+        return {key: float(found.get(key, 0.0)) for key in unconditional}
+
+
+def best_of(records: Iterable[TrialRecord], direction: Direction) -> TrialRecord | None:
+    """The complete trial with the best value, the earliest of equals; None without any."""
+    complete = [r for r in records if r.state == "complete" and r.value is not None]
+    sign = 1.0 if direction == "maximize" else -1.0
+    return max(complete, key=lambda r: (sign * float(r.value or 0.0), -r.number), default=None)
+
+
+def _suggest(trial: Trial, dimension: Dimension) -> Any:
+    if dimension.kind == "choice":
+        return trial.suggest_categorical(dimension.key, dimension.distribution().choices)  # type: ignore[attr-defined]
+    if dimension.kind == "float":
+        return trial.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+    return trial.suggest_int(
+        dimension.key, int(dimension.low), int(dimension.high), log=dimension.log, step=int(dimension.step or 1)
+    )
+
+
+def _joined(storage: BaseStorage, name: str, sampler: BaseSampler, pruner: BasePruner) -> optuna.Study:
+    try:
+        return optuna.load_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner)
+    except KeyError:
+        url = storage.url if isinstance(storage, RDBStorage) else "given"
+        raise missing_study(name, url) from None
+
+
+def _facts_of(study: optuna.Study) -> Mapping[str, Any]:
+    """What the driver that made the study wrote down, which may take it a moment."""
+    deadline = time.monotonic() + 60
+    while (facts := study.user_attrs.get(_SPACE)) is None:
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"The study {study.study_name!r} was not made by netloom, or its maker died at once. Give another name."
+            )
+        time.sleep(0.05)
+    assert isinstance(facts, Mapping)
+    return facts
+
+
+def _see_that_they_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any], name: str) -> None:
+    differing = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+    if differing:
+        raise NetloomError(
+            f"The study {name!r} exists with another {', '.join(differing)}. Drivers that share a study search the same "
+            "space of the same recipe on the same pictures; give this search another --name."
+        )
+
+
+def _is_finished(study: optuna.Study, number: int) -> bool:
+    return any(t.number == number and t.state.is_finished() for t in study.get_trials(deepcopy=False))

@@ -1,0 +1,134 @@
+"""How a search goes, for a person: a line for each trial that ends, bars for those that run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netloom.progress import Bars, Reporter
+from netloom.tuning.driver import TrialEnd, Watcher
+from netloom.tuning.space import label_of
+from netloom.tuning.study import Direction, Proposal, TrialRecord, best_of
+
+_NARROWEST, _WIDEST = 9, 18
+_SEARCH = "search"
+
+
+class TrialTable(Watcher):
+    """Prints one row for each trial: its number, value, the searched keys, epochs, seconds, and the time left.
+
+    Args:
+        reporter: Prints.
+        bars: Of the trials that run, and of the search.
+        keys: Columns.
+        direction: Of the value.
+        n_trials: In all; None where only time limits them.
+        seconds: Time limit.
+        earlier: Trials of earlier processes.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        bars: Bars,
+        *,
+        keys: Sequence[str],
+        direction: Direction,
+        n_trials: int | None,
+        seconds: float | None,
+        earlier: Sequence[TrialRecord],
+    ) -> None:
+        self._reporter, self._bars, self._keys, self._direction = reporter, bars, list(keys), direction
+        self._n_trials, self._seconds = n_trials, seconds
+        self._started = time.monotonic()
+        best = best_of(earlier, direction)
+        self._best = None if best is None else best.value
+        self._best_number = None if best is None else best.number
+        self._ended_before = sum(r.state in ("complete", "pruned", "failed") for r in earlier)
+        self.n_ended = self._ended_before
+        self._widths = [min(max(len(key), _NARROWEST), _WIDEST) for key in self._keys]
+        self._header_shown = False
+
+    def progressed(self, number: int, values: Mapping[str, Any]) -> None:
+        """Move the trial's bar."""
+        text = f"{values['done'] * values['epochs']:.1f} of {values['of'] * values['epochs']} epochs"
+        if "value" in values:
+            text += f"  {values['value']:.4f}"
+        self._bars.update(f"trial {number}", values["done"], values["of"], text)
+        self._show_search()
+
+    def started(self, proposal: Proposal) -> None:
+        """Say where a trial goes on."""
+        if proposal.again:
+            self._reporter.say(f"Trial {proposal.number} goes on from its last checkpoint")
+
+    def retried(self, number: int, reason: str) -> None:
+        """Say why a trial is begun once more."""
+        self._reporter.say(f"Trial {number}: {reason}; it goes on from its last checkpoint")
+
+    def ended(self, end: TrialEnd) -> None:
+        """Print the trial's row."""
+        self._bars.remove(f"trial {end.number}")
+        self.n_ended += 1
+        better = end.value is not None and (
+            self._best is None or (end.value > self._best if self._direction == "maximize" else end.value < self._best)
+        )
+        if better:
+            self._best, self._best_number = end.value, end.number
+        if not self._header_shown:
+            self._header_shown = True
+            self._reporter.say(self._row("trial", "value", self._keys, "epochs", "seconds", "left"))
+            self._reporter.say(self._row("-----", "-" * 8, ["-" * w for w in self._widths], "-" * 6, "-" * 7, "-" * 6))
+        value = f"{end.value:.4f}" if end.value is not None else end.state
+        cells = [_cell(end.overrides.get(key, "")) if key in end.overrides else "" for key in self._keys]
+        epochs, seconds = end.outcome.get("epochs"), end.outcome.get("seconds")
+        self._reporter.say(
+            self._row(
+                str(end.number),
+                value,
+                cells,
+                "" if epochs is None else str(epochs),
+                "" if seconds is None else f"{seconds:.1f}",
+                self._left(),
+                mark=" *" if better else "",
+            )
+        )
+        if end.state == "failed":
+            self._reporter.say(f"  trial {end.number} failed: {end.outcome.get('reason')}")
+        self._show_search()
+
+    def _row(
+        self, number: str, value: str, cells: Sequence[str], epochs: str, seconds: str, left: str, mark: str = ""
+    ) -> str:
+        middle = " | ".join(cell[:w].rjust(w) for cell, w in zip(cells, self._widths, strict=True))
+        return f"| {number:>5} | {value:>8} | {middle} | {epochs:>6} | {seconds:>7} | {left:>6} |{mark}"
+
+    def _left(self) -> str:
+        """The time that the search will still take, or an empty text where nobody knows."""
+        passed = time.monotonic() - self._started
+        done = self.n_ended - self._ended_before
+        by_number = None
+        if self._n_trials is not None and done:
+            by_number = max(0, self._n_trials - self.n_ended) * passed / done
+        by_time = None if self._seconds is None else max(0.0, self._seconds - passed)
+        known = [seconds for seconds in (by_number, by_time) if seconds is not None]
+        return _duration(min(known)) if known else ""
+
+    def _show_search(self) -> None:
+        best = "" if self._best is None else f"best {self._best:.4f} (trial {self._best_number})  "
+        left = self._left()
+        total = float(self._n_trials or max(self.n_ended, 1))
+        self._bars.update(_SEARCH, float(self.n_ended), total, f"{best}{f'{left} left' if left else ''}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f}s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.1f}h"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else label_of(value)

@@ -1,0 +1,334 @@
+"""What runs in a worker of a search: one trial, from its start or its last checkpoint, never tested."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from netloom.data.imageset import ImageSet
+from netloom.data.splits import Split
+from netloom.errors import NetloomError, TrainingError
+from netloom.evaluation.holdout import evaluate_model
+from netloom.files import partial_files, read_json, write_json, writing
+from netloom.parallel.pictures import map_pictures
+from netloom.parallel.tasks import TaskContext, find
+from netloom.recipe import Recipe, load_recipe
+from netloom.run import DataFacts
+from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device
+from netloom.training.callbacks import Callback
+from netloom.training.checkpoint import Checkpointer, load_checkpoint
+from netloom.training.loop import fit
+from netloom.training.state import TrainingState
+from netloom.workflows import build
+from netloom.workflows.build import CustomModel
+from netloom.workflows.training_run import kept_epoch
+
+Objective = Literal["validation_accuracy", "validation_loss"]
+
+_SECONDS_PER_REPORT = 0.5
+_STATE = "trial.json"
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """What all trials share in one process.
+
+    Attributes:
+        image_set: The pictures of every split.
+        recipe: What the trials change.
+        splits: One for a hold-out score, several for a cross-validated one.
+        facts: Of the pictures.
+        objective: What a trial's value is.
+        model: The function making the network, where it is the user's own.
+    """
+
+    image_set: ImageSet
+    recipe: Recipe
+    splits: Sequence[Split]
+    facts: DataFacts
+    objective: Objective
+    model: CustomModel | None
+
+
+def plain_resources(resources: TrialResources) -> dict[str, Any]:
+    """The arguments of `set_up`, without the pictures and the model."""
+    return {
+        "recipe": resources.recipe.to_mapping(),
+        "splits": [
+            {part: getattr(split, part).tolist() for part in ("train", "validation", "test")}
+            for split in resources.splits
+        ],
+        "facts": resources.facts.to_json(),
+        "objective": resources.objective,
+    }
+
+
+def set_up(
+    *,
+    pictures: Mapping[str, str],
+    model: str | None,
+    recipe: Mapping[str, Any],
+    splits: Sequence[Mapping[str, Sequence[int]]],
+    facts: Mapping[str, Any],
+    objective: Objective,
+) -> TrialResources:
+    """Map the pictures of `parallel.pictures.sharing`; the rest is as `plain_resources` and `name_of` give it."""
+    keep_freed_memory()
+    return TrialResources(
+        image_set=map_pictures(**pictures),
+        recipe=Recipe.from_mapping(recipe),
+        splits=[
+            Split(**{part: np.array(indices, dtype=np.int64) for part, indices in split.items()}, method="", seed=0)
+            for split in splits
+        ],
+        facts=DataFacts.from_json(facts),
+        objective=objective,
+        model=None if model is None else find(model),
+    )
+
+
+def run_trial(
+    context: TaskContext, *, overrides: Mapping[str, Any], plan: Mapping[str, Any], folder: str | None
+) -> dict[str, Any]:
+    """Train the recipe with `overrides` and score it on pictures that it was not trained on.
+
+    The score is that of the weights that would be kept: on the validation part, or the mean over folds of that on
+    what each holds out. Epochs are reported as `{"step", "value", …}`.
+
+    Args:
+        context: Of the executor.
+        overrides: Plain values by recipe key.
+        plan: How every trial is executed.
+        folder: Of this trial, for going on after a crash; None to begin anew then.
+
+    Returns:
+        `state` (`complete`, or `stopped` where that was asked for), `value`, `epochs`, `kept_epoch`, `parameters`,
+        `seconds`, and `values`, those of each epoch (of each fold, where there are folds).
+
+    Raises:
+        NetloomError: The overrides are no recipe, the model does not fit, or the loss is no longer a number.
+    """
+    resources: TrialResources = context.shared
+    recipe = load_recipe(resources.recipe, overrides).replace(tensorboard=False, keep_every=None)
+    trial = _TrialFolder(None if folder is None else Path(folder), overrides)
+    if trial.outcome is not None:  # its driver died before it could write it down
+        return trial.outcome
+    execution = ExecutionPlan.from_json(dict(plan))
+    started = time.perf_counter()
+    for number in range(len(trial.scores), len(resources.splits)):
+        score = _Score(context, resources, recipe, number, execution, trial).train()
+        if score is None:
+            return {"state": "stopped", **_figures(trial, started)}
+        trial.scores.append(score)
+        trial.epochs_of_current, trial.values_of_current = 0, []
+        if number < len(resources.splits) - 1:
+            trial.write()
+    values = [score["value"] for score in trial.scores]
+    first = trial.scores[0]
+    outcome = {
+        "state": "complete",
+        "value": float(np.mean(values)),
+        **_figures(trial, started),
+        "values": values if len(values) > 1 else first["values"],
+        "parameters": first["parameters"],
+        "kept_epoch": first["kept_epoch"] if len(values) == 1 else None,
+    }
+    trial.finish(outcome)
+    return outcome
+
+
+def _figures(trial: _TrialFolder, started: float) -> dict[str, Any]:
+    done = [score["value"] for score in trial.scores]
+    return {
+        "epochs": sum(score["epochs"] for score in trial.scores) + trial.epochs_of_current,
+        "seconds": time.perf_counter() - started,
+        "values": done or trial.values_of_current,
+    }
+
+
+class _TrialFolder:
+    """What a trial leaves on the disk: its values, the scores of folds that are done, a checkpoint of the current one.
+
+    Without a folder, or where the study's is on another machine, nothing is left, and a trial whose process dies is
+    begun anew.
+    """
+
+    def __init__(self, path: Path | None, overrides: Mapping[str, Any]) -> None:
+        self.path = None if path is None or not path.parent.is_dir() else path
+        self.overrides = json.loads(json.dumps(dict(overrides)))
+        self.scores: list[dict[str, Any]] = []
+        self.outcome: dict[str, Any] | None = None
+        self.epochs_of_current = 0
+        self.values_of_current: list[float] = []
+        if self.path is None:
+            return
+        with writing(self.path, "Give write permission to the study's folder."):
+            self.path.mkdir(exist_ok=True)
+        if not self._read():
+            self._remove_checkpoints()
+            self.write()
+
+    def _read(self) -> bool:
+        """Take up what an earlier process left; whether there was something of this very trial.
+
+        There may be something of another one: a loss of power can take the last trials out of the study, whose numbers
+        are then given again.
+        """
+        assert self.path is not None
+        try:
+            state = read_json(self.path / _STATE)
+            if state["overrides"] != self.overrides:
+                return False
+            self.scores, self.outcome = list(state["scores"]), state["outcome"]
+        except (NetloomError, KeyError, TypeError):
+            return False
+        return True
+
+    def checkpoint(self, number: int) -> Path | None:
+        """Where the state of the training on split `number` is."""
+        return None if self.path is None else self.path / f"checkpoint-{number}.safetensors"
+
+    def write(self) -> None:
+        """Write down what is done."""
+        if self.path is not None:
+            state = {"overrides": self.overrides, "scores": self.scores, "outcome": self.outcome}
+            write_json(self.path / _STATE, state)
+
+    def finish(self, outcome: dict[str, Any]) -> None:
+        """Write down that all is done."""
+        self.outcome = outcome
+        self.write()
+        self._remove_checkpoints()
+
+    def _remove_checkpoints(self) -> None:
+        if self.path is not None:
+            for file in [*self.path.glob("checkpoint-*"), *partial_files(self.path)]:
+                file.unlink(missing_ok=True)
+
+
+class _Score:
+    """One training of a trial, on one split."""
+
+    def __init__(
+        self,
+        context: TaskContext,
+        resources: TrialResources,
+        recipe: Recipe,
+        number: int,
+        plan: ExecutionPlan,
+        trial: _TrialFolder,
+    ) -> None:
+        self.context, self.resources, self.recipe, self.number = context, resources, recipe, number
+        self.plan, self.trial, self.split = plan, trial, resources.splits[number]
+        self.cross_validated = len(resources.splits) > 1
+
+    def train(self) -> dict[str, Any] | None:
+        """The score, or None if the trial was asked to stop."""
+        recipe, plan, image_set = self.recipe, self.plan, self.resources.image_set
+        scaling = build.build_scaling(recipe, image_set.images, self.split.train)
+        facts = replace(self.resources.facts, mean=scaling.mean, std=scaling.std)
+        heads = build.build_heads(recipe, facts.class_names)
+        network = on_device(
+            build.build_model(
+                recipe,
+                in_channels=facts.channels,
+                num_outputs=heads[0].num_outputs,
+                image_size=facts.image_size,
+                custom=self.resources.model,
+            ),
+            plan.device,
+        )
+        resident = build.resident(image_set, plan.device)
+        path = self.trial.checkpoint(self.number)
+        checkpoint = load_checkpoint(path) if path is not None and path.is_file() else None
+        if checkpoint is None:
+            build.initialize_from_pictures(recipe, network, resident, self.split.train, scaling=scaling)
+        reports = _Reports(self.context, self)
+
+        def part(name: str) -> Any:
+            return build.plain_batches(
+                resident,
+                getattr(self.split, name),
+                batch_size=recipe.batch_size,
+                scaling=scaling,
+                device=plan.device,
+            )
+
+        state = fit(
+            network,
+            train=build.training_batches(recipe, resident, self.split.train, scaling=scaling, device=plan.device),
+            validation=part("validation"),
+            heads=heads,
+            optimizer=build.build_optimizer(recipe, network),
+            plan=plan,
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            schedule=build.build_schedule(recipe),
+            **build.step_options(recipe, network),
+            callbacks=[*build.build_callbacks(recipe, None), reports],
+            checkpointer=None if path is None else Checkpointer(path),
+            resume=checkpoint,
+            interruption=self.context.stop_reason,
+        )
+        self.trial.epochs_of_current = state.epoch
+        self.trial.values_of_current = [row[self.resources.objective] for row in state.history]
+        if state.stop_reason is not None and state.stop_reason == self.context.stop_reason():
+            return None
+        kept = kept_epoch(recipe, state.history)
+        value = float(state.history[(kept or 1) - 1][self.resources.objective])
+        if self.cross_validated:
+            targets = image_set.targets.numpy()
+            found = evaluate_model(
+                network,
+                part("test").epoch(),
+                head=heads[0],
+                targets=targets[self.split.test],
+                train_targets=targets[self.split.train],
+                plan=plan,
+            )
+            accuracy = self.resources.objective == "validation_accuracy"
+            value = found.scores.accuracy.value if accuracy else found.scores.log_loss.value
+        if not math.isfinite(value):
+            raise TrainingError(f"The {self.resources.objective.replace('_', ' ')} is not a number after training.")
+        if self.cross_validated:
+            done = [*(score["value"] for score in self.trial.scores), value]
+            reports.tell(state, float(self.number + 1), step=len(done), value=float(np.mean(done)))
+        return {
+            "value": value,
+            "epochs": state.epoch,
+            "kept_epoch": kept,
+            "values": self.trial.values_of_current,
+            "parameters": sum(p.numel() for p in network.parameters()),
+        }
+
+
+class _Reports(Callback):
+    """Tells the driver how far a trial is, and each epoch's value; with folds, each fold's."""
+
+    def __init__(self, context: TaskContext, score: _Score) -> None:
+        self._context, self._score = context, score
+        self._last = time.monotonic()
+
+    def on_batch_end(self, state: TrainingState) -> None:
+        """Tell the progress within an epoch, now and then."""
+        if time.monotonic() - self._last >= _SECONDS_PER_REPORT:
+            self.tell(state, self._score.number + state.step / state.steps_per_epoch / state.epochs)
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Tell the epoch's value."""
+        if not self._score.cross_validated:
+            value = state.history[-1][self._score.resources.objective]
+            self.tell(state, state.epoch / state.epochs, step=state.epoch, value=value)
+
+    def tell(self, state: TrainingState, done: float, **more: Any) -> None:
+        """Report; `done` counts trainings."""
+        self._last = time.monotonic()
+        trainings = len(self._score.resources.splits)
+        self._context.report({"done": done, "of": trainings, "epochs": state.epochs, **more})

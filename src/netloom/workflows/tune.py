@@ -1,0 +1,800 @@
+"""Search over a recipe's keys: many trials at once, the winner trained anew and tested once."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netloom.data.folds import Scheme, make_folds
+from netloom.data.imageset import ImageSet
+from netloom.data.splits import Split
+from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
+from netloom.files import read_json, write_atomically, write_json, writing
+from netloom.metrics.intervals import wilson_interval
+from netloom.parallel.planning import parse_jobs
+from netloom.parallel.tasks import Task
+from netloom.progress import Reporter
+from netloom.recipe import Recipe, key_problem, load_recipe
+from netloom.run import RunFolder
+from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
+from netloom.tuning.driver import Driver
+from netloom.tuning.samplers import check_names, create_pruner, create_sampler, describe_sampler, grid_size
+from netloom.tuning.samplers import resolve_sampler as sampler_for
+from netloom.tuning.space import Dimension
+from netloom.tuning.storage import open_storage, sqlite_url
+from netloom.tuning.study import Direction, Proposal, SearchStudy, TrialRecord, best_of
+from netloom.workflows import build
+from netloom.workflows.build import CustomModel
+from netloom.workflows.interruption import listening
+from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
+from netloom.workflows.runs import Run, load
+from netloom.workflows.seeds import spread, summarize_seeds
+from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
+from netloom.workflows.train import recipe_for
+from netloom.workflows.training_job import Member, is_job, resume_job, start_job
+from netloom.workflows.trainings import (
+    InterruptedTrainingsError,
+    describe_plan,
+    executor_for,
+    jobs_for_model,
+    name_for_workers,
+    plan_trainings,
+)
+from netloom.workflows.trial_table import TrialTable
+from netloom.workflows.trial_task import Objective, TrialResources, plain_resources, run_trial, set_up
+
+RESULT_FILE = "tune.json"
+BEST_RECIPE_FILE = "best.yaml"
+REPORT_FILE = "report.html"
+DEFAULT_TRIALS = 50
+DEFAULT_FINAL_SEEDS = 3
+OBJECTIVES: Mapping[str, Direction] = {"validation_accuracy": "maximize", "validation_loss": "minimize"}
+
+_MANIFEST = "study.json"
+_DATABASE = "study.db"
+_TRIALS = "trials"
+_FINAL = "final"
+_FIRST_FROM_EARLIER = 5
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A finished search, from `netloom.tune`.
+
+    Attributes:
+        path: Its folder, with `tune.json`, `best.yaml`, `report.html` and the runs of the winner.
+        best_recipe: The base recipe with the winner's values.
+        run: The winner trained anew, with a seed that the search had not seen, and tested once; None where that was
+            not asked for.
+        result: What `tune.json` holds.
+    """
+
+    path: Path
+    best_recipe: Recipe
+    run: Run | None
+    result: Mapping[str, Any]
+
+    @property
+    def best_value(self) -> float:
+        """The best trial's value: the best of many, and so too good."""
+        return float(self.result["best"]["value"])
+
+    @property
+    def best_overrides(self) -> dict[str, Any]:
+        """The best trial's values by recipe key."""
+        return dict(self.result["best"]["overrides"])
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """All trials by number: `number`, `state`, `value`, `overrides`, `epochs`, `seconds`, `values`, `reason`."""
+        return list(self.result["trials"])
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a study's folder says of it, so that it can be gone on with."""
+
+    study: str
+    storage: str | None
+    driver: str | None
+    space: tuple[Dimension, ...]
+    sampler: str
+    pruner: str
+    init_points: int
+    n_trials: int | None
+    time_limit: float | None
+    objective: Objective
+    cv: int | None
+    final_seeds: int
+    plan: ExecutionPlan
+
+    def to_json(self) -> dict[str, Any]:
+        values = {**vars(self), "space": [d.to_json() for d in self.space], "plan": self.plan.to_json()}
+        return {"kind": "study", **values}
+
+    @classmethod
+    def read(cls, folder: Path) -> _Manifest:
+        if not (folder / _MANIFEST).is_file():
+            raise RunError(
+                f"{folder} is no study that can be gone on with: it has no {_MANIFEST}. Give the folder that tune made."
+            )
+        try:
+            value = dict(read_json(folder / _MANIFEST))
+            if value.pop("kind") != "study":
+                raise ValueError("it is of another kind")
+            value["space"] = tuple(map(Dimension.from_json, value["space"]))
+            value["plan"] = ExecutionPlan.from_json(value["plan"])
+            manifest = cls(**value)
+            check_names(manifest.sampler, manifest.pruner)
+            if manifest.objective not in OBJECTIVES:
+                raise ValueError(f"objective {manifest.objective!r}")
+            return manifest
+        except (KeyError, TypeError, ValueError, RecipeError) as error:
+            raise RunError(
+                f"{folder / _MANIFEST} is damaged ({type(error).__name__}: {error}). Take it from a backup, or start "
+                "anew."
+            ) from error
+
+    @property
+    def direction(self) -> Direction:
+        return OBJECTIVES[self.objective]
+
+
+def tune(
+    source: str | Path | ImageSet,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    space: SpaceLike | None = None,
+    sampler: str = "auto",
+    pruner: str = "median",
+    n_trials: int | None = None,
+    time_limit: float | str | None = None,
+    init_points: int | None = None,
+    objective: str = "validation_accuracy",
+    cv: int | None = None,
+    final_seeds: int = DEFAULT_FINAL_SEEDS,
+    warm_start: Sequence[str | Path] = (),
+    storage: str | None = None,
+    jobs: int | str = "auto",
+    model: CustomModel | str | None = None,
+    out: str | Path = "runs",
+    name: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    plan: ExecutionPlan | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Study:
+    """Search for the values of recipe keys with which a training scores best.
+
+    The search sees the training and validation parts alone. The recipe's own values are the first trial, if they are
+    in the space. The winner is trained anew with seeds that the search has not seen, which tells how much of its score
+    was luck, and each of those trainings is tested once.
+
+    Args:
+        source: As for `train`.
+        recipe: As for `train`; what it says and the space does not holds in every trial.
+        space: By key: a range `"0.1..0.5"`, `"1e-4..1e-2:log"`, choices `"adam,sgd"` or a list, any of them only under
+            a condition, `"0.8..0.99 if optimizer=sgd"`; or the name of a shipped space (`default`, `small-data`,
+            `architecture`), a YAML file, or a sequence of all these. See docs/tuning.md.
+        sampler: `gp`, `tpe`, `random`, `grid`, `qmc`, `cmaes` or `evolution`; `auto` takes Gaussian processes, or TPE
+            where the space has conditions.
+        pruner: `none`, `median`, `asha` or `hyperband`: ends trials early that promise little.
+        n_trials: In all; without it 50, or with a grid all combinations, or with a time limit as many as it allows.
+        time_limit: Seconds, or a text such as `10m` or `1h30m`, for the search itself.
+        init_points: Random trials before a model of the earlier ones proposes.
+        objective: `validation_accuracy` or `validation_loss`, of the weights that a training keeps.
+        cv: Score each trial by so many folds of what is not test, instead of by the validation part.
+        final_seeds: Trainings of the winner; 0 for none, and no test.
+        warm_start: Folders of earlier studies, whose best values are tried first.
+        storage: URL of a database that several drivers share under one `name`; a file in the study's folder without it.
+        jobs: Trials at once; `auto` measures with which number and threads they end the soonest.
+        model: As for `cross_validate`.
+        out: Folder in which the study's folder is made.
+        name: Of the study.
+        device: As for `train`.
+        quiet: As for `train`.
+        plan: Of every trial, as for `train`; without it one is measured and used by all.
+        settings: Recipe keys to change, dotted ones too.
+        **overrides: Recipe keys to change.
+
+    Raises:
+        NetloomError: Of the fitting kind; the message says what to do.
+        InterruptedTrainingsError: Ctrl-C or SIGTERM; `resume_tune` goes on.
+    """
+    reporter = Reporter(quiet=quiet)
+    keep_freed_memory()
+    if isinstance(model, str):
+        overrides, model = {**overrides, "model": model}, None
+    check_names(sampler, pruner)
+    _check_numbers(n_trials=n_trials, init_points=init_points, cv=cv, final_seeds=final_seeds)
+    if objective not in OBJECTIVES:
+        raise RecipeError(f"There is no objective {objective!r}; there are {' and '.join(OBJECTIVES)}.")
+    limit = parse_duration(time_limit)
+    at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
+    chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
+    dimensions = space_for(DEFAULT_SPACE if space is None else space, chosen)
+    sampler = sampler_for(sampler, dimensions, n_trials)
+    if n_trials is None and sampler == "grid":
+        n_trials = grid_size(dimensions)
+    elif n_trials is None and limit is None:
+        n_trials = DEFAULT_TRIALS
+    device = resolve_device(device if plan is None else plan.device)
+    build.check_extras(chosen)
+    earlier = [_best_of_earlier(folder, dimensions) for folder in warm_start]
+    data = prepare_data(source, chosen, reporter)
+    chosen = chosen.replace(image_size=list(data.facts.image_size))
+    splits = _splits(data, chosen, cv)
+    network, heads = _network(chosen, data, model)
+    plan, n_jobs = plan_trainings(
+        chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=at_once, device=device, plan=plan
+    )
+    reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
+    folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
+    manifest = _Manifest(
+        study=name or folder.name,
+        storage=_without_password(storage),
+        driver=None if storage is None else f"{folder.name}-{time.time_ns():x}",
+        space=dimensions,
+        sampler=sampler,
+        pruner=pruner,
+        init_points=init_points if init_points is not None else max(n_jobs, min(10, (n_trials or 40) // 4), 2),
+        n_trials=n_trials,
+        time_limit=limit,
+        objective="validation_loss" if objective == "validation_loss" else "validation_accuracy",
+        cv=cv,
+        final_seeds=final_seeds,
+        plan=plan,
+    )
+    folder.write_setup(
+        recipe=chosen,
+        split=data.split.to_json(data.image_set.ids),
+        data=data.facts,
+        environment=environment_record(),
+    )
+    with writing(folder.path / _TRIALS, "Choose another folder with --out."):
+        (folder.path / _TRIALS).mkdir()
+    try:
+        study, is_new = _create_study(folder.path, manifest, chosen, data, storage)
+        if is_new:
+            study.enqueue(_values_of(chosen, dimensions), "recipe")
+            for origin, values in (pair for found in earlier for pair in found):
+                study.enqueue(values, origin)
+    except NetloomError:
+        _remove_begun(folder.path)
+        raise
+    write_json(folder.path / _MANIFEST, manifest.to_json())
+    for dimension in dimensions:
+        reporter.say(f"  {dimension}")
+    search = _Search(folder, manifest, study, data, splits, chosen, model, n_jobs, reporter)
+    return search.run(time_limit=limit)
+
+
+def resume_tune(
+    folder: str | Path,
+    *,
+    source: ImageSet | None = None,
+    n_trials: int | None = None,
+    time_limit: float | str | None = None,
+    storage: str | None = None,
+    jobs: int | str = "auto",
+    model: CustomModel | None = None,
+    quiet: bool = False,
+) -> Study:
+    """Go on with a search that was cut short, or give a finished one more trials.
+
+    Trials that were running go on from their last checkpoints.
+
+    Args:
+        folder: The study's.
+        source: The pictures, where it was started on pictures in memory.
+        n_trials: The new number of trials in all; the old one without it.
+        time_limit: For what is left of the search; the old one, from now on, without it.
+        storage: The database's URL with its password, where it had one.
+        jobs: Trials at once.
+        model: The function making the network, where it was started with one.
+        quiet: As for `tune`.
+
+    Raises:
+        RunError: There is no such study, it is damaged, or its pictures have changed.
+    """
+    reporter = Reporter(quiet=quiet)
+    keep_freed_memory()
+    manifest = _Manifest.read(Path(folder))
+    run_folder = RunFolder.open(folder)
+    _check_numbers(n_trials=n_trials)
+    limit = parse_duration(time_limit)
+    changed = replace(manifest, n_trials=n_trials or manifest.n_trials, time_limit=limit or manifest.time_limit)
+    recipe = run_folder.recipe
+    data = reopen_data(run_folder, source, reporter)
+    network, heads = _network(recipe, data, model)
+    study = _open_study(run_folder.path, changed, recipe, storage)
+    left = max(1, (changed.n_trials or 10**6) - study.n_asked())
+    _, n_jobs = plan_trainings(
+        recipe,
+        data,
+        network,
+        heads,
+        n_trainings=left,
+        jobs=jobs_for_model(model, parse_jobs(jobs), reporter),
+        device=manifest.plan.device,
+        plan=manifest.plan,
+    )
+    if changed != manifest:
+        write_json(run_folder.path / _MANIFEST, changed.to_json())
+    splits = _splits(data, recipe, changed.cv)
+    search = _Search(run_folder, changed, study, data, splits, recipe, model, n_jobs, reporter)
+    return search.run(time_limit=changed.time_limit)
+
+
+def parse_duration(value: float | str | None) -> float | None:
+    """Seconds, of a number or a text such as `90s`, `10m`, `1h30m`; a bare number in a text counts minutes.
+
+    Raises:
+        RecipeError: It is no positive duration.
+    """
+    if value is None:
+        return None
+    text = str(value).strip().lower()
+    seconds = 0.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif re.fullmatch(r"\d+(\.\d*)?", text):
+        seconds = 60 * float(text)
+    elif re.fullmatch(r"(\d+(\.\d*)?[smhd]\s*)+", text):
+        seconds = sum(float(n) * _UNITS[unit] for n, _, unit in re.findall(r"(\d+(\.\d*)?)([smhd])", text))
+    if not 0 < seconds < float("inf"):
+        raise RecipeError(f"The time limit {value!r} is no duration; write 90s, 10m or 1h30m.")
+    return seconds
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    least = {"n_trials": 1, "init_points": 1, "cv": 2, "final_seeds": 0}
+    shown = {"n_trials": "--trials", "init_points": "--init-points", "cv": "--cv", "final_seeds": "--final-seeds"}
+    for what, number in numbers.items():
+        if number is not None and number < least[what]:
+            raise RecipeError(f"{shown[what]} must be at least {least[what]}, not {number}.")
+
+
+def _without_password(url: str | None) -> str | None:
+    """The URL as it may lie in a file."""
+    return None if url is None else re.sub(r"(://[^/:@]*):[^/@]*@", r"\1@", url)
+
+
+def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> Any:
+    heads = build.build_heads(recipe, data.facts.class_names)
+    build.sample_weights(recipe, data.image_set, data.split.train)
+    network = build.build_model(
+        recipe,
+        in_channels=data.facts.channels,
+        num_outputs=heads[0].num_outputs,
+        image_size=data.facts.image_size,
+        custom=model,
+    )
+    return network, heads
+
+
+def _splits(data: PreparedData, recipe: Recipe, cv: int | None) -> list[Split]:
+    """On what each trial is trained and scored: the split itself, or folds of all of it that is not test."""
+    if cv is None:
+        return [data.split]
+    parts: list[str | None] = [None] * len(data.image_set)
+    for index in data.split.test:
+        parts[index] = "test"
+    image_set = data.image_set
+    folds = make_folds(
+        Scheme(cv),
+        targets=image_set.targets.numpy(),
+        parts=parts,
+        groups=image_set.groups,
+        content_hashes=image_set.content_hashes,
+        class_names=image_set.class_names,
+        validation_fraction=recipe.validation_fraction,
+        seed=recipe.split_seed,
+    )
+    return [fold.split for fold in folds]
+
+
+def _values_of(recipe: Recipe, dimensions: Sequence[Dimension]) -> dict[str, Any]:
+    """What the recipe itself has for the keys of the space, as far as it says."""
+    mapping = recipe.to_mapping()
+    found = {}
+    for dimension in dimensions:
+        value: Any = mapping
+        for part in dimension.key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if dimension.kind == "choice":
+            same = [c for c in dimension.choices if _plain(dimension.key, c) == value]
+            value = same[0] if same else value
+        found[dimension.key] = value
+    return found
+
+
+def _plain(key: str, choice: Any) -> Any:
+    """A choice as the recipe holds it: `32-64` is `[32, 64]` there."""
+    value: Any = Recipe.model_validate(_nested(key, choice)).to_mapping()
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _best_of_earlier(folder: str | Path, dimensions: Sequence[Dimension]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The best trials of an earlier study, as far as they say a value for every key of this one.
+
+    Raises:
+        RunError: It is no finished study.
+    """
+    path = Path(folder) / RESULT_FILE
+    if not path.is_file():
+        raise RunError(f"{folder} is no finished study: it has no {RESULT_FILE}. --warm-start takes what tune made.")
+    result = read_json(path)
+    try:
+        sign = 1 if result["direction"] == "maximize" else -1
+        complete = [t for t in result["trials"] if t["state"] == "complete"]
+        complete.sort(key=lambda t: -sign * t["value"])
+        return [(f"study {result['study']}", dict(t["overrides"])) for t in complete[:_FIRST_FROM_EARLIER]]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _create_study(
+    folder: Path, manifest: _Manifest, recipe: Recipe, data: PreparedData, storage: str | None
+) -> tuple[SearchStudy, bool]:
+    opened = open_storage(storage or sqlite_url(folder / _DATABASE), shared=storage is not None)
+    facts = {
+        "recipe": recipe.to_mapping(),
+        "pictures": data.facts.fingerprint,
+        "objective": manifest.objective,
+        "cv": manifest.cv,
+    }
+    return SearchStudy.create(
+        opened,
+        manifest.study,
+        manifest.space,
+        direction=manifest.direction,
+        sampler=_sampler(manifest, recipe),
+        pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
+        driver=manifest.driver,
+        facts=facts,
+    )
+
+
+def _open_study(folder: Path, manifest: _Manifest, recipe: Recipe, storage: str | None) -> SearchStudy:
+    if manifest.storage is None:
+        if not (folder / _DATABASE).is_file():
+            raise RunError(f"{folder} has no {_DATABASE}: its trials are lost. Start anew.")
+        opened = open_storage(sqlite_url(folder / _DATABASE), shared=False)
+    else:
+        opened = open_storage(storage or manifest.storage, shared=True)
+    return SearchStudy.open(
+        opened,
+        manifest.study,
+        manifest.space,
+        sampler=_sampler(manifest, recipe),
+        pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
+        driver=manifest.driver,
+    )
+
+
+def _sampler(manifest: _Manifest, recipe: Recipe) -> Any:
+    return create_sampler(
+        manifest.sampler,
+        manifest.space,
+        seed=recipe.seed,
+        init_points=manifest.init_points,
+        n_trials=manifest.n_trials,
+    )
+
+
+def _reports_per_trial(manifest: _Manifest, recipe: Recipe) -> int:
+    if manifest.cv is not None:
+        return manifest.cv
+    searched = [d for d in manifest.space if d.key == "epochs" and d.kind != "choice"]
+    return int(searched[0].high) if searched else recipe.epochs
+
+
+def _remove_begun(folder: Path) -> None:
+    """Take away the folder of a study that could not be begun."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Search:
+    """One call of `tune` or `resume_tune`."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        manifest: _Manifest,
+        study: SearchStudy,
+        data: PreparedData,
+        splits: Sequence[Split],
+        recipe: Recipe,
+        model: CustomModel | None,
+        jobs: int,
+        reporter: Reporter,
+    ) -> None:
+        self.path, self.manifest, self.study, self.data, self.splits = folder.path, manifest, study, data, splits
+        self.recipe, self.model, self.jobs, self.reporter = recipe, model, jobs, reporter
+
+    def run(self, *, time_limit: float | None) -> Study:
+        """Search, train the winner, report."""
+        earlier = self._earlier_seconds()
+        started = time.perf_counter()
+        self._search(time_limit)
+        seconds = earlier + time.perf_counter() - started
+        records = self.study.records()
+        best = best_of(records, self.manifest.direction)
+        if best is None:
+            raise TrainingError(self._why_nothing(records))
+        best_recipe = load_recipe(self.recipe, best.overrides)
+        write_atomically(self.path / BEST_RECIPE_FILE, best_recipe.to_yaml())
+        runs = self._final_runs(best_recipe)
+        result = self._result(records, best, best_recipe, runs, seconds)
+        write_json(self.path / RESULT_FILE, result)
+        for line in describe_study(result):
+            self.reporter.say(line)
+        return Study(self.path, best_recipe, runs[0] if runs else None, result)
+
+    def _search(self, time_limit: float | None) -> None:
+        resources = TrialResources(
+            self.data.image_set, self.recipe, self.splits, self.data.facts, self.manifest.objective, self.model
+        )
+        n = self.manifest.n_trials
+        if n is not None and self.study.n_asked() >= n and not self._any_open():
+            return
+        with (
+            listening() as interruption,
+            self.reporter.bars() as bars,
+            executor_for(
+                self.data.image_set,
+                self.data.pixels_file,
+                jobs=self.jobs,
+                plan=self.manifest.plan,
+                here=resources,
+                setup=set_up,
+                arguments={"model": name_for_workers(self.model, self.jobs), **plain_resources(resources)},
+            ) as executor,
+        ):
+            table = TrialTable(
+                self.reporter,
+                bars,
+                keys=[d.key for d in self.manifest.space],
+                direction=self.manifest.direction,
+                n_trials=n,
+                seconds=time_limit,
+                earlier=self.study.records(),
+            )
+            Driver(
+                study=self.study,
+                executor=executor,
+                task_for=self._task,
+                n_trials=n,
+                seconds=time_limit,
+                pruning=self.manifest.pruner != "none",
+                jobs=self.jobs,
+                watcher=table,
+            ).run(interruption=interruption)
+            if (reason := interruption()) is not None:
+                raise InterruptedTrainingsError(
+                    f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: netloom tune --resume "
+                    f"{self.path}",
+                    reason,
+                )
+
+    def _any_open(self) -> bool:
+        return any(record.state == "running" for record in self.study.records())
+
+    def _task(self, proposal: Proposal) -> Task:
+        name = f"trial-{proposal.number:04d}"
+        arguments = {
+            "overrides": dict(proposal.overrides),
+            "plan": self.manifest.plan.to_json(),
+            "folder": str((self.path / _TRIALS / name).resolve()),
+        }
+        return Task(name, run_trial, arguments)
+
+    def _earlier_seconds(self) -> float:
+        """What the search took before, where this process goes on with a finished one."""
+        if not (self.path / RESULT_FILE).is_file():
+            return 0.0
+        found = read_json(self.path / RESULT_FILE)
+        return float(found.get("seconds", 0.0)) if isinstance(found, dict) else 0.0
+
+    def _why_nothing(self, records: Sequence[TrialRecord]) -> str:
+        reasons = [str(r.outcome.get("reason")) for r in records if r.outcome.get("reason")]
+        if not reasons:
+            return (
+                f"No trial was complete within the time limit. Give more, or go on: netloom tune --resume {self.path}"
+            )
+        return (
+            f"None of {len(records)} trials was complete, the first of them for this reason: {reasons[0]} The study is "
+            f"in {self.path}."
+        )
+
+    def _final_runs(self, best: Recipe) -> list[Run]:
+        """The winner, trained with fresh seeds; each is tested once."""
+        n = self.manifest.final_seeds
+        if n == 0:
+            return []
+        go_on_with = f"netloom tune --resume {self.path}"
+        wanted = best.replace(seed=self.recipe.seed)
+        for folder in sorted(self.path.glob(f"*-{_FINAL}*")):
+            if is_job(folder, "seeds") and load(folder / f"seed-{wanted.seed + 1}").recipe.replace(
+                seed=wanted.seed
+            ) == wanted.replace(name=best.name):
+                job = resume_job(
+                    folder,
+                    "seeds",
+                    source=self.data.image_set,
+                    jobs=self.jobs,
+                    model=self.model,
+                    reporter=self.reporter,
+                )
+                break
+        else:
+            self.reporter.say(
+                f"Training the best recipe anew, with {n} {'seed' if n == 1 else 'seeds'} that the search has not seen"
+            )
+            seeds = range(self.recipe.seed + 1, self.recipe.seed + 1 + n)
+            job = start_job(
+                "seeds",
+                [Member(f"seed-{seed}", best.replace(seed=seed), self.data.split, {"seed": seed}) for seed in seeds],
+                replace(self.data, facts=self._facts_for(best)),
+                out=self.path,
+                name=_FINAL,
+                details={},
+                jobs=None if self.jobs > 1 else 1,
+                device=self.manifest.plan.device,
+                plan=self.manifest.plan,
+                model=self.model,
+                reporter=Reporter(quiet=True),
+            )
+        failures = job.train(self.reporter, go_on_with=go_on_with)
+        if failures:
+            name, reason = next(iter(failures.items()))
+            raise TrainingError(
+                f"The best recipe could not be trained anew: {name}: {reason.rstrip('.')}. The search is whole; go on "
+                f"with: {go_on_with}"
+            )
+        return list(job.runs)
+
+    def _facts_for(self, recipe: Recipe) -> Any:
+        scaling = build.build_scaling(recipe, self.data.image_set.images, self.data.split.train)
+        return replace(self.data.facts, mean=scaling.mean, std=scaling.std)
+
+    def _result(
+        self,
+        records: Sequence[TrialRecord],
+        best: TrialRecord,
+        best_recipe: Recipe,
+        runs: Sequence[Run],
+        seconds: float,
+    ) -> dict[str, Any]:
+        manifest = self.manifest
+        n = len(self.data.split.validation)
+        if manifest.cv is not None:
+            n = sum(len(split.test) for split in self.splits)
+        summary = summarize_seeds(self.path, runs) if len(runs) > 1 else None
+        test = dict(runs[0].result["test"]) if runs else None
+        return {
+            "study": str(self.path),
+            "source": self.data.facts.source_name,
+            "recipe": self.recipe.name,
+            "model": self.recipe.custom_model or self.recipe.model,
+            "objective": manifest.objective,
+            "direction": manifest.direction,
+            "sampler": manifest.sampler,
+            "sampler_in_words": describe_sampler(manifest.sampler),
+            "pruner": manifest.pruner,
+            "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
+            "validation_n": n,
+            "space": [dimension.to_json() for dimension in manifest.space],
+            "base": _values_of(self.recipe, manifest.space),
+            "trials": [_trial_json(record) for record in records],
+            "n_trials": len(records),
+            "seconds": seconds,
+            "jobs": self.jobs,
+            "plan": manifest.plan.to_json(),
+            "importances": self.study.importances(),
+            "best": {
+                "number": best.number,
+                "value": best.value,
+                "interval": _interval(best.value, n, manifest.objective),
+                "overrides": dict(best.overrides),
+            },
+            "fresh": self._fresh(runs),
+            "test": test,
+            "test_over_seeds": None if summary is None else summary["test_accuracy"],
+            "final_run": str(runs[0].path) if runs else None,
+            "best_recipe": str(self.path / BEST_RECIPE_FILE),
+            "best_recipe_yaml": best_recipe.to_yaml(),
+        }
+
+    def _fresh(self, runs: Sequence[Run]) -> dict[str, Any] | None:
+        """What the winner scores on the validation part with seeds that were not searched with."""
+        if not runs or self.manifest.cv is not None:
+            return None
+        values = []
+        for run in runs:
+            result = run.result
+            row = run.history[int(result["kept_epoch"] or len(run.history)) - 1]
+            values.append(float(row[self.manifest.objective]))
+        found = spread(values) if len(values) > 1 else {"mean": values[0], "standard_deviation": None, "interval": None}
+        return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
+
+
+def _interval(value: float | None, n: int, objective: str) -> list[float] | None:
+    if value is None or objective != "validation_accuracy":
+        return None
+    return list(wilson_interval(round(float(np.clip(value, 0, 1)) * n), n))
+
+
+def _trial_json(record: TrialRecord) -> dict[str, Any]:
+    outcome = record.outcome
+    return {
+        "number": record.number,
+        "state": record.state,
+        "value": record.value,
+        "overrides": dict(record.overrides),
+        "epochs": outcome.get("epochs"),
+        "kept_epoch": outcome.get("kept_epoch"),
+        "parameters": outcome.get("parameters"),
+        "seconds": outcome.get("seconds"),
+        "finished_after": outcome.get("finished_after"),
+        "values": list(outcome.get("values", [])),
+        "reason": outcome.get("reason"),
+        "from": record.origin,
+    }
+
+
+def describe_study(result: Mapping[str, Any]) -> list[str]:
+    """What `tune.json` holds, in lines for people."""
+    best, fresh, test = result["best"], result["fresh"], result["test"]
+    accuracy = result["objective"] == "validation_accuracy"
+    what = result["objective"].replace("_", " ")
+
+    def shown(value: float) -> str:
+        return f"{value:.2%}" if accuracy else f"{value:.4f}"
+
+    settings = ", ".join(f"{key}={_short(value)}" for key, value in best["overrides"].items())
+    lines = [
+        f"Best of {result['n_trials']} trials: {what} {shown(best['value'])} ({result['scheme_in_words']}, "
+        f"n = {result['validation_n']:,}; too good by as much as it was chosen for it) with {settings}"
+    ]
+    if fresh is not None:
+        luck = fresh["mean"] - best["value"]
+        seeds = f"{fresh['n']} fresh seeds" if fresh["n"] > 1 else "a fresh seed"
+        size = f"{abs(luck) * 100:.2f} points" if accuracy else f"{abs(luck):.4f}"
+        lines.append(f"With {seeds}: {shown(fresh['mean'])}, {size} {'above' if luck > 0 else 'below'} that")
+    if test is not None:
+        low, high = test["interval"]
+        lines.append(
+            f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures that took no part in the search (95% "
+            f"interval {low:.2%} to {high:.2%}); always guessing the commonest class: "
+            f"{test['majority_baseline']['accuracy']:.2%}"
+        )
+        lines.append(f"Run:    {result['final_run']}")
+    lines.append(f"Recipe: {result['best_recipe']}   (netloom train SOURCE --recipe FILE)")
+    lines.append(f"Study:  {result['study']}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+__all__ = ["Study", "key_problem", "parse_duration", "resume_tune", "tune"]
