@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from netloom.recipe import Recipe as Recipe
     from netloom.recipe import load_recipe as load_recipe
     from netloom.training.callbacks import Callback as Callback
+    from netloom.tuning.maximize import maximize as maximize
     from netloom.workflows.augment_preview import augment_preview as augment_preview
     from netloom.workflows.compare import compare as compare
     from netloom.workflows.cross_validate import cross_validate as cross_validate
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from netloom.workflows.predict import predict as predict
     from netloom.workflows.runs import Run as Run
     from netloom.workflows.runs import load as load
+    from netloom.workflows.study import Study as Study
     from netloom.workflows.summarize import summary as summary
     from netloom.workflows.train import resume as resume
     from netloom.workflows.train import train as train
+    from netloom.workflows.tune import resume_tune as resume_tune
+    from netloom.workflows.tune import tune as tune
 
 # Public names and where they live. They are imported when first used, so that `netloom --help` and the processes
 # that decode pictures never import torch.
@@ -32,6 +36,7 @@ _PUBLIC = {
     "ImageSet": ("netloom.data.imageset", "ImageSet"),
     "NetloomError": ("netloom.errors", "NetloomError"),
     "Recipe": ("netloom.recipe", "Recipe"),
+    "Study": ("netloom.workflows.study", "Study"),
     "Run": ("netloom.workflows.runs", "Run"),
     "audit": ("netloom.workflows.inspect", "audit_source"),
     "augment_preview": ("netloom.workflows.augment_preview", "augment_preview"),
@@ -41,11 +46,14 @@ _PUBLIC = {
     "load": ("netloom.workflows.runs", "load"),
     "load_recipe": ("netloom.recipe", "load_recipe"),
     "lr_find": ("netloom.workflows.lr_find", "lr_find"),
+    "maximize": ("netloom.tuning.maximize", "maximize"),
     "predict": ("netloom.workflows.predict", "predict"),
     "resume": ("netloom.workflows.train", "resume"),
     "resume_cross_validation": ("netloom.workflows.cross_validate", "resume_cross_validation"),
     "summary": ("netloom.workflows.summarize", "summary"),
+    "resume_tune": ("netloom.workflows.tune", "resume_tune"),
     "train": ("netloom.workflows.train", "train"),
+    "tune": ("netloom.workflows.tune", "tune"),
 }
 __all__ = [*sorted(_PUBLIC)]
 

@@ -52,7 +52,7 @@ def check_names(sampler: str, pruner: str) -> None:
 
 
 def resolve_sampler(sampler: str, dimensions: Sequence[Dimension], n_trials: int | None) -> str:
-    """What `auto` means: Gaussian processes where they are at their best, TPE for conditional and very long searches."""
+    """What `auto` means: Gaussian processes where they do best, TPE for conditional and very long searches."""
     if sampler != "auto":
         return sampler
     conditional = any(dimension.when is not None for dimension in dimensions)

@@ -20,6 +20,7 @@ from netloom.errors import NetloomError, RunError
 _SECONDS_TO_WAIT = 120
 """For another writer of the same SQLite file."""
 HEARTBEAT_SECONDS = 30
+_TRIES = 50
 GRACE_SECONDS = 180
 """A shared study's trial whose driver has been silent for so long counts as failed."""
 
@@ -73,24 +74,44 @@ def open_storage(url: str, *, shared: bool) -> RDBStorage:
             f"The database {shown} needs the Python package {error.name}, which is not installed: "
             f'pip install "netloom[postgresql]" for PostgreSQL, or pip install {error.name}.'
         ) from error
-    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+        sqlite3.Error,
+        OSError,
+        ImportError,
+    ) as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()
         raise NetloomError(f"The database {shown} cannot be used: {cause[0] if cause else error}.") from error
 
 
 def _made(url: str, engine_options: dict[str, Any], heartbeat: dict[str, int]) -> RDBStorage:
     """Optuna's storage; drivers that make the tables of one database at once are in each other's way for a moment."""
-    tries = 20
-    for left in reversed(range(tries)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return RDBStorage(url, engine_kwargs=engine_options, **heartbeat)
-        except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError, sqlalchemy.exc.OperationalError) as e:
-            if left == 0 or not re.search("already exists|duplicate|UNIQUE|locked", str(e), re.IGNORECASE):
-                raise
-            time.sleep(0.1)
-    raise AssertionError
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(_MadeByAnotherError):
+            return _try_to_make(url, engine_options, heartbeat)
+        time.sleep(0.1)
+    return _try_to_make(url, engine_options, heartbeat)
+
+
+class _MadeByAnotherError(sqlalchemy.exc.SQLAlchemyError):
+    """Another driver was making the same tables."""
+
+
+def _try_to_make(url: str, engine_options: dict[str, Any], heartbeat: dict[str, int]) -> RDBStorage:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return RDBStorage(
+                url,
+                engine_options,
+                heartbeat_interval=heartbeat.get("heartbeat_interval"),
+                grace_period=heartbeat.get("grace_period"),
+            )
+    except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+        if re.search("already exists|duplicate|UNIQUE|locked", f"{error} {error.__cause__}", re.IGNORECASE):
+            raise _MadeByAnotherError(str(error)) from error
+        raise
 
 
 def _use_write_ahead_log(database: str | None) -> None:
@@ -107,7 +128,8 @@ def _use_write_ahead_log(database: str | None) -> None:
 def _lock_at_the_start(engine: sqlalchemy.engine.Engine) -> None:
     """Make transactions take SQLite's write lock when they begin, and wait for it there.
 
-    Otherwise two that have read, and then want to write, cannot both: one ends with "database is locked" without waiting.
+    Otherwise two that have read, and then want to write, cannot both: one ends with "database is locked",
+    without waiting.
     """
 
     @sqlalchemy.event.listens_for(engine, "connect")

@@ -174,7 +174,7 @@ class SearchStudy:
         return True
 
     def unfinished(self) -> list[Proposal]:
-        """This driver's trials that were begun by an earlier process and have no end, to be gone on with."""
+        """The trials of this driver that were begun by an earlier process and have no end, to be gone on with."""
         found = []
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if self._driver is not None and trial.user_attrs.get(_DRIVER) != self._driver:
@@ -273,7 +273,7 @@ class SearchStudy:
 
         Source: Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance", 2014.
         """
-        complete = [t for t in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len(complete) < max(5, len(self._dimensions) + 1) or len({t.value for t in complete}) < 2:
             return None
         unconditional = [d.key for d in self._dimensions if d.when is None]
@@ -331,8 +331,8 @@ def _see_that_they_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any], nam
     differing = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
     if differing:
         raise NetloomError(
-            f"The study {name!r} exists with another {', '.join(differing)}. Drivers that share a study search the same "
-            "space of the same recipe on the same pictures; give this search another --name."
+            f"The study {name!r} exists with another {', '.join(differing)}. Drivers that share a study search the "
+            "same space of the same recipe on the same pictures; give this search another --name."
         )
 
 

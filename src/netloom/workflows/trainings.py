@@ -65,7 +65,7 @@ def name_for_workers(model: CustomModel | None, jobs: int) -> str | None:
     Raises:
         NetloomError: They cannot import it.
     """
-    return None if model is None or jobs == 1 else name_of(model)  # type: ignore[arg-type]
+    return None if model is None or jobs == 1 else name_of(model)
 
 
 def plan_trainings(

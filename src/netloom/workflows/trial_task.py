@@ -85,7 +85,13 @@ def set_up(
         image_set=map_pictures(**pictures),
         recipe=Recipe.from_mapping(recipe),
         splits=[
-            Split(**{part: np.array(indices, dtype=np.int64) for part, indices in split.items()}, method="", seed=0)
+            Split(
+                train=np.array(split["train"], dtype=np.int64),
+                validation=np.array(split["validation"], dtype=np.int64),
+                test=np.array(split["test"], dtype=np.int64),
+                method="",
+                seed=0,
+            )
             for split in splits
         ],
         facts=DataFacts.from_json(facts),

@@ -5,37 +5,35 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from netloom.data.folds import Scheme, make_folds
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
 from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
 from netloom.files import read_json, write_atomically, write_json, writing
-from netloom.metrics.intervals import wilson_interval
 from netloom.parallel.planning import parse_jobs
 from netloom.parallel.tasks import Task
 from netloom.progress import Reporter
-from netloom.recipe import Recipe, key_problem, load_recipe
+from netloom.recipe import Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.tuning.driver import Driver
-from netloom.tuning.samplers import check_names, create_pruner, create_sampler, describe_sampler, grid_size
+from netloom.tuning.samplers import check_names, grid_size
 from netloom.tuning.samplers import resolve_sampler as sampler_for
 from netloom.tuning.space import Dimension
-from netloom.tuning.storage import open_storage, sqlite_url
-from netloom.tuning.study import Direction, Proposal, SearchStudy, TrialRecord, best_of
+from netloom.tuning.study import Proposal, SearchStudy, TrialRecord, best_of
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.interruption import listening
 from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
 from netloom.workflows.runs import Run, load
-from netloom.workflows.seeds import spread, summarize_seeds
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
+from netloom.workflows.study import Study
+from netloom.workflows.study_manifest import OBJECTIVES, StudyManifest, create_study, open_study
+from netloom.workflows.study_result import describe_study, study_result, values_of
 from netloom.workflows.train import recipe_for
 from netloom.workflows.training_job import Member, is_job, resume_job, start_job
 from netloom.workflows.trainings import (
@@ -47,104 +45,18 @@ from netloom.workflows.trainings import (
     plan_trainings,
 )
 from netloom.workflows.trial_table import TrialTable
-from netloom.workflows.trial_task import Objective, TrialResources, plain_resources, run_trial, set_up
+from netloom.workflows.trial_task import TrialResources, plain_resources, run_trial, set_up
 
 RESULT_FILE = "tune.json"
 BEST_RECIPE_FILE = "best.yaml"
 REPORT_FILE = "report.html"
 DEFAULT_TRIALS = 50
 DEFAULT_FINAL_SEEDS = 3
-OBJECTIVES: Mapping[str, Direction] = {"validation_accuracy": "maximize", "validation_loss": "minimize"}
 
-_MANIFEST = "study.json"
-_DATABASE = "study.db"
 _TRIALS = "trials"
 _FINAL = "final"
 _FIRST_FROM_EARLIER = 5
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """A finished search, from `netloom.tune`.
-
-    Attributes:
-        path: Its folder, with `tune.json`, `best.yaml`, `report.html` and the runs of the winner.
-        best_recipe: The base recipe with the winner's values.
-        run: The winner trained anew, with a seed that the search had not seen, and tested once; None where that was
-            not asked for.
-        result: What `tune.json` holds.
-    """
-
-    path: Path
-    best_recipe: Recipe
-    run: Run | None
-    result: Mapping[str, Any]
-
-    @property
-    def best_value(self) -> float:
-        """The best trial's value: the best of many, and so too good."""
-        return float(self.result["best"]["value"])
-
-    @property
-    def best_overrides(self) -> dict[str, Any]:
-        """The best trial's values by recipe key."""
-        return dict(self.result["best"]["overrides"])
-
-    @property
-    def trials(self) -> list[dict[str, Any]]:
-        """All trials by number: `number`, `state`, `value`, `overrides`, `epochs`, `seconds`, `values`, `reason`."""
-        return list(self.result["trials"])
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """What a study's folder says of it, so that it can be gone on with."""
-
-    study: str
-    storage: str | None
-    driver: str | None
-    space: tuple[Dimension, ...]
-    sampler: str
-    pruner: str
-    init_points: int
-    n_trials: int | None
-    time_limit: float | None
-    objective: Objective
-    cv: int | None
-    final_seeds: int
-    plan: ExecutionPlan
-
-    def to_json(self) -> dict[str, Any]:
-        values = {**vars(self), "space": [d.to_json() for d in self.space], "plan": self.plan.to_json()}
-        return {"kind": "study", **values}
-
-    @classmethod
-    def read(cls, folder: Path) -> _Manifest:
-        if not (folder / _MANIFEST).is_file():
-            raise RunError(
-                f"{folder} is no study that can be gone on with: it has no {_MANIFEST}. Give the folder that tune made."
-            )
-        try:
-            value = dict(read_json(folder / _MANIFEST))
-            if value.pop("kind") != "study":
-                raise ValueError("it is of another kind")
-            value["space"] = tuple(map(Dimension.from_json, value["space"]))
-            value["plan"] = ExecutionPlan.from_json(value["plan"])
-            manifest = cls(**value)
-            check_names(manifest.sampler, manifest.pruner)
-            if manifest.objective not in OBJECTIVES:
-                raise ValueError(f"objective {manifest.objective!r}")
-            return manifest
-        except (KeyError, TypeError, ValueError, RecipeError) as error:
-            raise RunError(
-                f"{folder / _MANIFEST} is damaged ({type(error).__name__}: {error}). Take it from a backup, or start "
-                "anew."
-            ) from error
-
-    @property
-    def direction(self) -> Direction:
-        return OBJECTIVES[self.objective]
 
 
 def tune(
@@ -238,7 +150,7 @@ def tune(
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
-    manifest = _Manifest(
+    manifest = StudyManifest(
         study=name or folder.name,
         storage=_without_password(storage),
         driver=None if storage is None else f"{folder.name}-{time.time_ns():x}",
@@ -262,15 +174,15 @@ def tune(
     with writing(folder.path / _TRIALS, "Choose another folder with --out."):
         (folder.path / _TRIALS).mkdir()
     try:
-        study, is_new = _create_study(folder.path, manifest, chosen, data, storage)
+        study, is_new = create_study(folder.path, manifest, chosen, data, storage)
         if is_new:
-            study.enqueue(_values_of(chosen, dimensions), "recipe")
+            study.enqueue(values_of(chosen, dimensions), "recipe")
             for origin, values in (pair for found in earlier for pair in found):
                 study.enqueue(values, origin)
     except NetloomError:
         _remove_begun(folder.path)
         raise
-    write_json(folder.path / _MANIFEST, manifest.to_json())
+    manifest.write(folder.path)
     for dimension in dimensions:
         reporter.say(f"  {dimension}")
     search = _Search(folder, manifest, study, data, splits, chosen, model, n_jobs, reporter)
@@ -307,7 +219,7 @@ def resume_tune(
     """
     reporter = Reporter(quiet=quiet)
     keep_freed_memory()
-    manifest = _Manifest.read(Path(folder))
+    manifest = StudyManifest.read(Path(folder))
     run_folder = RunFolder.open(folder)
     _check_numbers(n_trials=n_trials)
     limit = parse_duration(time_limit)
@@ -315,7 +227,7 @@ def resume_tune(
     recipe = run_folder.recipe
     data = reopen_data(run_folder, source, reporter)
     network, heads = _network(recipe, data, model)
-    study = _open_study(run_folder.path, changed, recipe, storage)
+    study = open_study(run_folder.path, changed, recipe, storage)
     left = max(1, (changed.n_trials or 10**6) - study.n_asked())
     _, n_jobs = plan_trainings(
         recipe,
@@ -328,7 +240,7 @@ def resume_tune(
         plan=manifest.plan,
     )
     if changed != manifest:
-        write_json(run_folder.path / _MANIFEST, changed.to_json())
+        changed.write(run_folder.path)
     splits = _splits(data, recipe, changed.cv)
     search = _Search(run_folder, changed, study, data, splits, recipe, model, n_jobs, reporter)
     return search.run(time_limit=changed.time_limit)
@@ -402,34 +314,6 @@ def _splits(data: PreparedData, recipe: Recipe, cv: int | None) -> list[Split]:
     return [fold.split for fold in folds]
 
 
-def _values_of(recipe: Recipe, dimensions: Sequence[Dimension]) -> dict[str, Any]:
-    """What the recipe itself has for the keys of the space, as far as it says."""
-    mapping = recipe.to_mapping()
-    found = {}
-    for dimension in dimensions:
-        value: Any = mapping
-        for part in dimension.key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if dimension.kind == "choice":
-            same = [c for c in dimension.choices if _plain(dimension.key, c) == value]
-            value = same[0] if same else value
-        found[dimension.key] = value
-    return found
-
-
-def _plain(key: str, choice: Any) -> Any:
-    """A choice as the recipe holds it: `32-64` is `[32, 64]` there."""
-    value: Any = Recipe.model_validate(_nested(key, choice)).to_mapping()
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    first, _, rest = key.partition(".")
-    return {first: _nested(rest, value) if rest else value}
-
-
 def _best_of_earlier(folder: str | Path, dimensions: Sequence[Dimension]) -> list[tuple[str, Mapping[str, Any]]]:
     """The best trials of an earlier study, as far as they say a value for every key of this one.
 
@@ -449,62 +333,6 @@ def _best_of_earlier(folder: str | Path, dimensions: Sequence[Dimension]) -> lis
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
 
-def _create_study(
-    folder: Path, manifest: _Manifest, recipe: Recipe, data: PreparedData, storage: str | None
-) -> tuple[SearchStudy, bool]:
-    opened = open_storage(storage or sqlite_url(folder / _DATABASE), shared=storage is not None)
-    facts = {
-        "recipe": recipe.to_mapping(),
-        "pictures": data.facts.fingerprint,
-        "objective": manifest.objective,
-        "cv": manifest.cv,
-    }
-    return SearchStudy.create(
-        opened,
-        manifest.study,
-        manifest.space,
-        direction=manifest.direction,
-        sampler=_sampler(manifest, recipe),
-        pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
-        driver=manifest.driver,
-        facts=facts,
-    )
-
-
-def _open_study(folder: Path, manifest: _Manifest, recipe: Recipe, storage: str | None) -> SearchStudy:
-    if manifest.storage is None:
-        if not (folder / _DATABASE).is_file():
-            raise RunError(f"{folder} has no {_DATABASE}: its trials are lost. Start anew.")
-        opened = open_storage(sqlite_url(folder / _DATABASE), shared=False)
-    else:
-        opened = open_storage(storage or manifest.storage, shared=True)
-    return SearchStudy.open(
-        opened,
-        manifest.study,
-        manifest.space,
-        sampler=_sampler(manifest, recipe),
-        pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
-        driver=manifest.driver,
-    )
-
-
-def _sampler(manifest: _Manifest, recipe: Recipe) -> Any:
-    return create_sampler(
-        manifest.sampler,
-        manifest.space,
-        seed=recipe.seed,
-        init_points=manifest.init_points,
-        n_trials=manifest.n_trials,
-    )
-
-
-def _reports_per_trial(manifest: _Manifest, recipe: Recipe) -> int:
-    if manifest.cv is not None:
-        return manifest.cv
-    searched = [d for d in manifest.space if d.key == "epochs" and d.kind != "choice"]
-    return int(searched[0].high) if searched else recipe.epochs
-
-
 def _remove_begun(folder: Path) -> None:
     """Take away the folder of a study that could not be begun."""
     import shutil
@@ -518,7 +346,7 @@ class _Search:
     def __init__(
         self,
         folder: RunFolder,
-        manifest: _Manifest,
+        manifest: StudyManifest,
         study: SearchStudy,
         data: PreparedData,
         splits: Sequence[Split],
@@ -543,7 +371,24 @@ class _Search:
         best_recipe = load_recipe(self.recipe, best.overrides)
         write_atomically(self.path / BEST_RECIPE_FILE, best_recipe.to_yaml())
         runs = self._final_runs(best_recipe)
-        result = self._result(records, best, best_recipe, runs, seconds)
+        n = len(self.data.split.validation)
+        if self.manifest.cv is not None:
+            n = sum(len(split.test) for split in self.splits)
+        result = study_result(
+            self.path,
+            self.manifest,
+            self.recipe,
+            source=self.data.facts.source_name,
+            validation_n=n,
+            records=records,
+            best=best,
+            best_recipe=best_recipe,
+            best_recipe_file=self.path / BEST_RECIPE_FILE,
+            runs=runs,
+            importances=self.study.importances(),
+            seconds=seconds,
+            jobs=self.jobs,
+        )
         write_json(self.path / RESULT_FILE, result)
         for line in describe_study(result):
             self.reporter.say(line)
@@ -675,126 +520,3 @@ class _Search:
     def _facts_for(self, recipe: Recipe) -> Any:
         scaling = build.build_scaling(recipe, self.data.image_set.images, self.data.split.train)
         return replace(self.data.facts, mean=scaling.mean, std=scaling.std)
-
-    def _result(
-        self,
-        records: Sequence[TrialRecord],
-        best: TrialRecord,
-        best_recipe: Recipe,
-        runs: Sequence[Run],
-        seconds: float,
-    ) -> dict[str, Any]:
-        manifest = self.manifest
-        n = len(self.data.split.validation)
-        if manifest.cv is not None:
-            n = sum(len(split.test) for split in self.splits)
-        summary = summarize_seeds(self.path, runs) if len(runs) > 1 else None
-        test = dict(runs[0].result["test"]) if runs else None
-        return {
-            "study": str(self.path),
-            "source": self.data.facts.source_name,
-            "recipe": self.recipe.name,
-            "model": self.recipe.custom_model or self.recipe.model,
-            "objective": manifest.objective,
-            "direction": manifest.direction,
-            "sampler": manifest.sampler,
-            "sampler_in_words": describe_sampler(manifest.sampler),
-            "pruner": manifest.pruner,
-            "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
-            "validation_n": n,
-            "space": [dimension.to_json() for dimension in manifest.space],
-            "base": _values_of(self.recipe, manifest.space),
-            "trials": [_trial_json(record) for record in records],
-            "n_trials": len(records),
-            "seconds": seconds,
-            "jobs": self.jobs,
-            "plan": manifest.plan.to_json(),
-            "importances": self.study.importances(),
-            "best": {
-                "number": best.number,
-                "value": best.value,
-                "interval": _interval(best.value, n, manifest.objective),
-                "overrides": dict(best.overrides),
-            },
-            "fresh": self._fresh(runs),
-            "test": test,
-            "test_over_seeds": None if summary is None else summary["test_accuracy"],
-            "final_run": str(runs[0].path) if runs else None,
-            "best_recipe": str(self.path / BEST_RECIPE_FILE),
-            "best_recipe_yaml": best_recipe.to_yaml(),
-        }
-
-    def _fresh(self, runs: Sequence[Run]) -> dict[str, Any] | None:
-        """What the winner scores on the validation part with seeds that were not searched with."""
-        if not runs or self.manifest.cv is not None:
-            return None
-        values = []
-        for run in runs:
-            result = run.result
-            row = run.history[int(result["kept_epoch"] or len(run.history)) - 1]
-            values.append(float(row[self.manifest.objective]))
-        found = spread(values) if len(values) > 1 else {"mean": values[0], "standard_deviation": None, "interval": None}
-        return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
-
-
-def _interval(value: float | None, n: int, objective: str) -> list[float] | None:
-    if value is None or objective != "validation_accuracy":
-        return None
-    return list(wilson_interval(round(float(np.clip(value, 0, 1)) * n), n))
-
-
-def _trial_json(record: TrialRecord) -> dict[str, Any]:
-    outcome = record.outcome
-    return {
-        "number": record.number,
-        "state": record.state,
-        "value": record.value,
-        "overrides": dict(record.overrides),
-        "epochs": outcome.get("epochs"),
-        "kept_epoch": outcome.get("kept_epoch"),
-        "parameters": outcome.get("parameters"),
-        "seconds": outcome.get("seconds"),
-        "finished_after": outcome.get("finished_after"),
-        "values": list(outcome.get("values", [])),
-        "reason": outcome.get("reason"),
-        "from": record.origin,
-    }
-
-
-def describe_study(result: Mapping[str, Any]) -> list[str]:
-    """What `tune.json` holds, in lines for people."""
-    best, fresh, test = result["best"], result["fresh"], result["test"]
-    accuracy = result["objective"] == "validation_accuracy"
-    what = result["objective"].replace("_", " ")
-
-    def shown(value: float) -> str:
-        return f"{value:.2%}" if accuracy else f"{value:.4f}"
-
-    settings = ", ".join(f"{key}={_short(value)}" for key, value in best["overrides"].items())
-    lines = [
-        f"Best of {result['n_trials']} trials: {what} {shown(best['value'])} ({result['scheme_in_words']}, "
-        f"n = {result['validation_n']:,}; too good by as much as it was chosen for it) with {settings}"
-    ]
-    if fresh is not None:
-        luck = fresh["mean"] - best["value"]
-        seeds = f"{fresh['n']} fresh seeds" if fresh["n"] > 1 else "a fresh seed"
-        size = f"{abs(luck) * 100:.2f} points" if accuracy else f"{abs(luck):.4f}"
-        lines.append(f"With {seeds}: {shown(fresh['mean'])}, {size} {'above' if luck > 0 else 'below'} that")
-    if test is not None:
-        low, high = test["interval"]
-        lines.append(
-            f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures that took no part in the search (95% "
-            f"interval {low:.2%} to {high:.2%}); always guessing the commonest class: "
-            f"{test['majority_baseline']['accuracy']:.2%}"
-        )
-        lines.append(f"Run:    {result['final_run']}")
-    lines.append(f"Recipe: {result['best_recipe']}   (netloom train SOURCE --recipe FILE)")
-    lines.append(f"Study:  {result['study']}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-__all__ = ["Study", "key_problem", "parse_duration", "resume_tune", "tune"]

@@ -1,0 +1,142 @@
+"""The verb that searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from netloom.cli.app import RecipeCommand, app
+from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Out, Quiet, RecipeOption, Settings
+from netloom.cli.output import show, told
+from netloom.errors import DataError, RecipeError
+
+
+@app.command(cls=RecipeCommand)
+@told
+def tune(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--space",
+            metavar="SPACE",
+            help="What to search over, repeatable: KEY=LOW..HIGH, KEY=LOW..HIGH:log, KEY=CHOICE,CHOICE, each also with "
+            "' if KEY=VALUE' behind it; default, small-data, architecture; or a YAML file.",
+            show_default="default",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str,
+        typer.Option("--sampler", help="auto, gp, tpe, random, grid, qmc, cmaes or evolution."),
+    ] = "auto",
+    pruner: Annotated[
+        str, typer.Option("--pruner", help="Ends trials that promise little: none, median, asha or hyperband.")
+    ] = "median",
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", "-n", metavar="N", help="Trials in all.", show_default="50, or what the time allows"),
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option("--time-limit", metavar="TIME", help="Of the search: 90s, 10m, 1h30m.", show_default=False),
+    ] = None,
+    init_points: Annotated[
+        int | None,
+        typer.Option("--init-points", metavar="N", help="Random trials before a model proposes.", show_default=False),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option("--objective", help="validation_accuracy or validation_loss.")
+    ] = "validation_accuracy",
+    cv: Annotated[
+        int | None,
+        typer.Option("--cv", metavar="K", help="Score each trial by K folds, not by the validation part."),
+    ] = None,
+    final_seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--final-seeds",
+            metavar="N",
+            help="Trainings of the winner with fresh seeds, each tested once; 0 for none.",
+            show_default="3",
+        ),
+    ] = None,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option("--warm-start", metavar="STUDY", help="Try the best of this study first; repeatable."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            metavar="URL",
+            help="A database that several drivers share under one --name: postgresql://… or sqlite:///FILE.",
+            show_default="a file in the study's folder",
+        ),
+    ] = None,
+    settings: Settings = None,
+    jobs: Annotated[
+        str, typer.Option("--jobs", "-j", metavar="N", help="Trials at once; auto takes what ends the soonest.")
+    ] = "auto",
+    out: Out = Path("runs"),
+    name: Name = None,
+    device: DeviceOption = Device.auto,
+    like: Annotated[
+        str | None,
+        typer.Option("--plan-of", metavar="RUN", help="Execute every trial as this run was."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="STUDY", help="Go on with this search; more --trials extend it."),
+    ] = None,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for the values of recipe keys that train best, many trials at once, and test the winner once."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows.runs import load
+    from netloom.workflows.study_result import describe_study
+    from netloom.workflows.tune import DEFAULT_FINAL_SEEDS, resume_tune
+    from netloom.workflows.tune import tune as search
+
+    if resume is not None:
+        begun = (source, recipe, space, init_points, cv, final_seeds, warm_start, settings, name, like)
+        if any(value is not None for value in begun) or device is not Device.auto:
+            raise RecipeError(
+                "--resume goes on with what the study holds; besides it only --trials, --time-limit, --storage and "
+                "--jobs can be given."
+            )
+        found = resume_tune(resume, n_trials=trials, time_limit=time_limit, storage=storage, jobs=jobs, quiet=quiet)
+    elif source is None:
+        raise DataError("Say what to search on: netloom tune SOURCE, or --resume STUDY to go on.")
+    else:
+        found = search(
+            source,
+            recipe,
+            space=None if space is None else list(space),
+            sampler=sampler,
+            pruner=pruner,
+            n_trials=trials,
+            time_limit=time_limit,
+            init_points=init_points,
+            objective=objective,
+            cv=cv,
+            final_seeds=DEFAULT_FINAL_SEEDS if final_seeds is None else final_seeds,
+            warm_start=warm_start or (),
+            storage=storage,
+            jobs=jobs,
+            out=out,
+            name=name,
+            device=device.value,
+            quiet=quiet,
+            plan=None if like is None else load(like).plan,
+            settings=parse_overrides(settings or []),
+        )
+    show(dict(found.result), describe_study(found.result) if quiet else [], as_json=as_json)

@@ -1,0 +1,175 @@
+"""What the folder of a study holds beside its trials: the manifest, and the way to the database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netloom.errors import RecipeError, RunError
+from netloom.files import read_json, write_json
+from netloom.recipe import Recipe
+from netloom.runtime import ExecutionPlan
+from netloom.tuning.samplers import check_names, create_pruner, create_sampler
+from netloom.tuning.space import Dimension
+from netloom.tuning.storage import open_storage, sqlite_url
+from netloom.tuning.study import Direction, SearchStudy
+from netloom.workflows.prepare import PreparedData
+from netloom.workflows.trial_task import Objective
+
+OBJECTIVES: Mapping[str, Direction] = {"validation_accuracy": "maximize", "validation_loss": "minimize"}
+
+_MANIFEST = "study.json"
+_DATABASE = "study.db"
+
+
+@dataclass(frozen=True)
+class StudyManifest:
+    """What a study's folder says of it, so that it can be gone on with.
+
+    Attributes:
+        study: Its name in the database.
+        storage: URL of a shared database, without its password; None for a file in the folder.
+        driver: A name of this driver, where the database is shared.
+        space: Arranged.
+        sampler: As `create_sampler` takes it.
+        pruner: As `create_pruner` takes it.
+        init_points: Random trials before a model of the earlier ones proposes.
+        n_trials: This driver's, in all; None where only time limits them.
+        time_limit: Seconds of search.
+        objective: What a trial's value is.
+        cv: Folds that score a trial; None for the validation part.
+        final_seeds: Trainings of the winner.
+        plan: How every trial is executed.
+    """
+
+    study: str
+    storage: str | None
+    driver: str | None
+    space: tuple[Dimension, ...]
+    sampler: str
+    pruner: str
+    init_points: int
+    n_trials: int | None
+    time_limit: float | None
+    objective: Objective
+    cv: int | None
+    final_seeds: int
+    plan: ExecutionPlan
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = {**vars(self), "space": [d.to_json() for d in self.space], "plan": self.plan.to_json()}
+        return {"kind": "study", **values}
+
+    @classmethod
+    def read(cls, folder: Path) -> StudyManifest:
+        """That of a folder.
+
+        Raises:
+            RunError: It has none, or a damaged one.
+        """
+        if not (folder / _MANIFEST).is_file():
+            raise RunError(
+                f"{folder} is no study that can be gone on with: it has no {_MANIFEST}. Give the folder that tune made."
+            )
+        try:
+            value = dict(read_json(folder / _MANIFEST))
+            if value.pop("kind") != "study":
+                raise ValueError("it is of another kind")
+            value["space"] = tuple(map(Dimension.from_json, value["space"]))
+            value["plan"] = ExecutionPlan.from_json(value["plan"])
+            manifest = cls(**value)
+            check_names(manifest.sampler, manifest.pruner)
+            if manifest.objective not in OBJECTIVES:
+                raise ValueError(f"objective {manifest.objective!r}")
+            return manifest
+        except (KeyError, TypeError, ValueError, RecipeError) as error:
+            raise RunError(
+                f"{folder / _MANIFEST} is damaged ({type(error).__name__}: {error}). Take it from a backup, or start "
+                "anew."
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """Write it; a folder that has one can be gone on with."""
+        write_json(folder / _MANIFEST, self.to_json())
+
+    @property
+    def direction(self) -> Direction:
+        """Of the value."""
+        return OBJECTIVES[self.objective]
+
+
+def create_study(
+    folder: Path, manifest: StudyManifest, recipe: Recipe, data: PreparedData, storage: str | None
+) -> tuple[SearchStudy, bool]:
+    """Make the study in its database, or join it there; whether it was made is the second value.
+
+    Args:
+        folder: Of the study.
+        manifest: What it is.
+        recipe: What its trials change.
+        data: The pictures.
+        storage: URL of a shared database, with its password.
+
+    Raises:
+        NetloomError: The database cannot be used, or holds another study of this name.
+    """
+    opened = open_storage(storage or sqlite_url(folder / _DATABASE), shared=storage is not None)
+    facts = {
+        "recipe": recipe.to_mapping(),
+        "pictures": data.facts.fingerprint,
+        "objective": manifest.objective,
+        "cv": manifest.cv,
+    }
+    return SearchStudy.create(
+        opened,
+        manifest.study,
+        manifest.space,
+        direction=manifest.direction,
+        sampler=_sampler(manifest, recipe),
+        pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
+        driver=manifest.driver,
+        facts=facts,
+    )
+
+
+def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: str | None) -> SearchStudy:
+    """Open the study of a folder; the arguments are those of `create_study`.
+
+    Raises:
+        NetloomError: The database cannot be used.
+        RunError: It, or the study in it, is gone.
+    """
+    if manifest.storage is None:
+        if not (folder / _DATABASE).is_file():
+            raise RunError(f"{folder} has no {_DATABASE}: its trials are lost. Start anew.")
+        opened = open_storage(sqlite_url(folder / _DATABASE), shared=False)
+    else:
+        opened = open_storage(storage or manifest.storage, shared=True)
+    return SearchStudy.open(
+        opened,
+        manifest.study,
+        manifest.space,
+        sampler=_sampler(manifest, recipe),
+        pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
+        driver=manifest.driver,
+    )
+
+
+def _sampler(manifest: StudyManifest, recipe: Recipe) -> Any:
+    return create_sampler(
+        manifest.sampler,
+        manifest.space,
+        seed=recipe.seed,
+        init_points=manifest.init_points,
+        n_trials=manifest.n_trials,
+    )
+
+
+def _reports_per_trial(manifest: StudyManifest, recipe: Recipe) -> int:
+    if manifest.cv is not None:
+        return manifest.cv
+    searched = [d for d in manifest.space if d.key == "epochs" and d.kind != "choice"]
+    return int(searched[0].high) if searched else recipe.epochs

@@ -1,0 +1,188 @@
+"""What came out of a search: plain figures for `tune.json` and the report, lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netloom.metrics.intervals import wilson_interval
+from netloom.recipe import Recipe
+from netloom.tuning.samplers import describe_sampler
+from netloom.tuning.space import Dimension
+from netloom.tuning.study import TrialRecord
+from netloom.workflows.runs import Run
+from netloom.workflows.seeds import spread, summarize_seeds
+from netloom.workflows.study_manifest import StudyManifest
+
+
+def study_result(
+    folder: Path,
+    manifest: StudyManifest,
+    recipe: Recipe,
+    *,
+    source: str,
+    validation_n: int,
+    records: Sequence[TrialRecord],
+    best: TrialRecord,
+    best_recipe: Recipe,
+    best_recipe_file: Path,
+    runs: Sequence[Run],
+    importances: Mapping[str, float] | None,
+    seconds: float,
+    jobs: int,
+) -> dict[str, Any]:
+    """The figures of a study.
+
+    Args:
+        folder: Of the study.
+        manifest: What it is.
+        recipe: What its trials changed.
+        source: Name of the pictures' source.
+        validation_n: Pictures that a trial is scored on.
+        records: All trials.
+        best: The best of them.
+        best_recipe: Its recipe.
+        best_recipe_file: Where that is.
+        runs: Of the winner, with fresh seeds.
+        importances: Of the dimensions.
+        seconds: Of the search, without the winner's trainings.
+        jobs: Trials at once.
+    """
+    summary = summarize_seeds(folder, runs) if len(runs) > 1 else None
+    return {
+        "study": str(folder),
+        "source": source,
+        "recipe": recipe.name,
+        "model": recipe.custom_model or recipe.model,
+        "objective": manifest.objective,
+        "direction": manifest.direction,
+        "sampler": manifest.sampler,
+        "sampler_in_words": describe_sampler(manifest.sampler),
+        "pruner": manifest.pruner,
+        "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
+        "validation_n": validation_n,
+        "space": [dimension.to_json() for dimension in manifest.space],
+        "base": values_of(recipe, manifest.space),
+        "trials": [_trial_json(record) for record in records],
+        "n_trials": len(records),
+        "seconds": seconds,
+        "jobs": jobs,
+        "plan": manifest.plan.to_json(),
+        "importances": None if importances is None else dict(importances),
+        "best": {
+            "number": best.number,
+            "value": best.value,
+            "interval": _interval(best.value, validation_n, manifest.objective),
+            "overrides": dict(best.overrides),
+        },
+        "fresh": _fresh(runs, manifest),
+        "test": dict(runs[0].result["test"]) if runs else None,
+        "test_over_seeds": None if summary is None else summary["test_accuracy"],
+        "final_run": str(runs[0].path) if runs else None,
+        "best_recipe": str(best_recipe_file),
+        "best_recipe_yaml": best_recipe.to_yaml(),
+    }
+
+
+def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | None:
+    """What the winner scores on the validation part with seeds that were not searched with."""
+    if not runs or manifest.cv is not None:
+        return None
+    values = []
+    for run in runs:
+        result = run.result
+        row = run.history[int(result["kept_epoch"] or len(run.history)) - 1]
+        values.append(float(row[manifest.objective]))
+    found = spread(values) if len(values) > 1 else {"mean": values[0], "standard_deviation": None, "interval": None}
+    return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
+
+
+def values_of(recipe: Recipe, dimensions: Sequence[Dimension]) -> dict[str, Any]:
+    """What the recipe itself has for the keys of the space, as far as it says."""
+    mapping = recipe.to_mapping()
+    found = {}
+    for dimension in dimensions:
+        value: Any = mapping
+        for part in dimension.key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if dimension.kind == "choice":
+            same = [c for c in dimension.choices if _plain(dimension.key, c) == value]
+            value = same[0] if same else value
+        found[dimension.key] = value
+    return found
+
+
+def _plain(key: str, choice: Any) -> Any:
+    """A choice as the recipe holds it: `32-64` is `[32, 64]` there."""
+    value: Any = Recipe.model_validate(_nested(key, choice)).to_mapping()
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _interval(value: float | None, n: int, objective: str) -> list[float] | None:
+    if value is None or objective != "validation_accuracy":
+        return None
+    return list(wilson_interval(round(float(np.clip(value, 0, 1)) * n), n))
+
+
+def _trial_json(record: TrialRecord) -> dict[str, Any]:
+    outcome = record.outcome
+    return {
+        "number": record.number,
+        "state": record.state,
+        "value": record.value,
+        "overrides": dict(record.overrides),
+        "epochs": outcome.get("epochs"),
+        "kept_epoch": outcome.get("kept_epoch"),
+        "parameters": outcome.get("parameters"),
+        "seconds": outcome.get("seconds"),
+        "finished_after": outcome.get("finished_after"),
+        "values": list(outcome.get("values", [])),
+        "reason": outcome.get("reason"),
+        "from": record.origin,
+    }
+
+
+def describe_study(result: Mapping[str, Any]) -> list[str]:
+    """What `tune.json` holds, in lines for people."""
+    best, fresh, test = result["best"], result["fresh"], result["test"]
+    accuracy = result["objective"] == "validation_accuracy"
+    what = result["objective"].replace("_", " ")
+
+    def shown(value: float) -> str:
+        return f"{value:.2%}" if accuracy else f"{value:.4f}"
+
+    settings = ", ".join(f"{key}={_short(value)}" for key, value in best["overrides"].items())
+    lines = [
+        f"Best of {result['n_trials']} trials: {what} {shown(best['value'])} ({result['scheme_in_words']}, "
+        f"n = {result['validation_n']:,}; too good by as much as it was chosen for it) with {settings}"
+    ]
+    if fresh is not None:
+        luck = fresh["mean"] - best["value"]
+        seeds = f"{fresh['n']} fresh seeds" if fresh["n"] > 1 else "a fresh seed"
+        size = f"{abs(luck) * 100:.2f} points" if accuracy else f"{abs(luck):.4f}"
+        lines.append(f"With {seeds}: {shown(fresh['mean'])}, {size} {'above' if luck > 0 else 'below'} that")
+    if test is not None:
+        low, high = test["interval"]
+        lines.append(
+            f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures that took no part in the search (95% "
+            f"interval {low:.2%} to {high:.2%}); always guessing the commonest class: "
+            f"{test['majority_baseline']['accuracy']:.2%}"
+        )
+        lines.append(f"Run:    {result['final_run']}")
+    lines.append(f"Recipe: {result['best_recipe']}   (netloom train SOURCE --recipe FILE)")
+    lines.append(f"Study:  {result['study']}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
