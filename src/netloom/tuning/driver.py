@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from netloom.parallel.tasks import (
     Event,
     Executor,
@@ -126,12 +124,9 @@ class Driver:
 
     def _ask(self) -> Proposal:
         started = time.perf_counter()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # Gaussian processes of few trials gain nothing by more, and workers have the CPUs
         try:
             return self.study.ask()
         finally:
-            torch.set_num_threads(threads)
             self._ask_seconds = time.perf_counter() - started
 
     def _task(self, proposal: Proposal) -> Task:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import optuna
+import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
@@ -192,7 +193,12 @@ class SearchStudy:
 
     def ask(self) -> Proposal:
         """The next trial."""
-        return self._begin(self._study.ask())
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # Gaussian processes of few trials gain nothing by more, and workers have the CPUs
+        try:
+            return self._begin(self._study.ask())
+        finally:
+            torch.set_num_threads(threads)
 
     def _begin(self, trial: Trial, *, again: bool = False) -> Proposal:
         if self._driver is not None and not again:
