@@ -89,7 +89,7 @@ def test_a_sampler_made_anew_in_the_middle_goes_on_as_if_it_had_not_been(name: s
     assert search(reopened, 2) == undisturbed
 
 
-@pytest.mark.parametrize("name", ["gp", "tpe"])
+@pytest.mark.parametrize("name", [pytest.param("gp", marks=pytest.mark.slow), "tpe"])
 def test_bayesian_search_beats_random_search_on_average(name: str) -> None:
     def best(sampler: str, seed: int) -> float:
         study = study_of(sampler, seed=seed)
