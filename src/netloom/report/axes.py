@@ -130,7 +130,8 @@ def time_axis(seconds: float, *, label: str = "") -> Axis:
     reach = max(seconds, step)
     plain = linear_axis(0, reach, form=str, label=label)
     ticks = [
-        Tick(_padded(count * step / reach), f"{count * step / unit:g} {name}") for count in range(int(reach / step + 1e-9) + 1)
+        Tick(_padded(count * step / reach), f"{count * step / unit:g} {name}")
+        for count in range(int(reach / step + 1e-9) + 1)
     ]
     return Axis(ticks, plain.place, 0.0, label)
 

@@ -1,4 +1,4 @@
-"""A search for settings told as one HTML page: what won and how much of that was luck, what mattered, what was tried."""
+"""A search told as one HTML page: what won and how much of that was luck, what mattered, what was tried."""
 
 from __future__ import annotations
 
@@ -136,7 +136,8 @@ def _trial_row(study: StudyFacts, trial: TrialFacts) -> TrialRow:
         best=trial is study.winner,
         value=Cell(study.score(trial.value, digits=2), _sort_text(trial.value)),
         settings=[
-            _setting_cell(trial.settings[key.name]) if key.name in trial.settings else Cell("", "") for key in study.keys
+            _setting_cell(trial.settings[key.name]) if key.name in trial.settings else Cell("", "")
+            for key in study.keys
         ],
         epochs=trial.epochs,
         time=Cell("–" if math.isnan(trial.seconds) else duration(trial.seconds), _sort_text(trial.seconds)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from netloom.report import axes
 from netloom.report.axes import Axis
@@ -22,13 +22,25 @@ SPREAD = 0.6
 """Part of a slot over which equal values are spread."""
 
 
+# The colour scale reaches so many times as far as from the best value to the median: among thirty hopeless trials the
+# good half still shows its differences.
+_REACH = 3
+
+
 class Shading:
-    """The colour scale: a shade for each value, the ends as on the axis of scores."""
+    """The colour scale over the values of the complete trials; its bad end stands for whatever is worse, too."""
 
     def __init__(self, study: StudyFacts) -> None:
-        values = [trial.value for trial in study.complete]
-        self.low, self.high = axes.score_range(values, maximize=study.maximize) if values else (math.nan, math.nan)
+        values = sorted((trial.value for trial in study.complete), reverse=not study.maximize)
+        self.low = self.high = math.nan
+        self.open_ended = False
         self._maximize = study.maximize
+        if values:
+            worst, median, best = values[0], values[len(values) // 2], values[-1]
+            end = best + _REACH * (median - best)
+            self.open_ended = median != best and study.advantage(end, worst) > 0
+            worst = end if self.open_ended else worst
+            self.low, self.high = min(worst, best), max(worst, best)
 
     def shade(self, value: float) -> int:
         """0 (worst, or not a number) to `SHADES - 1`; all the best where all are the same."""
@@ -46,15 +58,21 @@ class Shading:
         return (self.low, self.high) if self._maximize else (self.high, self.low)
 
 
-def score_axis(study: StudyFacts, *, label: str = "") -> Axis:
-    """The axis of the objective, the same in every figure of the study."""
-    low, high = axes.score_range([trial.value for trial in study.complete], maximize=study.maximize)
+def score_axis(study: StudyFacts, trials: Sequence[TrialFacts], *, label: str = "") -> Axis:
+    """The axis of the objective, over the values that these trials reached."""
+    low, high = score_ends(study, trials)
     return axes.linear_axis(low, high, form=score_form(study, high - low), label=label)
 
 
+def score_ends(study: StudyFacts, trials: Sequence[TrialFacts]) -> tuple[float, float]:
+    """The ends of `score_axis`; a trial so much worse than the others that it would squash them lies beyond."""
+    values = [trial.value for trial in trials if math.isfinite(trial.value)]
+    return axes.score_range(values, maximize=study.maximize)
+
+
 def beyond_the_axis(study: StudyFacts) -> int:
-    """How many trials are so much worse than the others that figures place them at the end of the axis."""
-    low, high = axes.score_range([trial.value for trial in study.complete], maximize=study.maximize)
+    """How many trials figures place at the end of the axis for being so much worse than the others."""
+    low, high = score_ends(study, study.trials)
     return sum(not low <= trial.value <= high for trial in study.trials if math.isfinite(trial.value))
 
 
@@ -76,9 +94,7 @@ def key_axis(study: StudyFacts, key: SearchKey, *, label: str = "", n_ticks: int
     low, high = min(numbers), max(numbers)
     if key.log:
         return axes.log_axis(low, high, form=axes.number_text, label=label, n_ticks=n_ticks)
-    return axes.linear_axis(
-        low, high, form=axes.number_text, label=label, integers=key.kind == "int", n_ticks=n_ticks
-    )
+    return axes.linear_axis(low, high, form=axes.number_text, label=label, integers=key.kind == "int", n_ticks=n_ticks)
 
 
 def score_form(study: StudyFacts, reach: float) -> Callable[[float], str]:
@@ -118,5 +134,3 @@ def jittered(axis: Axis, place: float | None, turn: int) -> float | None:
     if place is None or not axis.slot:
         return place
     return place + SPREAD * axis.slot * ((turn * _GOLDEN) % 1 - 0.5)
-
-

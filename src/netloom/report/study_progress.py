@@ -11,10 +11,10 @@ from netloom.report import axes
 from netloom.report.study_data import StudyFacts, TrialFacts
 from netloom.report.study_marks import MARK, Shading, mark, score_axis, score_form, tooltip
 from netloom.report.svg import Drawing, Plot
-from netloom.report.wording import duration
 
 _SIZE = (480.0, 270.0)
 _WIDE = 1060.0
+_COURSES_SIZE = (_WIDE, 330.0)
 # A line of so many points is as smooth as the screen.
 _CURVE_POINTS = 160
 # Trials that follow each other in one worker may overlap by so much of the whole: clocks are read at different moments.
@@ -27,7 +27,7 @@ def draw_history(study: StudyFacts) -> Markup | None:
         return None
     ordered = finishing_order(study)
     x = axes.linear_axis(1, len(ordered), form=axes.number_text, integers=True, label="trials, as they ended")
-    plot = Plot(*_SIZE, label=f"{study.metric} by trial", x=x, y=score_axis(study))
+    plot = Plot(*_SIZE, label=f"{study.metric} by trial", x=x, y=score_axis(study, study.trials))
     _draw_trials(plot, study, [(trial, float(index)) for index, trial in enumerate(ordered, 1)])
     return plot.markup
 
@@ -43,7 +43,7 @@ def draw_over_time(study: StudyFacts) -> Markup | None:
     if not (study.complete and end > 0):
         return None
     x = axes.time_axis(end, label="since the search began")
-    plot = Plot(*_SIZE, label=f"{study.metric} over time", x=x, y=score_axis(study))
+    plot = Plot(*_SIZE, label=f"{study.metric} over time", x=x, y=score_axis(study, study.trials))
     _draw_trials(plot, study, timed)
     return plot.markup
 
@@ -83,7 +83,7 @@ def draw_courses(study: StudyFacts, shading: Shading) -> Markup | None:
     low, high = axes.score_range(finite, maximize=study.maximize)
     epochs = max(len(trial.values) for trial in lines)
     plot = Plot(
-        *_SIZE,
+        *_COURSES_SIZE,
         label=f"{study.metric} of each trial by epoch",
         x=axes.linear_axis(1, epochs, form=axes.number_text, integers=True, label="epoch"),
         y=axes.linear_axis(low, high, form=score_form(study, high - low)),
@@ -138,7 +138,9 @@ def draw_timeline(study: StudyFacts, shading: Shading) -> Markup | None:
         width = max(1.0, right - left - 1)
         colour = f"v{shading.shade(trial.value)}" if trial.state == "complete" else trial.state
         words = tooltip(study, trial)
-        drawing.add("rect", title=words, class_=f"span {colour}", x=left, y=24.0 * lane + 2, width=width, height=20, rx=3)
+        drawing.add(
+            "rect", title=words, class_=f"span {colour}", x=left, y=24.0 * lane + 2, width=width, height=20, rx=3
+        )
         if width > 9 + 7 * len(str(index)):
             drawing.text(left + 5, 24.0 * lane + 16.5, str(index), class_="over")
     return drawing.markup

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +30,11 @@ _LEAST_WEIGHT = 1.5
 # More axes than these stand so close that lines between them say nothing.
 PARALLEL_AXES = 10
 
+
 def draw_slice(study: StudyFacts, key: SearchKey) -> Markup:
     """The objective against one key."""
     x = key_axis(study, key)
-    plot = Plot(*_SLICE_SIZE, label=f"{study.metric} by {key.name}", x=x, y=score_axis(study))
+    plot = Plot(*_SLICE_SIZE, label=f"{study.metric} by {key.name}", x=x, y=score_axis(study, study.trials))
     if x.slot:
         _draw_medians(plot, study, key)
     for trial in study.trials:
@@ -61,7 +61,7 @@ def draw_parallel(study: StudyFacts, shading: Shading) -> Markup:
     """A line for each complete trial through an axis for each of the most important keys, the objective last."""
     keys = study.keys_by_importance[:PARALLEL_AXES]
     upright = [key_axis(study, key, label=key.name) for key in keys]
-    columns = [*upright, score_axis(study, label=study.metric)]
+    columns = [*upright, score_axis(study, study.complete, label=study.metric)]
     left, right, top, foot = 14.0, _WIDE - 76, 48.0, 330.0
     gap = (right - left) / max(1, len(columns) - 1)
     drawing = Drawing(_WIDE, 372, label=f"settings and {study.metric} of each trial")
@@ -166,7 +166,7 @@ def filled_contours(points: FloatArray, values: FloatArray, shading: Shading) ->
     return [
         (shading.shade(float(middle)), rings)
         for middle, path in zip(middles, bands.get_paths(), strict=True)
-        if (rings := [ring for ring in path.to_polygons(closed_only=False) if len(ring) > 2])
+        if (rings := [np.asarray(ring, dtype=np.float64) for ring in path.to_polygons(closed_only=False)])
     ]
 
 

@@ -91,8 +91,8 @@ def selection_luck(study: StudyFacts) -> str:
     if fresh.interval is None:
         return f"{lead}; one seed cannot tell luck from noise"
     if fresh.interval.low <= study.best.value <= fresh.interval.high:
-        return f"{lead}, which is within what {counted(len(fresh.values), 'seed')} can tell"
-    return f"{lead}: so much of the searched figure was luck of the choice"
+        return f"{lead}, which {counted(len(fresh.values), 'seed')} cannot tell from noise"
+    return f"{lead}: so much of that figure was the luck of being chosen"
 
 
 def test_result(study: StudyFacts) -> str:
@@ -144,7 +144,11 @@ def at_the_end(key: SearchKey, value: Any) -> str:
 def plan_in_words(plan: Mapping[str, Any]) -> str:
     """`cpu, 2 threads, float32`."""
     threads = plan.get("threads")
-    parts = [plan.get("device"), counted(threads, "thread") if isinstance(threads, int) else None, plan.get("precision")]
+    parts = [
+        plan.get("device"),
+        counted(threads, "thread") if isinstance(threads, int) else None,
+        plan.get("precision"),
+    ]
     return ", ".join(value_text(part) for part in parts if part is not None)
 
 
@@ -168,5 +172,5 @@ def facts(study: StudyFacts) -> dict[str, str]:
 def _amount(study: StudyFacts, difference: float, unit: str = " points") -> str:
     """A difference of two values of the objective: `1.2 points`, or four digits."""
     if not study.is_share:
-        return number_text(difference)
+        return number_text(float(f"{difference:.2g}"))
     return points(difference) if unit else f"{difference * 100:.1f}"

@@ -6,6 +6,7 @@ written here directly: no font has to measure a name, and 500 trials take millis
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -170,4 +171,4 @@ def shortened(text: str, letters: int) -> str:
 def _too_wide(axis: Axis, width: float) -> bool:
     """Whether labels of neighbouring ticks would touch."""
     places = sorted((tick.place * width, text_width(tick.text)) for tick in axis.ticks)
-    return any(b - a < (wide + other) / 2 + 6 for (a, wide), (b, other) in zip(places, places[1:], strict=False))
+    return any(b - a < (wide + other) / 2 + 6 for (a, wide), (b, other) in itertools.pairwise(places))
