@@ -28,6 +28,8 @@ __all__ = ["describe_study", "render_study", "write_study_report"]
 
 # More keys than these are not drawn one by one; the most important are.
 _SLICES = 12
+# So many dots lie on each other.
+_MANY = 150
 # The name under which the page tells to save the winning recipe.
 _RECIPE_FILE = "best.yaml"
 # Parts of viridis (van der Walt and Smith, 2015; even to the eye, also to colour-blind ones and in grey) that stand out
@@ -90,7 +92,8 @@ def render_study(result: Mapping[str, Any]) -> str:
     """
     study = read_study(result)
     shading = Shading(study)
-    drawn = study.keys_by_importance[:_SLICES]
+    # A single trial has nothing to be compared with.
+    drawn = study.keys_by_importance[:_SLICES] if len(study.complete) > 1 else []
     return render_page(
         "study.html",
         study=study,
@@ -102,11 +105,12 @@ def render_study(result: Mapping[str, Any]) -> str:
         history=draw_history(study),
         over_time=draw_over_time(study),
         courses=draw_courses(study, shading),
-        parallel=draw_parallel(study, shading) if study.complete and study.keys else None,
+        parallel=draw_parallel(study, shading) if drawn else None,
         parallel_axes=PARALLEL_AXES,
-        slices=[(key, draw_slice(study, key)) for key in drawn] if study.complete else [],
-        pairs=draw_pairs(study, shading) if study.complete else [],
+        slices=[(key, draw_slice(study, key)) for key in drawn],
+        pairs=draw_pairs(study, shading) if drawn else [],
         timeline=draw_timeline(study, shading),
+        many=len(study.trials) > _MANY,
         n_beyond=beyond_the_axis(study) if study.complete else 0,
         scale=shading,
         shades=_colours(),

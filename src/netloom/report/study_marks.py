@@ -114,16 +114,16 @@ def tooltip(study: StudyFacts, trial: TrialFacts, *settings: str) -> str:
 
 
 def mark(plot: Plot, study: StudyFacts, trial: TrialFacts, place: float | None, *settings: str) -> None:
-    """A trial: a dot, hollow if pruned, a cross at the foot if it failed, a ring around the best."""
+    """A trial: a dot, hollow if pruned, a cross at the bad end if it failed, a ring around the best."""
     height = plot.axes[1].place(trial.value)
+    words = tooltip(study, trial, *settings)
     if place is None or (height is None and trial.state != "failed"):
         return
-    x, y = plot.x(place), plot.y(height if height is not None and trial.state != "failed" else 0.0)
-    words = tooltip(study, trial, *settings)
     if trial.state == "failed":
-        y -= 4
+        x, y = plot.x(place), plot.y(0) - 4 if study.maximize else plot.y(1) + 4
         plot.add("path", title=words, class_="failed", d=f"M{number(x - 3)} {number(y - 3)}l6 6m0 -6l-6 6")
         return
+    x, y = plot.x(place), plot.y(height or 0.0)
     if study.best is not None and trial.number == study.best.number:
         plot.add("circle", class_="best", cx=x, cy=y, r=MARK + 3.6)
     plot.add("circle", title=words, class_=f"trial {trial.state}", cx=x, cy=y, r=MARK)

@@ -17,13 +17,14 @@ _WIDE = 1060.0
 _COURSES_SIZE = (_WIDE, 330.0)
 # A line of so many points is as smooth as the screen.
 _CURVE_POINTS = 160
-# Trials that follow each other in one worker may overlap by so much of the whole: clocks are read at different moments.
-_CLOCKS = 0.004
+# Trials that follow each other in one worker may overlap by so much of the second: their clocks are read at different
+# moments.
+_CLOCKS = 0.1
 
 
 def draw_history(study: StudyFacts) -> Markup | None:
-    """Each trial's value in the order of ending, and the best so far; None without a complete trial."""
-    if not study.complete:
+    """Each trial's value in the order of ending, and the best so far; None of one trial or no complete one."""
+    if not study.complete or len(study.trials) < 2:
         return None
     ordered = finishing_order(study)
     x = axes.linear_axis(1, len(ordered), form=axes.number_text, integers=True, label="trials, as they ended")
@@ -40,7 +41,7 @@ def draw_over_time(study: StudyFacts) -> Markup | None:
         if math.isfinite(trial.finished_after) or trial.origin == "earlier study"
     ]
     end = max((at for _, at in timed), default=0.0)
-    if not (study.complete and end > 0):
+    if not (study.complete and len(timed) > 1 and end > 0):
         return None
     x = axes.time_axis(end, label="since the search began")
     plot = Plot(*_SIZE, label=f"{study.metric} over time", x=x, y=score_axis(study, study.trials))
@@ -125,7 +126,7 @@ def draw_timeline(study: StudyFacts, shading: Shading) -> Markup | None:
     end = max(span[1] for span in spans)
     if not end > 0:
         return None
-    lanes = _lanes([span[:2] for span in spans], _CLOCKS * end)
+    lanes = _lanes([span[:2] for span in spans])
     x = axes.time_axis(end)
     height = 24.0 * (max(lanes) + 1)
     drawing = Drawing(_WIDE, height + 24, label="which trial ran when")
@@ -146,12 +147,12 @@ def draw_timeline(study: StudyFacts, shading: Shading) -> Markup | None:
     return drawing.markup
 
 
-def _lanes(spans: Sequence[tuple[float, float]], slack: float) -> list[int]:
+def _lanes(spans: Sequence[tuple[float, float]]) -> list[int]:
     """A lane for each span of time, in the order of their starts, so that no two in a lane overlap."""
     ends: list[float] = []
     lanes = []
     for start, stop in spans:
-        lane = next((index for index, end in enumerate(ends) if end <= start + slack), len(ends))
+        lane = next((index for index, end in enumerate(ends) if end <= start + _CLOCKS * (stop - start)), len(ends))
         ends[lane : lane + 1] = [stop]
         lanes.append(lane)
     return lanes

@@ -22,7 +22,7 @@ _WIDE = 1060.0
 _ABSENT = object()
 # Fewer trials say nothing about what lies between them.
 _FIELD_TRIALS = 20
-_FIELD_CELLS = 48
+_FIELD_CELLS = 72
 # Scott's factor n**(-1/6) (two dimensions) times the standard deviation of what is spread evenly over 0..1.
 _BANDWIDTH = 1 / math.sqrt(12)
 # Where less than so many trials' weight lies near, nothing is drawn.
@@ -34,12 +34,12 @@ PARALLEL_AXES = 10
 def draw_slice(study: StudyFacts, key: SearchKey) -> Markup:
     """The objective against one key."""
     x = key_axis(study, key)
-    plot = Plot(*_SLICE_SIZE, label=f"{study.metric} by {key.name}", x=x, y=score_axis(study, study.trials))
-    if x.slot:
-        _draw_medians(plot, study, key)
+    plot = Plot(*_SLICE_SIZE, label=f"{study.metric} by {key.name}", x=x, y=score_axis(study, study.complete))
     for trial in study.trials:
         place = x.place(trial.settings[key.name]) if key.name in trial.settings else None
         mark(plot, study, trial, jittered(x, place, trial.number), key.name)
+    if x.slot:
+        _draw_medians(plot, study, key)
     return plot.markup
 
 
@@ -51,6 +51,8 @@ def _draw_medians(plot: Plot, study: StudyFacts, key: SearchKey) -> None:
         if place is not None:
             by_place.setdefault(place, []).append(trial.value)
     for place, values in by_place.items():
+        if len(values) < 2:
+            continue
         height = plot.y(y.place(float(np.median(values))) or 0.0)
         reach = SPREAD * x.slot / 2 + 0.01
         title = f"median of {len(values)}: {study.score(float(np.median(values)))}"

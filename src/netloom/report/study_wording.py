@@ -13,6 +13,8 @@ from netloom.report.wording import counted, duration, percent, percent_interval,
 
 # Nearer to an end of its range than this part of it, the best value may lie beyond.
 _AT_THE_END = 0.03
+# More reasons of failures than these are counted, not listed.
+_REASONS = 5
 
 
 def describe_study(result: Mapping[str, Any]) -> list[str]:
@@ -55,6 +57,19 @@ def nothing_found(study: StudyFacts) -> str:
 def failures(study: StudyFacts) -> Mapping[str, int]:
     """How often each reason made a trial fail, the commonest first."""
     return dict(Counter(trial.reason or "no reason known" for trial in study.of_state("failed")).most_common())
+
+
+def failures_in_words(study: StudyFacts) -> list[str]:
+    """A sentence for each of the commonest reasons, unless `headline` says it already."""
+    reasons = failures(study)
+    if study.best is None and len(reasons) == 1 and not study.of_state("pruned"):
+        return []
+    listed = list(reasons.items())
+    more = sum(n for _, n in listed[_REASONS:])
+    lines = [f"{counted(n, 'trial')} failed: {reason}" for reason, n in listed[:_REASONS]]
+    return lines + (
+        [f"{counted(more, 'trial')} more failed for other reasons; the table of all trials has them."] if more else []
+    )
 
 
 def trials_in_words(study: StudyFacts) -> str:

@@ -17,7 +17,7 @@ from netloom.report.axes import Axis
 
 # Widths of a letter as a part of the font's size, a little generous: Latin letters and digits, and the full squares
 # of Hangul, kana and Han.
-_NARROW, _WIDE = 0.58, 1.0
+_NARROW, _WIDE = 0.64, 1.0
 FONT_SIZE = 12
 # Labels on a slant, where they do not fit beside each other, at most this long.
 _SLANTED_LETTERS = 16
