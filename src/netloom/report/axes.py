@@ -80,6 +80,8 @@ def linear_axis(
     found = MaxNLocator(nbins=n_ticks, integer=integers, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     reach = (high - low) * 1e-6
     ticks = [Tick(at(value), form(value)) for value in map(float, found) if low - reach <= value <= high + reach]
+    # Values that differ less than their digits tell share one tick.
+    ticks = list({tick.text: tick for tick in ticks}.values())
     return Axis(ticks, place, 1 / (high - low + 1) if few else 0.0, label)
 
 

@@ -94,6 +94,7 @@ def render_study(result: Mapping[str, Any]) -> str:
     shading = Shading(study)
     # A single trial has nothing to be compared with.
     drawn = study.keys_by_importance[:_SLICES] if len(study.complete) > 1 else []
+    used = {name for trial in study.trials for name in trial.settings}
     return render_page(
         "study.html",
         study=study,
@@ -107,7 +108,8 @@ def render_study(result: Mapping[str, Any]) -> str:
         courses=draw_courses(study, shading),
         parallel=draw_parallel(study, shading) if drawn else None,
         parallel_axes=PARALLEL_AXES,
-        slices=[(key, draw_slice(study, key)) for key in drawn],
+        slices=[(key, draw_slice(study, key)) for key in drawn if key.name in used],
+        slices_most=_SLICES,
         pairs=draw_pairs(study, shading) if drawn else [],
         timeline=draw_timeline(study, shading),
         many=len(study.trials) > _MANY,

@@ -61,7 +61,7 @@ class Shading:
 def score_axis(study: StudyFacts, trials: Sequence[TrialFacts], *, label: str = "") -> Axis:
     """The axis of the objective, over the values that these trials reached."""
     low, high = score_ends(study, trials)
-    return axes.linear_axis(low, high, form=score_form(study, high - low), label=label)
+    return axes.linear_axis(low, high, form=score_form(study), label=label)
 
 
 def score_ends(study: StudyFacts, trials: Sequence[TrialFacts]) -> tuple[float, float]:
@@ -97,12 +97,9 @@ def key_axis(study: StudyFacts, key: SearchKey, *, label: str = "", n_ticks: int
     return axes.linear_axis(low, high, form=axes.number_text, label=label, integers=key.kind == "int", n_ticks=n_ticks)
 
 
-def score_form(study: StudyFacts, reach: float) -> Callable[[float], str]:
-    """How ticks of the objective are written on an axis of this reach."""
-    if not study.is_share:
-        return axes.number_text
-    decimals = 0 if reach > 0.05 else 1 if reach > 0.005 else 2
-    return lambda value: f"{value:.{decimals}%}"
+def score_form(study: StudyFacts) -> Callable[[float], str]:
+    """How ticks of the objective are written: `65%`, `62.5%`, or plain numbers."""
+    return (lambda value: f"{axes.number_text(100 * value)}%") if study.is_share else axes.number_text
 
 
 def tooltip(study: StudyFacts, trial: TrialFacts, *settings: str) -> str:

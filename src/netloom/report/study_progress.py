@@ -87,7 +87,7 @@ def draw_courses(study: StudyFacts, shading: Shading) -> Markup | None:
         *_COURSES_SIZE,
         label=f"{study.metric} of each trial by epoch",
         x=axes.linear_axis(1, epochs, form=axes.number_text, integers=True, label="epoch"),
-        y=axes.linear_axis(low, high, form=score_form(study, high - low)),
+        y=axes.linear_axis(low, high, form=score_form(study)),
     )
     winner = study.winner
     # The worst first, so that the better ones are on top of them.
@@ -108,25 +108,26 @@ def _draw_curve(plot: Plot, study: StudyFacts, trial: TrialFacts, shading: Shadi
     ]
     colour = f"v{shading.shade(trial.value)}" if trial.state == "complete" else trial.state
     words = tooltip(study, trial)
-    if len(points) == 1:
-        plot.add("circle", title=words, class_=f"dot {colour}", cx=points[0][0], cy=points[0][1], r=MARK)
+    if len(points) < 2:
+        for x_at, y_at in points:
+            plot.add("circle", title=words, class_=f"dot {colour}", cx=x_at, cy=y_at, r=MARK)
     else:
         plot.line(points, class_=f"curve {colour}{' best' if best else ''}", title=words)
 
 
 def draw_timeline(study: StudyFacts, shading: Shading) -> Markup | None:
     """Which trial ran when, a lane for each that ran at once; None where the times are not known."""
-    spans = sorted(
-        (max(0.0, trial.finished_after - trial.seconds), trial.finished_after, trial.number, trial)
+    timed = [
+        trial
         for trial in study.trials
         if math.isfinite(trial.finished_after) and math.isfinite(trial.seconds) and trial.origin != "earlier study"
-    )
-    if len(spans) < 2:
+    ]
+    end = max((trial.finished_after for trial in timed), default=0.0)
+    if len(timed) < 2 or not end > 0:
         return None
-    end = max(span[1] for span in spans)
-    if not end > 0:
-        return None
-    lanes = _lanes([span[:2] for span in spans])
+    timed.sort(key=lambda trial: (trial.finished_after - trial.seconds, trial.number))
+    spans = [(max(0.0, trial.finished_after - trial.seconds), trial.finished_after) for trial in timed]
+    lanes = _lanes(spans)
     x = axes.time_axis(end)
     height = 24.0 * (max(lanes) + 1)
     drawing = Drawing(_WIDE, height + 24, label="which trial ran when")
@@ -134,16 +135,16 @@ def draw_timeline(study: StudyFacts, shading: Shading) -> Markup | None:
         at = tick.place * _WIDE
         drawing.line([(at, 0), (at, height + 4)], class_="grid")
         drawing.text(at, height + 18, tick.text, anchor="middle")
-    for (start, stop, index, trial), lane in zip(spans, lanes, strict=True):
-        left, right = (_WIDE * (x.place(at) or 0.0) for at in (start, stop))
+    for trial, span, lane in zip(timed, spans, lanes, strict=True):
+        left, right = (_WIDE * (x.place(at) or 0.0) for at in span)
         width = max(1.0, right - left - 1)
         colour = f"v{shading.shade(trial.value)}" if trial.state == "complete" else trial.state
         words = tooltip(study, trial)
         drawing.add(
             "rect", title=words, class_=f"span {colour}", x=left, y=24.0 * lane + 2, width=width, height=20, rx=3
         )
-        if width > 9 + 7 * len(str(index)):
-            drawing.text(left + 5, 24.0 * lane + 16.5, str(index), class_="over")
+        if width > 9 + 7 * len(str(trial.number)):
+            drawing.text(left + 5, 24.0 * lane + 16.5, str(trial.number), class_="over")
     return drawing.markup
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from netloom.report.study_data import SearchKey, StudyFacts
 from netloom.report.study_marks import MARK, SHADES, SPREAD, Shading, jittered, key_axis, mark, score_axis, tooltip
-from netloom.report.svg import Drawing, Plot, number
+from netloom.report.svg import LINE_HEIGHT, Drawing, Plot, number, spaced
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -93,7 +93,7 @@ def draw_parallel(study: StudyFacts, shading: Shading) -> Markup:
         # Names of neighbours on two levels have twice the room.
         level = 14 + 16 * (index % 2)
         drawing.text(max(2, end), level, axis.label, anchor=anchor, letters=2 * letters, class_="name")
-        for tick in axis.ticks:
+        for tick in spaced(axis.ticks, foot - top, LINE_HEIGHT):
             drawing.text(x + 6, height(tick.place) + 4, tick.text, letters=letters, class_="over")
         if index < len(keys) and any(keys[index].name not in trial.settings for trial in study.complete):
             drawing.text(x + 6, height(None) + 4, "not set", letters=letters, class_="over")
@@ -105,6 +105,7 @@ def draw_pairs(study: StudyFacts, shading: Shading) -> list[tuple[str, Markup]]:
     return [
         (f"{first.name} and {second.name}", _pair(study, first, second, shading))
         for first, second in itertools.combinations(study.keys_by_importance[:3], 2)
+        if any(first.name in trial.settings and second.name in trial.settings for trial in study.complete)
     ]
 
 
@@ -159,7 +160,7 @@ def filled_contours(points: FloatArray, values: FloatArray, shading: Shading) ->
     if len(points) < _FIELD_TRIALS or not shading.high > shading.low:
         return []
     at = np.linspace(0, 1, _FIELD_CELLS)
-    surface = _smoothed(points, np.clip(values, shading.low, shading.high), at)
+    surface = kernel_mean(points, np.clip(values, shading.low, shading.high), at)
     levels = np.linspace(shading.low, shading.high, SHADES + 1)
     # The smallest and the largest value belong to the outer bands.
     levels[0], levels[-1] = levels[0] - 1, levels[-1] + 1
@@ -172,8 +173,17 @@ def filled_contours(points: FloatArray, values: FloatArray, shading: Shading) ->
     ]
 
 
-def _smoothed(points: FloatArray, values: FloatArray, at: FloatArray) -> FloatArray:
-    """Kernel estimate on the grid `at` x `at`, float64 `[rows, columns]`; masked where no trial is near."""
+def kernel_mean(points: FloatArray, values: FloatArray, at: FloatArray) -> FloatArray:
+    """What points near each place of a grid have on average, by a Gaussian kernel.
+
+    Args:
+        points: Places, 0..1, float64 `[n, 2]`, across and up.
+        values: Of each point, float64 `[n]`.
+        at: Where the grid's columns and rows lie, 0..1, float64 `[side]`.
+
+    Returns:
+        float64 `[side, side]`, row by row upwards; masked where no point is near.
+    """
     width = _BANDWIDTH * len(points) ** (-1 / 6)
     # The kernel of the plane is the product of one across and one up.
     across, up = (np.exp(-0.5 * ((at[:, None] - points[None, :, axis]) / width) ** 2) for axis in (0, 1))

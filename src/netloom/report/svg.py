@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from netloom.report.axes import Axis
+from netloom.report.axes import Axis, Tick
 
 # Widths of a letter as a part of the font's size, a little generous: Latin letters and digits, and the full squares
 # of Hangul, kana and Han.
@@ -21,7 +21,9 @@ _NARROW, _WIDE = 0.64, 1.0
 FONT_SIZE = 12
 # Labels on a slant, where they do not fit beside each other, at most this long.
 _SLANTED_LETTERS = 16
-_SINE, _COSINE = 0.5, 0.87
+_SINE = 0.5  # of 30 degrees
+# The least distance of two labels above each other.
+LINE_HEIGHT = 14.0
 
 
 class Margins(NamedTuple):
@@ -117,7 +119,8 @@ class Plot(Drawing):
 
     def _draw_x(self) -> None:
         axis, foot = self.axes[0], self.y(0)
-        for tick in axis.ticks:
+        width = self.x(1) - self.x(0)
+        for tick in spaced(axis.ticks, width, LINE_HEIGHT) if self._slanted else axis.ticks:
             x = self.x(tick.place)
             if self._slanted:
                 self.text(
@@ -135,13 +138,22 @@ class Plot(Drawing):
 
     def _draw_y(self) -> None:
         axis = self.axes[1]
-        for tick in axis.ticks:
+        for tick in spaced(axis.ticks, self.y(0) - self.y(1), LINE_HEIGHT):
             y = self.y(tick.place)
             self.line([(self.x(0), y), (self.x(1), y)], class_="grid")
             self.text(self.x(0) - 6, y + 4, tick.text, anchor="end", letters=_SLANTED_LETTERS)
         if axis.label:
             y = (self.y(0) + self.y(1)) / 2
             self.text(12, y, axis.label, anchor="middle", class_="name", transform=f"rotate(-90 12 {number(y)})")
+
+
+def spaced(ticks: Sequence[Tick], length: float, gap: float) -> list[Tick]:
+    """Those ticks of an axis of this length that are at least `gap` apart."""
+    kept: list[Tick] = []
+    for tick in ticks:
+        if not kept or (tick.place - kept[-1].place) * length >= gap:
+            kept.append(tick)
+    return kept
 
 
 def number(value: object) -> str:
