@@ -298,6 +298,12 @@ def test_a_line_of_the_parallel_axes_passes_an_absent_key_below_the_axis() -> No
     assert "not set" in [text.text for text in svg.iter("text")]
 
 
+def test_many_choices_are_counted_not_listed() -> None:
+    many = study([0.5, 0.6], space=[key("optimizer", "choice", choices=[f"o{i}" for i in range(50)])])
+    ((*_, searched),) = Page(render_study(many)).table("key", "trial 1")
+    assert searched == ", ".join(f"o{i}" for i in range(12)) + " and 38 more"
+
+
 def test_courses_hold_every_epoch_and_pruned_ones_are_apart() -> None:
     result = study([0.5, 0.6, 0.55])
     result["trials"][0].update(state="pruned", values=[0.2, None, 0.3])

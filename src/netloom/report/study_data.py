@@ -16,6 +16,8 @@ _STUDY = (
     *("study", "source", "recipe", "model", "objective", "direction", "sampler", "pruner", "scheme_in_words"),
     *("space", "trials", "n_trials", "seconds", "jobs"),
 )
+# More choices than these are counted, not listed.
+_CHOICES = 12
 _STATES = ("complete", "pruned", "failed")
 
 
@@ -38,7 +40,9 @@ class SearchKey:
     def range_in_words(self) -> str:
         """`0.0001 to 0.1, by its logarithm`, or the choices."""
         if self.kind == "choice":
-            return ", ".join(map(value_text, self.choices))
+            words = ", ".join(map(value_text, self.choices[:_CHOICES]))
+            more = len(self.choices) - _CHOICES
+            return f"{words} and {more} more" if more > 0 else words
         ends = f"{number_text(self.low)} to {number_text(self.high)}"
         return f"{ends}, by its logarithm" if self.log else ends
 

@@ -19,7 +19,6 @@ FloatArray = npt.NDArray[np.float64]
 _SLICE_SIZE = (330.0, 220.0)
 _PAIR_SIZE = (360.0, 300.0)
 _WIDE = 1060.0
-_ABSENT = object()
 # Fewer trials say nothing about what lies between them.
 _FIELD_TRIALS = 20
 _FIELD_CELLS = 72
@@ -72,12 +71,13 @@ def draw_parallel(study: StudyFacts, shading: Shading) -> Markup:
         # A key that a trial has not has a place of its own below the axis.
         return foot + 24 if place is None else foot - place * (foot - top)
 
+    without = set()
     for trial in sorted(study.complete, key=lambda trial: shading.shade(trial.value)):
-        settings = [trial.settings.get(key.name) if key.name in trial.settings else _ABSENT for key in keys]
         places = [
-            jittered(axis, None if value is _ABSENT else axis.place(value), trial.number)
-            for axis, value in zip(upright, settings, strict=True)
+            jittered(axis, axis.place(trial.settings[key.name]), trial.number) if key.name in trial.settings else None
+            for key, axis in zip(keys, upright, strict=True)
         ]
+        without |= {index for index, place in enumerate(places) if place is None}
         points = [
             (left + index * gap, height(place)) for index, place in enumerate((*places, columns[-1].place(trial.value)))
         ]
@@ -95,7 +95,7 @@ def draw_parallel(study: StudyFacts, shading: Shading) -> Markup:
         drawing.text(max(2, end), level, axis.label, anchor=anchor, letters=2 * letters, class_="name")
         for tick in spaced(axis.ticks, foot - top, LINE_HEIGHT):
             drawing.text(x + 6, height(tick.place) + 4, tick.text, letters=letters, class_="over")
-        if index < len(keys) and any(keys[index].name not in trial.settings for trial in study.complete):
+        if index in without:
             drawing.text(x + 6, height(None) + 4, "not set", letters=letters, class_="over")
     return drawing.markup
 

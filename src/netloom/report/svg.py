@@ -120,7 +120,7 @@ class Plot(Drawing):
     def _draw_x(self) -> None:
         axis, foot = self.axes[0], self.y(0)
         width = self.x(1) - self.x(0)
-        for tick in spaced(axis.ticks, width, LINE_HEIGHT) if self._slanted else axis.ticks:
+        for tick in spaced(axis.ticks, width, LINE_HEIGHT / _SINE) if self._slanted else axis.ticks:
             x = self.x(tick.place)
             if self._slanted:
                 self.text(
