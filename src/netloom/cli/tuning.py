@@ -102,7 +102,7 @@ def tune(
     """Search for the values of recipe keys that train best, many trials at once, and test the winner once."""
     from netloom.recipe import parse_overrides
     from netloom.workflows.runs import load
-    from netloom.workflows.study_result import describe_study
+    from netloom.workflows.study_result import describe_result
     from netloom.workflows.tune import DEFAULT_FINAL_SEEDS, resume_tune
     from netloom.workflows.tune import tune as search
 
@@ -139,4 +139,4 @@ def tune(
             plan=None if like is None else load(like).plan,
             settings=parse_overrides(settings or []),
         )
-    show(dict(found.result), describe_study(found.result) if quiet else [], as_json=as_json)
+    show(dict(found.result), describe_result(found.result) if quiet else [], as_json=as_json)

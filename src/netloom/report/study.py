@@ -74,7 +74,7 @@ def write_study_report(result: Mapping[str, Any], path: Path) -> None:
     """Write the page of a search.
 
     Args:
-        result: As `study.json` holds it; figures that are not numbers may be NaN, infinite or None.
+        result: As `tune.json` holds it; figures that are not numbers may be NaN, infinite or None.
         path: Of the HTML file; replaced in one step.
 
     Raises:

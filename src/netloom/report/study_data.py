@@ -1,4 +1,4 @@
-"""What a search found, as its report reads it: the plain values of `study.json`, checked and typed."""
+"""What a search found, as its report reads it: the plain values of `tune.json`, checked and typed."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
     """Check and type the result of a search.
 
     Args:
-        result: As `study.json` holds it; figures that are not numbers may be NaN, infinite or None.
+        result: As `tune.json` holds it; figures that are not numbers may be NaN, infinite or None.
 
     Raises:
         NetloomError: Something that every search has is missing.

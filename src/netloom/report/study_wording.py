@@ -21,7 +21,7 @@ def describe_study(result: Mapping[str, Any]) -> list[str]:
     """A search for the terminal, a line each: the best as searched, the same on fresh seeds, the test.
 
     Args:
-        result: As `study.json` holds it.
+        result: As `tune.json` holds it.
 
     Raises:
         NetloomError: Something that every search has is missing.

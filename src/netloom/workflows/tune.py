@@ -33,7 +33,7 @@ from netloom.workflows.runs import Run, load
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.study import Study
 from netloom.workflows.study_manifest import OBJECTIVES, StudyManifest, create_study, open_study
-from netloom.workflows.study_result import describe_study, study_result, values_of
+from netloom.workflows.study_result import REPORT_FILE, RESULT_FILE, describe_result, study_result, values_of
 from netloom.workflows.train import recipe_for
 from netloom.workflows.training_job import Member, is_job, resume_job, start_job
 from netloom.workflows.trainings import (
@@ -47,9 +47,7 @@ from netloom.workflows.trainings import (
 from netloom.workflows.trial_table import TrialTable
 from netloom.workflows.trial_task import TrialResources, plain_resources, run_trial, set_up
 
-RESULT_FILE = "tune.json"
 BEST_RECIPE_FILE = "best.yaml"
-REPORT_FILE = "report.html"
 DEFAULT_TRIALS = 50
 DEFAULT_FINAL_SEEDS = 3
 
@@ -390,7 +388,11 @@ class _Search:
             jobs=self.jobs,
         )
         write_json(self.path / RESULT_FILE, result)
-        for line in describe_study(result):
+        # Imported late: Matplotlib would delay the first trial.
+        from netloom.report.study import write_study_report
+
+        write_study_report(result, self.path / REPORT_FILE)
+        for line in describe_result(result):
             self.reporter.say(line)
         return Study(self.path, best_recipe, runs[0] if runs else None, result)
 
