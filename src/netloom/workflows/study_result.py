@@ -101,6 +101,8 @@ def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | Non
         row = run.history[int(result["kept_epoch"] or len(run.history)) - 1]
         values.append(float(row[manifest.objective]))
     found = spread(values) if len(values) > 1 else {"mean": values[0], "standard_deviation": None, "interval": None}
+    if found["interval"] is not None and manifest.objective == "validation_accuracy":
+        found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
     return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
 
 
