@@ -478,6 +478,17 @@ def test_a_hopeless_trial_does_not_squash_the_others() -> None:
     assert "1 trial would lie far beyond the axis and is drawn at its end." in Page(render_study(result)).words
 
 
+def test_the_colour_scale_shows_differences_among_the_good_half() -> None:
+    """Its bad end is three times as far from the best as the median: 1 - 3 * (1 - 0.9); few trials have all of it."""
+    values = [0.1, 0.1, 0.1, 0.85, 0.9, 0.9, 0.92, 0.95, 1.0]
+    many, few = Shading(read_study(study(values))), Shading(read_study(study(values[2:8])))
+    assert (many.open_ended, few.open_ended) == (True, False)
+    assert (many.low, many.high) == (pytest.approx(0.7), 1.0)
+    assert (few.low, few.high) == (0.1, 0.95)
+    assert [many.shade(value) for value in (math.nan, 0.1, 0.71, 0.99)] == [0, 0, 0, SHADES - 1]
+    assert "70.0% or worse" in Page(render_study(study(values))).words
+
+
 def test_five_hundred_trials_are_drawn_in_no_time() -> None:
     """0.5 s of CPU where this was written; the bound leaves room for slow machines."""
     result = study([float(value) for value in np.random.default_rng(0).uniform(0.4, 0.66, 500)])

@@ -32,6 +32,8 @@ _SLICES = 12
 _MANY = 150
 # The name under which the page tells to save a winning recipe that is in no file.
 _RECIPE_FILE = "best.yaml"
+# Where a trial's settings come from, where that is worth a word.
+_ORIGINS = {"sampler": "", "recipe": "the recipe itself"}
 # Parts of viridis (van der Walt and Smith, 2015; even to the eye, also to colour-blind ones and in grey) that stand out
 # from light and from dark paper, from the worst value to the best, which is farthest from the paper.
 _LIGHT_PART, _DARK_PART = (0.88, 0.02), (0.25, 0.97)
@@ -138,7 +140,7 @@ def _trial_row(study: StudyFacts, trial: TrialFacts) -> TrialRow:
         number=trial.number,
         state=trial.state,
         reason=trial.reason,
-        origin="" if trial.origin == "sampler" else trial.origin,
+        origin=_ORIGINS.get(trial.origin, trial.origin),
         best=trial is study.winner,
         value=Cell(study.score(trial.value, digits=2), _sort_text(trial.value)),
         settings=[
