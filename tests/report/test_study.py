@@ -298,6 +298,35 @@ def test_a_line_of_the_parallel_axes_passes_an_absent_key_below_the_axis() -> No
     assert "not set" in [text.text for text in svg.iter("text")]
 
 
+def test_what_the_search_adds_is_shown() -> None:
+    """The recipe's own values, where the winning recipe lies, the test over all fresh seeds."""
+    result = study(
+        [0.5, 0.6],
+        base={"dropout": 0.123, "optimizer": None},
+        best_recipe="runs/2026 study/best.yaml",
+        sampler_in_words="Bayesian search",
+        test_over_seeds={"values": [0.63, 0.64, 0.65]},
+    )
+    result["test"]["majority_baseline"] = {"class": "<b>", "accuracy": 0.25}
+    page = Page(render_study(result))
+    own = {row[0]: row[2] for row in page.table("key", "trial 1")}
+    assert (own["dropout"], own["optimizer"], own["momentum"]) == ("0.123", "null", "–")
+    assert "netloom train cifar10 --recipe 'runs/2026 study/best.yaml'" in page.words
+    assert "Save the recipe" not in page.words
+    assert "Settings chosen by Bayesian search" in page.words
+    assert "right on 25.0%. Over all 3 fresh seeds the mean is 64.0% ± 1.0." in page.words
+
+
+def test_folds_are_called_so_and_trials_that_have_not_ended_are_left_out() -> None:
+    result = study([0.5, 0.6, None], scheme_in_words="5 folds")
+    result["trials"][2].update(state="running", values=[])
+    page = Page(render_study(result))
+    assert "Fold by fold" in page.words
+    assert "Epoch by epoch" not in page.words
+    assert [row[0] for row in page.table("trial", "state")] == ["1", "0"]
+    assert "2 complete, of 3 planned" in page.words
+
+
 def test_many_choices_are_counted_not_listed() -> None:
     many = study([0.5, 0.6], space=[key("optimizer", "choice", choices=[f"o{i}" for i in range(50)])])
     ((*_, searched),) = Page(render_study(many)).table("key", "trial 1")
@@ -449,6 +478,17 @@ def test_a_hopeless_trial_does_not_squash_the_others() -> None:
     assert "1 trial would lie far beyond the axis and is drawn at its end." in Page(render_study(result)).words
 
 
+def test_the_colour_scale_shows_differences_among_the_good_half() -> None:
+    """Its bad end is three times as far from the best as the median: 1 - 3 * (1 - 0.9); few trials have all of it."""
+    values = [0.1, 0.1, 0.1, 0.85, 0.9, 0.9, 0.92, 0.95, 1.0]
+    many, few = Shading(read_study(study(values))), Shading(read_study(study(values[2:8])))
+    assert (many.open_ended, few.open_ended) == (True, False)
+    assert (many.low, many.high) == (pytest.approx(0.7), 1.0)
+    assert (few.low, few.high) == (0.1, 0.95)
+    assert [many.shade(value) for value in (math.nan, 0.1, 0.71, 0.99)] == [0, 0, 0, SHADES - 1]
+    assert "70.0% or worse" in Page(render_study(study(values))).words
+
+
 def test_five_hundred_trials_are_drawn_in_no_time() -> None:
     """0.5 s of CPU where this was written; the bound leaves room for slow machines."""
     result = study([float(value) for value in np.random.default_rng(0).uniform(0.4, 0.66, 500)])
@@ -494,8 +534,8 @@ def test_a_damaged_result_is_named(tmp_path) -> None:
         write_study_report(result, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
     result = study()
-    result["trials"][0]["state"] = "running"
-    with pytest.raises(NetloomError, match="Trial 0 is 'running'; expected complete, pruned, failed"):
+    result["trials"][0]["state"] = "lost"
+    with pytest.raises(NetloomError, match="Trial 0 is 'lost'; expected complete, pruned, failed"):
         describe_study(result)
 
 

@@ -30,8 +30,10 @@ __all__ = ["describe_study", "render_study", "write_study_report"]
 _SLICES = 12
 # So many dots lie on each other.
 _MANY = 150
-# The name under which the page tells to save the winning recipe.
+# The name under which the page tells to save a winning recipe that is in no file.
 _RECIPE_FILE = "best.yaml"
+# Where a trial's settings come from, where that is worth a word.
+_ORIGINS = {"sampler": "", "recipe": "the recipe itself"}
 # Parts of viridis (van der Walt and Smith, 2015; even to the eye, also to colour-blind ones and in grey) that stand out
 # from light and from dark paper, from the worst value to the best, which is farthest from the paper.
 _LIGHT_PART, _DARK_PART = (0.88, 0.02), (0.25, 0.97)
@@ -100,7 +102,7 @@ def render_study(result: Mapping[str, Any]) -> str:
         study=study,
         wording=wording,
         settings=[_setting(study, key) for key in study.keys] if study.best else [],
-        command=f"netloom train {shlex.quote(study.source)} --recipe {_RECIPE_FILE}",
+        command=f"netloom train {shlex.quote(study.source)} --recipe {shlex.quote(study.recipe_file or _RECIPE_FILE)}",
         recipe_file=_RECIPE_FILE,
         importances=_importances(study),
         history=draw_history(study),
@@ -138,7 +140,7 @@ def _trial_row(study: StudyFacts, trial: TrialFacts) -> TrialRow:
         number=trial.number,
         state=trial.state,
         reason=trial.reason,
-        origin="" if trial.origin == "sampler" else trial.origin,
+        origin=_ORIGINS.get(trial.origin, trial.origin),
         best=trial is study.winner,
         value=Cell(study.score(trial.value, digits=2), _sort_text(trial.value)),
         settings=[
@@ -161,7 +163,7 @@ def _sort_text(value: float) -> str:
 
 def _setting(study: StudyFacts, key: SearchKey) -> SettingRow:
     """The row of a key; the winner may lack one that depends on another."""
-    best, own = study.best.settings if study.best else {}, study.own_settings
+    best, own = study.best.settings if study.best else {}, study.base
     both = key.name in best and key.name in own
     return SettingRow(
         name=key.name,

@@ -18,6 +18,8 @@ _STUDY = (
 )
 # More choices than these are counted, not listed.
 _CHOICES = 12
+# Trials that have not ended are in no figure.
+_UNFINISHED = ("running", "waiting")
 _STATES = ("complete", "pruned", "failed")
 
 
@@ -88,6 +90,8 @@ class TestFacts(NamedTuple):
     interval: Interval | None
     majority: float
     """What always guessing the commonest class gives; NaN where unknown."""
+    over_seeds: Sequence[float]
+    """Accuracy of each training with a fresh seed; empty where there was one only."""
 
 
 class Winner(NamedTuple):
@@ -126,7 +130,11 @@ class StudyFacts:
     fresh: FreshSeeds | None
     test: TestFacts | None
     final_run: str
+    base: Mapping[str, Any]
+    """What the recipe itself has for the searched keys, as far as that is known."""
     recipe_yaml: str
+    recipe_file: str
+    """Where the winning recipe was written; empty where it was not."""
 
     @property
     def metric(self) -> str:
@@ -149,14 +157,14 @@ class StudyFacts:
         return next((trial for trial in self.trials if trial.number == number), None)
 
     @property
-    def own_settings(self) -> Mapping[str, Any]:
-        """What the recipe itself has for the searched keys, where a trial ran it as it is."""
-        return next((trial.settings for trial in self.trials if trial.origin == "recipe"), {})
-
-    @property
     def keys_by_importance(self) -> list[SearchKey]:
         """The most important first; in the space's order where that is not known."""
         return sorted(self.keys, key=lambda key: -self.importances.get(key.name, 0.0))
+
+    @property
+    def by_fold(self) -> bool:
+        """Whether the values on a trial's way are those of folds, not of epochs."""
+        return self.scheme.endswith("folds")
 
     def advantage(self, value: float, other: float) -> float:
         """How much better `value` is than `other`; negative where it is worse."""
@@ -190,6 +198,8 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         NetloomError: Something that every search has is missing.
     """
     _require(result, _STUDY, "The result of the search")
+    trials = sorted(map(_trial, _ended(result["trials"])), key=lambda trial: trial.number)
+    as_it_is = next((trial.settings for trial in trials if trial.origin == "recipe"), {})
     return StudyFacts(
         folder=str(result["study"]).replace("\\", "/").rstrip("/").rpartition("/")[2],
         source=str(result["source"]),
@@ -197,12 +207,12 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         model=str(result["model"]),
         objective=str(result["objective"]),
         maximize=result["direction"] == "maximize",
-        sampler=str(result["sampler"]),
+        sampler=str(result.get("sampler_in_words") or result["sampler"]),
         pruner=str(result["pruner"] or "none"),
         scheme=str(result["scheme_in_words"]),
         validation_n=result.get("validation_n"),
         keys=[_key(row) for row in result["space"]],
-        trials=sorted(map(_trial, result["trials"]), key=lambda trial: trial.number),
+        trials=trials,
         planned=int(result["n_trials"]),
         seconds=_number(result["seconds"]),
         jobs=int(result["jobs"]),
@@ -210,8 +220,10 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         importances={key: _number(value) for key, value in (result.get("importances") or {}).items()},
         best=_winner(result.get("best")),
         fresh=_fresh(result.get("fresh")),
-        test=_test(result.get("test")),
+        test=_test(result.get("test"), result.get("test_over_seeds")),
         final_run=str(result.get("final_run") or ""),
+        base=result.get("base") or as_it_is,
+        recipe_file=str(result.get("best_recipe") or ""),
         recipe_yaml=str(result.get("best_recipe_yaml") or ""),
     )
 
@@ -233,6 +245,10 @@ def _condition(when: Mapping[str, Any] | None) -> str:
     if when is None:
         return ""
     return f"only where {when['key']} is {' or '.join(map(value_text, when['values']))}"
+
+
+def _ended(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get("state") not in _UNFINISHED]
 
 
 def _trial(row: Mapping[str, Any]) -> TrialFacts:
@@ -280,12 +296,17 @@ def _fresh(fresh: Mapping[str, Any] | None) -> FreshSeeds | None:
     )
 
 
-def _test(test: Mapping[str, Any] | None) -> TestFacts | None:
+def _test(test: Mapping[str, Any] | None, over_seeds: Mapping[str, Any] | None) -> TestFacts | None:
     if not test:
         return None
     _require(test, ("accuracy", "n"), "The test of the search")
-    majority = _number(test.get("majority_baseline"))
-    return TestFacts(_number(test["accuracy"]), int(test["n"]), _interval(test.get("interval")), majority)
+    majority = test.get("majority_baseline")
+    if isinstance(majority, Mapping):  # as the result of a run holds it, with the class
+        majority = majority["accuracy"]
+    seeds = [_number(value) for value in (over_seeds or {}).get("values") or ()]
+    return TestFacts(
+        _number(test["accuracy"]), int(test["n"]), _interval(test.get("interval")), _number(majority), seeds
+    )
 
 
 def _interval(ends: Sequence[Any] | None) -> Interval | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from netloom.report import axes
@@ -25,6 +26,7 @@ SPREAD = 0.6
 # The colour scale reaches so many times as far as from the best value to the median: among thirty hopeless trials the
 # good half still shows its differences.
 _REACH = 3
+_REACH_TRIALS = 8
 
 
 class Shading:
@@ -36,9 +38,10 @@ class Shading:
         self.open_ended = False
         self._maximize = study.maximize
         if values:
-            worst, median, best = values[0], values[len(values) // 2], values[-1]
+            worst, median, best = values[0], statistics.median(values), values[-1]
             end = best + _REACH * (median - best)
-            self.open_ended = median != best and study.advantage(end, worst) > 0
+            enough = len(values) >= _REACH_TRIALS and median != best
+            self.open_ended = enough and study.advantage(end, worst) > 0
             worst = end if self.open_ended else worst
             self.low, self.high = min(worst, best), max(worst, best)
 

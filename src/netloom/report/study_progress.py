@@ -76,17 +76,17 @@ def finishing_order(study: StudyFacts) -> list[TrialFacts]:
 
 
 def draw_courses(study: StudyFacts, shading: Shading) -> Markup | None:
-    """The objective epoch by epoch, pruned trials fainter, the best on top; None where no epoch was completed."""
+    """The objective after each epoch or fold, pruned trials fainter, the best on top; None where there was none."""
     lines = [trial for trial in study.trials if any(map(math.isfinite, trial.values))]
     if not lines:
         return None
     finite = [value for trial in lines for value in trial.values if math.isfinite(value)]
     low, high = axes.score_range(finite, maximize=study.maximize)
-    epochs = max(len(trial.values) for trial in lines)
+    epochs, step = max(len(trial.values) for trial in lines), "fold" if study.by_fold else "epoch"
     plot = Plot(
         *_COURSES_SIZE,
-        label=f"{study.metric} of each trial by epoch",
-        x=axes.linear_axis(1, epochs, form=axes.number_text, integers=True, label="epoch"),
+        label=f"{study.metric} of each trial by {step}",
+        x=axes.linear_axis(1, epochs, form=axes.number_text, integers=True, label=step),
         y=axes.linear_axis(low, high, form=score_form(study)),
     )
     winner = study.winner

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netloom.report.axes import number_text, value_text
@@ -123,8 +124,16 @@ def test_result(study: StudyFacts) -> str:
     )
     return (
         f"Right on {percent(test.accuracy)} of {counted(test.n, 'test picture')}{interval}, "
-        f"looked at once, after the search{guessing}."
+        f"looked at once, after the search{guessing}.{_test_over_seeds(test.over_seeds)}"
     )
+
+
+def _test_over_seeds(accuracies: Sequence[float]) -> str:
+    """What the other trainings with fresh seeds say of the same pictures."""
+    if len(accuracies) < 2:
+        return ""
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    return f" Over all {len(accuracies)} fresh seeds the mean is {percent(mean)} ± {deviation * 100:.1f}."
 
 
 def verdict(study: StudyFacts) -> str:
