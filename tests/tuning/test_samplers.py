@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from netloom.errors import RecipeError
@@ -189,3 +190,30 @@ def test_without_a_pruner_nothing_is_pruned() -> None:
         number = study.ask().number
         assert not any(study.report(number, epoch, value) for epoch in range(1, 6))
         study.complete(number, value, {})
+
+
+def test_gaussian_processes_learn_from_pruned_trials() -> None:
+    """Points near one that was pruned for its low value are not proposed again."""
+    line = [parse_dimension("x", "0..1", lambda key, value: None)]
+
+    def proposals(*, far_better: bool) -> list[float]:
+        study, _ = SearchStudy.create(
+            in_memory(),
+            "line",
+            line,
+            direction="maximize",
+            sampler=create_sampler("gp", line, seed=0, init_points=2, n_trials=10),
+            pruner=create_pruner("none", epochs=2),
+        )
+        for x in (0.05, 0.1, 0.9, 0.95):
+            study.enqueue({"x": x}, "test")
+            number = study.ask().number
+            if x > 0.5:
+                study.report(number, 1, 5.0 if far_better else -5.0)
+                study.prune(number, {})
+            else:
+                study.complete(number, 0.0, {})
+        return [study.ask().overrides["x"] for _ in range(3)]
+
+    assert np.mean(proposals(far_better=True)) > 0.6
+    assert np.mean(proposals(far_better=False)) < 0.6

@@ -14,6 +14,7 @@ from html_page import Page
 from netloom.cli import app
 from netloom.data.imageset import ImageSet
 from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
+from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
 from netloom.workflows.study import Study
 from netloom.workflows.tune import parse_duration
@@ -123,8 +124,8 @@ def test_no_trial_sees_the_test_part(photos: Path, tmp_path: Path, monkeypatch: 
 
 def test_the_report_and_the_figures_agree(study: Study) -> None:
     text = " ".join(Page((study.path / "report.html").read_text(encoding="utf-8")).text)
-    assert f"{study.best_value:.1%}" in text
-    assert f"{study.result['test']['accuracy']:.1%}" in text
+    assert percent(study.best_value) in text
+    assert percent(study.result["test"]["accuracy"]) in text
     assert "learning_rate" in text
     written = json.loads((study.path / "tune.json").read_text(encoding="utf-8"))
     assert written["best"]["value"] == study.best_value
@@ -203,7 +204,7 @@ def test_trials_that_fail_are_told_and_the_others_go_on(photos: Path, tmp_path: 
 
 
 def test_if_all_fail_the_first_reason_is_told(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="None of 2 trials was complete.*momentum: is for sgd and rmsprop"):
+    with pytest.raises(TrainingError, match=r"None of 2 trials was complete[\s\S]*momentum: is for sgd and rmsprop"):
         search(photos, tmp_path, space={"momentum": [0.5, 0.9]}, sampler="grid", n_trials=2)
 
 

@@ -30,8 +30,8 @@ def study_result(
     source: str,
     validation_n: int,
     records: Sequence[TrialRecord],
-    best: TrialRecord,
-    best_recipe: Recipe,
+    best: TrialRecord | None,
+    best_recipe: Recipe | None,
     best_recipe_file: Path,
     runs: Sequence[Run],
     importances: Mapping[str, float] | None,
@@ -47,7 +47,7 @@ def study_result(
         source: Name of the pictures' source.
         validation_n: Pictures that a trial is scored on.
         records: All trials.
-        best: The best of them.
+        best: The best of them; None where none is complete.
         best_recipe: Its recipe.
         best_recipe_file: Where that is.
         runs: Of the winner, with fresh seeds.
@@ -76,7 +76,9 @@ def study_result(
         "jobs": jobs,
         "plan": manifest.plan.to_json(),
         "importances": None if importances is None else dict(importances),
-        "best": {
+        "best": None
+        if best is None
+        else {
             "number": best.number,
             "value": best.value,
             "interval": _interval(best.value, validation_n, manifest.objective),
@@ -86,8 +88,8 @@ def study_result(
         "test": dict(runs[0].result["test"]) if runs else None,
         "test_over_seeds": None if summary is None else summary["test_accuracy"],
         "final_run": str(runs[0].path) if runs else None,
-        "best_recipe": str(best_recipe_file),
-        "best_recipe_yaml": best_recipe.to_yaml(),
+        "best_recipe": None if best_recipe is None else str(best_recipe_file),
+        "best_recipe_yaml": None if best_recipe is None else best_recipe.to_yaml(),
     }
 
 
@@ -97,12 +99,13 @@ def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | Non
         return None
     values = []
     for run in runs:
-        result = run.result
-        row = run.history[int(result["kept_epoch"] or len(run.history)) - 1]
+        row = run.history[int(run.result["kept_epoch"] or len(run.history)) - 1]
         values.append(float(row[manifest.objective]))
-    found = spread(values) if len(values) > 1 else {"mean": values[0], "standard_deviation": None, "interval": None}
-    if found["interval"] is not None and manifest.objective == "validation_accuracy":
-        found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
+    found: dict[str, Any] = {"mean": values[0], "standard_deviation": None, "interval": None}
+    if len(values) > 1:
+        found = spread(values)
+        if manifest.objective == "validation_accuracy":
+            found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
     return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
 
 

@@ -365,10 +365,25 @@ class _Search:
         records = self.study.records()
         best = best_of(records, self.manifest.direction)
         if best is None:
+            self._report(records, None, None, [], seconds)
             raise TrainingError(self._why_nothing(records))
         best_recipe = load_recipe(self.recipe, best.overrides)
         write_atomically(self.path / BEST_RECIPE_FILE, best_recipe.to_yaml())
         runs = self._final_runs(best_recipe)
+        result = self._report(records, best, best_recipe, runs, seconds)
+        for line in describe_result(result):
+            self.reporter.say(line)
+        return Study(self.path, best_recipe, runs[0] if runs else None, result)
+
+    def _report(
+        self,
+        records: Sequence[TrialRecord],
+        best: TrialRecord | None,
+        best_recipe: Recipe | None,
+        runs: Sequence[Run],
+        seconds: float,
+    ) -> dict[str, Any]:
+        """Write figures and page."""
         n = len(self.data.split.validation)
         if self.manifest.cv is not None:
             n = sum(len(split.test) for split in self.splits)
@@ -392,9 +407,7 @@ class _Search:
         from netloom.report.study import write_study_report
 
         write_study_report(result, self.path / REPORT_FILE)
-        for line in describe_result(result):
-            self.reporter.say(line)
-        return Study(self.path, best_recipe, runs[0] if runs else None, result)
+        return result
 
     def _search(self, time_limit: float | None) -> None:
         resources = TrialResources(
@@ -468,8 +481,8 @@ class _Search:
                 f"No trial was complete within the time limit. Give more, or go on: netloom tune --resume {self.path}"
             )
         return (
-            f"None of {len(records)} trials was complete, the first of them for this reason: {reasons[0]} The study is "
-            f"in {self.path}."
+            f"None of {len(records)} trials was complete. The first reason: {reasons[0].rstrip('.')}. All of them: "
+            f"{self.path / REPORT_FILE}"
         )
 
     def _final_runs(self, best: Recipe) -> list[Run]:
