@@ -382,8 +382,12 @@ def check_extras(recipe: Recipe) -> None:
         require_tensorboard()
 
 
-def build_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
-    """The callbacks of a recipe; the one that keeps weights writes them into the run."""
+def build_callbacks(recipe: Recipe, folder: RunFolder | None) -> list[Callback]:
+    """The callbacks of a recipe; the one that keeps weights writes them into the run.
+
+    Without a folder nothing is written: the best weights are kept in memory, and callbacks that only write are left
+    out.
+    """
     callbacks: list[Callback] = []
     # First, so that at the end the best epoch's weights replace the last average, not the other way round; and
     # lookahead before that, since the average is of the weights that training goes on with.
@@ -400,7 +404,12 @@ def build_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
         callbacks.append(ReduceOnPlateau(**recipe.reduce_on_plateau.model_dump()))
     monitor = kept_by(recipe)
     if monitor is not None:
-        callbacks.append(BestWeights(monitor=monitor, save=lambda model: folder.write_weights(weights_bytes(model))))
+        save = None if folder is None else lambda model: folder.write_weights(weights_bytes(model))
+        callbacks.append(BestWeights(monitor=monitor, save=save))
+    if recipe.time_limit_minutes is not None:
+        callbacks.append(TimeLimit(max_minutes=recipe.time_limit_minutes))
+    if folder is None:
+        return callbacks
     if recipe.keep_every is not None:
         callbacks.append(
             EpochWeights(
@@ -408,8 +417,6 @@ def build_callbacks(recipe: Recipe, folder: RunFolder) -> list[Callback]:
                 every=recipe.keep_every,
             )
         )
-    if recipe.time_limit_minutes is not None:
-        callbacks.append(TimeLimit(max_minutes=recipe.time_limit_minutes))
     callbacks.append(CSVLog(folder.metrics_path))
     if recipe.tensorboard:
         callbacks.append(TensorBoard(folder.tensorboard_path, scaling=folder.data.scaling))
