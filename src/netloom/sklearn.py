@@ -99,8 +99,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, **parameters: Any) -> None:
-        # The signature, set below, is the only list of them.
-        bound = inspect.signature(ImageClassifier.__init__).bind(self, *args, **parameters)
+        signature = inspect.signature(ImageClassifier.__init__)  # set below; the only list of them
+        for name in parameters:
+            if name not in signature.parameters:
+                raise TypeError(f"There is no argument {name!r}.{did_you_mean(name, signature.parameters)}")
+        bound = signature.bind(self, *args, **parameters)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
             if name != "self":
