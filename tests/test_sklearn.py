@@ -459,6 +459,13 @@ def test_bayesian_search_of_scikit_optimize() -> None:
     assert search.best_estimator_.recipe_.batch_size == search.best_params_["batch_size"]
 
 
+def test_threads_of_one_process_give_the_bits_of_one_after_the_other() -> None:
+    arguments = (ImageClassifier(**QUICK), PICTURES[:200], LABELS[:200])
+    alone = cross_val_score(*arguments, cv=4, scoring="neg_log_loss")
+    with joblib.parallel_config("threading", n_jobs=3):
+        np.testing.assert_array_equal(cross_val_score(*arguments, cv=4, scoring="neg_log_loss"), alone)
+
+
 @pytest.mark.slow
 def test_processes_give_the_bits_of_one_after_the_other() -> None:
     scores = [

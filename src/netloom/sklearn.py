@@ -278,7 +278,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         state: dict[str, Any] = dict(super().__getstate__())
         if "_fitted" in state:
             fitted = state["_fitted"]
-            state["_fitted"] = {"json": json.dumps(fitted.to_json()), "weights": weights_bytes(fitted.network)}
+            described, weights = json.dumps(fitted.to_json()), weights_bytes(fitted.network)
+            state["_fitted"] = {"json": described, "weights": weights, "model": fitted.model}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -288,7 +289,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self._fitted = FittedNetwork.from_json(
                 json.loads(packed["json"]),
                 lambda network: load_weights_bytes(network, packed["weights"]),
-                model=self._own_model(),
+                model=packed["model"],
             )
 
     def __sklearn_tags__(self) -> Any:

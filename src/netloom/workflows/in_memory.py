@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.fitting import Fitting
 
+# Threads and generators are the process's: three fits at once in threads of one process gave other weights each time.
+_ONE_AT_A_TIME = threading.RLock()
+
 
 @dataclass(frozen=True, eq=False)
 class FittedNetwork:
@@ -37,6 +41,7 @@ class FittedNetwork:
         network: With the kept weights.
         history: One row per epoch, see `TrainingState`.
         stop_reason: Why training ended before its last epoch, or None.
+        model: The function that made the network, where it is the user's own.
     """
 
     recipe: Recipe
@@ -45,6 +50,7 @@ class FittedNetwork:
     network: nn.Module
     history: list[dict[str, float]]
     stop_reason: str | None
+    model: CustomModel | None = None
 
     def probabilities(self, pixels: npt.NDArray[np.uint8], *, device: str, threads: int) -> npt.NDArray[np.float32]:
         """Float32 `[N, K]` of pictures uint8 `[N, H, W, C]`, rows sum to one.
@@ -67,7 +73,7 @@ class FittedNetwork:
         precision = self.plan.precision if self.plan.device == device else "float32"
         plan = ExecutionPlan(device, threads, precision)
         head = build.build_heads(recipe, facts.class_names)[0]
-        with executing(plan):
+        with _ONE_AT_A_TIME, executing(plan):
             outputs = predict_outputs(
                 on_device(self.network, device),
                 batches.epoch(),
@@ -82,7 +88,7 @@ class FittedNetwork:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values of all but the weights."""
+        """Plain values of all but the weights and the function that made the network."""
         return {
             "recipe": self.recipe.to_mapping(),
             "facts": self.facts.to_json(),
@@ -111,7 +117,7 @@ class FittedNetwork:
         put_weights(network)
         history = [{str(k): float(v) for k, v in row.items()} for row in value["history"]]
         plan = ExecutionPlan.from_json(dict(value["plan"]))
-        return cls(recipe, facts, plan, network, history, value["stop_reason"])
+        return cls(recipe, facts, plan, network, history, value["stop_reason"], model)
 
 
 def fit_in_memory(
@@ -129,7 +135,7 @@ def fit_in_memory(
     """Train a recipe on pictures, a part of which validates.
 
     Nothing is measured: what the recipe leaves to `auto` is float32 without shards, so that the same call gives the
-    same bits every time, however busy the machine is.
+    same bits every time, however busy the machine is. One training runs at a time in a process.
 
     Args:
         pixels: uint8 `[N, H, W, C]`, C 1 or 3.
@@ -179,17 +185,14 @@ def fit_in_memory(
         fingerprint="",
         audit={},
     )
-    network = _network(recipe, facts, model)
     heads = build.build_heads(recipe, facts.class_names)
-    fitting = Fitting.prepare(recipe, network, heads, image_set, split, scaling=scaling, device=device)
-    # Which convolutions unfold is a measurement, and weights depend on it in their last bits.
-    plan = _without_measured(fitting.choose_plan(threads=threads))
-    state = fitting.fit(plan, [*build.build_callbacks(recipe, None), EpochProgress(reporter)])
-    return FittedNetwork(recipe, facts, plan, fitting.network, state.history, state.stop_reason)
-
-
-def _without_measured(plan: ExecutionPlan) -> ExecutionPlan:
-    return ExecutionPlan(plan.device, plan.threads, plan.precision, plan.reason, plan.shards)
+    with _ONE_AT_A_TIME:
+        network = _network(recipe, facts, model)
+        fitting = Fitting.prepare(recipe, network, heads, image_set, split, scaling=scaling, device=device)
+        # Which convolutions unfold is a measurement, and weights depend on it in their last bits.
+        plan = replace(fitting.choose_plan(threads=threads), unfolded=())
+        state = fitting.fit(plan, [*build.build_callbacks(recipe, None), EpochProgress(reporter)])
+    return FittedNetwork(recipe, facts, plan, fitting.network, state.history, state.stop_reason, model)
 
 
 def _network(recipe: Recipe, facts: DataFacts, model: CustomModel | None) -> nn.Module:
