@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -157,7 +158,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(labels)
         classes, targets = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
-            raise ValueError(f"y has 1 class, {classes[0]!r}; a classifier needs at least 2 classes.")
+            raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs at least 2 classes.")
         with _value_errors(self._hint(values)):
             pictures = PictureArrays.learn(values, self.image_shape)
             fitted = fit_in_memory(
@@ -265,7 +266,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise RunError(f"{file} is not an ImageClassifier that was saved, or it is damaged ({what}).") from error
         estimator.classes_ = classes
-        estimator.n_features_in_ = int(np.prod(pictures.sample))
+        estimator.n_features_in_ = math.prod(pictures.sample)
         if value.get("feature_names") is not None:
             estimator.feature_names_in_ = np.array(value["feature_names"], dtype=object)
         if model is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ class PictureArrays:
         channels_first: The last of these.
         low: The value that becomes 0.
         high: The value that becomes 255.
+
+    Raises:
+        DataError: The shapes do not fit each other, or the values span no finite range.
     """
 
     sample: tuple[int, ...]
@@ -33,6 +37,12 @@ class PictureArrays:
     channels_first: bool
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if len(self.picture) not in (2, 3) or math.prod(self.picture) != math.prod(self.sample):
+            raise DataError(f"Samples of shape {self.sample} do not fit pictures of shape {self.picture}.")
+        if not 0 <= self.high - self.low < math.inf:
+            raise DataError(f"Values from {self.low:g} to {self.high:g} cannot be mapped to 0..255; scale them first.")
 
     @classmethod
     def learn(cls, values: npt.NDArray[Any], image_shape: Sequence[int] | None = None) -> PictureArrays:
@@ -108,7 +118,7 @@ def _given_shape(sample: tuple[int, ...], image_shape: Sequence[int]) -> tuple[i
             f"image_shape must be (height, width) or (height, width, channels), not {image_shape!r}; channels may "
             "also come first."
         )
-    fits = int(np.prod(shape)) == sample[0] if len(sample) == 1 else shape == sample
+    fits = math.prod(shape) == sample[0] if len(sample) == 1 else shape == sample
     if not fits:
         raise DataError(f"X has samples of shape {sample}, which do not fit image_shape={shape}.")
     return shape
