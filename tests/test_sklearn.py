@@ -112,6 +112,8 @@ def test_arguments_are_the_recipes_keys() -> None:
     assert given == dict.fromkeys(names, 7)
     with pytest.raises(TypeError, match=r"'epocs'\. Did you mean 'epochs'"):
         ImageClassifier(epocs=3)
+    with pytest.raises(TypeError, match=r"'seed'\. Its name is random_state"):
+        ImageClassifier(seed=3)
     with pytest.raises(TypeError, match="too many positional"):
         ImageClassifier("digits", "cpu")
 

@@ -35,8 +35,12 @@ from netloom.workflows.training_run import kept_epoch
 AS_RECIPE = "recipe"
 """The default of every recipe key: as the recipe says. None is the recipe's own `null`."""
 
-# Keys that a fit has no use for: it has no name, no folder and no test part, and its seed is `random_state`.
-_UNUSED = ("name", "description", "custom_model", "test_fraction", "keep_every", "tensorboard", "seed")
+_NOT_HERE = " It is a recipe key of runs: a fit has no name, no folder and no test part."
+_UNUSED = {
+    **dict.fromkeys(("name", "description", "test_fraction", "keep_every", "tensorboard"), _NOT_HERE),
+    "custom_model": " Give the function that makes the network as `model`.",
+    "seed": " Its name is random_state here.",
+}
 _OWN: dict[str, Any] = {
     "recipe": DEFAULT_RECIPE,
     "image_shape": None,
@@ -103,7 +107,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         signature = inspect.signature(ImageClassifier.__init__)  # set below; the only list of them
         for name in parameters:
             if name not in signature.parameters:
-                raise TypeError(f"There is no argument {name!r}.{did_you_mean(name, signature.parameters)}")
+                hint = _UNUSED.get(name) or did_you_mean(name, signature.parameters)
+                raise TypeError(f"There is no argument {name!r}.{hint}")
         bound = signature.bind(self, *args, **parameters)
         bound.apply_defaults()
         for name, value in bound.arguments.items():

@@ -383,11 +383,7 @@ def check_extras(recipe: Recipe) -> None:
 
 
 def build_callbacks(recipe: Recipe, folder: RunFolder | None) -> list[Callback]:
-    """The callbacks of a recipe; the one that keeps weights writes them into the run.
-
-    Without a folder nothing is written: the best weights are kept in memory, and callbacks that only write are left
-    out.
-    """
+    """The callbacks of a recipe; those that write do so into the run's folder, and are left out without one."""
     callbacks: list[Callback] = []
     # First, so that at the end the best epoch's weights replace the last average, not the other way round; and
     # lookahead before that, since the average is of the weights that training goes on with.
@@ -404,7 +400,7 @@ def build_callbacks(recipe: Recipe, folder: RunFolder | None) -> list[Callback]:
         callbacks.append(ReduceOnPlateau(**recipe.reduce_on_plateau.model_dump()))
     monitor = kept_by(recipe)
     if monitor is not None:
-        save = None if folder is None else lambda model: folder.write_weights(weights_bytes(model))
+        save = None if folder is None else (lambda model: folder.write_weights(weights_bytes(model)))
         callbacks.append(BestWeights(monitor=monitor, save=save))
     if recipe.time_limit_minutes is not None:
         callbacks.append(TimeLimit(max_minutes=recipe.time_limit_minutes))
