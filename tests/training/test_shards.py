@@ -123,7 +123,7 @@ def test_every_model_trains_alike_in_shards(name: str) -> None:
         divided.assert_like(undivided, tolerance=1e-3)
         return
     # In a deep network with batch norm a unit that is 0 under one order of summation and 1e-8 under another moves all
-    # gradients by about a thousandth, whole batch or not; nearly all others then lie within rounding of double precision.
+    # gradients by about a thousandth, whole batch or not; all others lie within rounding of double precision.
     exact = whole(copy.deepcopy(model).double(), Batch({"image": batch.inputs["image"].double()}, batch.targets, None))
     assert divided.distance(exact) < 5 * undivided.distance(exact) + 5e-3
     torch.testing.assert_close(divided.loss, undivided.loss, rtol=1e-4, atol=1e-6)
