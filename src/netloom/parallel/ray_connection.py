@@ -29,7 +29,7 @@ _CLUSTERS_ENABLED = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 @dataclass(frozen=True)
 class Connection:
-    """This process, connected.
+    """What connects this process.
 
     Attributes:
         ray: The module.
