@@ -63,7 +63,7 @@ class RayExecutor(WorkerPool["_Actor"]):
         self._ending = contextlib.ExitStack()
         self._connection = self._ending.enter_context(connected(address))
         self._ray = self._connection.ray
-        self._needs = {"CPU": cpus_per_task, "GPU": gpus_per_task}
+        self._needs = {name: n for name, n in (("CPU", cpus_per_task), ("GPU", gpus_per_task)) if n > 0}
         self._say = say or (lambda _: None)
         self._waiting_since: float | None = None
         try:
@@ -140,8 +140,11 @@ class RayExecutor(WorkerPool["_Actor"]):
         elif time.monotonic() - self._waiting_since >= _SECONDS_BEFORE_SAYING:
             self._waiting_since = float("inf")
             self._room()
-            free = _described(self._ray.available_resources())
-            self._say(f"Waiting for the cluster: a task needs {_described(self._needs)}, free are {free}")
+            free = self._ray.available_resources()
+            self._say(
+                f"Waiting for the cluster: a task needs {_described(self._needs)}; "
+                f"of all machines together {_described({name: free.get(name, 0) for name in self._needs})} is free"
+            )
 
     def _room(self) -> int:
         """How many tasks the machines that are there could do at once, were nobody else there.
@@ -150,7 +153,7 @@ class RayExecutor(WorkerPool["_Actor"]):
             NetloomError: Not even one.
         """
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        needs = {name: amount for name, amount in self._needs.items() if amount > 0}
+        needs = self._needs
         room = sum(min((int(has.get(name, 0) / needs[name] + 1e-9) for name in needs), default=1) for has in machines)
         if room == 0:
             raise NetloomError(
@@ -225,7 +228,7 @@ class _Actor(Worker):
 
 def _described(resources: Mapping[str, float]) -> str:
     """For people: `4 CPU, 1 GPU`."""
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU") if name in resources) or "nothing"
+    return ", ".join(f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if name in resources) or "nothing"
 
 
 def _first_line(error: Exception) -> str:

@@ -99,19 +99,23 @@ def _running_here() -> str | None:
 
     Ray's own search would take any cluster of one machine too, such as that of another netloom, which ends with it.
     """
-    folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.name == "posix" else tempfile.gettempdir())
     try:
-        address = (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
+        address = (Path(_temporary_folder()) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
         return address if _answers(*_host_and_port(address)) else None
     except (OSError, ValueError, NetloomError):
         return None
 
 
+def _temporary_folder() -> str:
+    """In which Ray puts its folders."""
+    return os.environ.get("RAY_TMPDIR") or ("/tmp" if os.name == "posix" else tempfile.gettempdir())
+
+
 @contextlib.contextmanager
 def _own_cluster(ray: ModuleType) -> Iterator[None]:
     """A cluster of this machine alone, which ends with this process."""
-    # A short name: the paths of the sockets in it may have no more than 104 characters.
-    folder = tempfile.mkdtemp(prefix="netloom-ray-", dir="/tmp" if os.name == "posix" else None)
+    # A short name: the paths of the sockets in it, of which Ray's names take 62, may have no more than 104 characters.
+    folder = tempfile.mkdtemp(prefix="netloom-ray-", dir=_temporary_folder())
     try:
         with (
             _loopback_only(),
