@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import shutil
 import signal
@@ -59,11 +60,13 @@ def connected(address: str) -> Iterator[Connection]:
         yield _existing(ray, address)
         return
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+        address = os.environ.get("RAY_ADDRESS") or _known_here() or "local"
     if address == "local":
         with _own_cluster(ray):
             yield Connection(ray, address)
         return
+    if address == _known_here():
+        _take_token(ray)
     if not _answers(*_host_and_port(address)):
         raise NetloomError(
             f"No Ray cluster answers at {address}. Start one with: ray start --head, give the address it shows, or use "
@@ -76,12 +79,14 @@ def connected(address: str) -> Iterator[Connection]:
 def _import_ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that netloom is used
     try:
-        return importlib.import_module("ray")
+        ray = importlib.import_module("ray")
     except ImportError as error:
         raise NetloomError(
             f"Ray, which trainings on several machines need, cannot be imported ({error}). Install it: "
             'pip install "netloom[ray]"'
         ) from error
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    return ray
 
 
 def _existing(ray: ModuleType, address: str) -> Connection:
@@ -94,7 +99,7 @@ def _existing(ray: ModuleType, address: str) -> Connection:
     return Connection(ray, found)
 
 
-def _running_here() -> str | None:
+def _known_here() -> str | None:
     """The cluster that `ray start` has started or joined on this machine, if it still answers.
 
     Ray's own search would take any cluster of one machine too, such as that of another netloom, which ends with it.
@@ -104,6 +109,13 @@ def _running_here() -> str | None:
         return address if _answers(*_host_and_port(address)) else None
     except (OSError, ValueError, NetloomError):
         return None
+
+
+def _take_token(ray: ModuleType) -> None:
+    """As `ray start` does: where the user has a token, the clusters of this machine demand it."""
+    with contextlib.suppress(ImportError, AttributeError):  # earlier versions have no tokens
+        tokens = importlib.import_module(f"{ray.__name__}._private.authentication.authentication_token_setup")
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _temporary_folder() -> str:
@@ -148,11 +160,14 @@ def _explained(address: str) -> Iterator[None]:
         advice = "The message is Ray's own."
         if "ersion mismatch" in text:
             advice = "Install the same versions of Ray and Python on all machines."
-        elif "oken" in text or "uthenticat" in text:
-            advice = "Bring the cluster's token here: RAY_AUTH_TOKEN, or the file ~/.ray/auth_token."
-        elif not address.startswith("ray://") and address != "local":
-            host = _host_and_port(address)[0]
-            advice = f"If this machine is no part of that cluster, use ray://{host}:{_CLIENT_PORT}."
+        elif address != "local":
+            advice = (
+                "If it demands a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless the token is in "
+                "~/.ray/auth_token."
+            )
+            if not address.startswith("ray://"):
+                host = _host_and_port(address)[0]
+                advice += f" If this machine is no part of that cluster, use ray://{host}:{_CLIENT_PORT}."
         name = "A Ray cluster on this machine" if address == "local" else f"The Ray cluster at {address}"
         raise NetloomError(f"{name} cannot be used: {text}\n{advice}") from error
 
