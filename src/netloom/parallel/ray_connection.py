@@ -11,6 +11,7 @@ import signal
 import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,8 @@ def _initialized(ray: ModuleType, address: str, **options: Any) -> Iterator[None
     # `log_to_driver` says.
     with _changed("ray._private.worker", "_worker_logs_enabled", False):
         try:
-            with _explained(address), _signals_kept():
+            with _explained(address), _signals_kept(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are about later versions of Ray
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
             yield
         finally:
