@@ -103,7 +103,8 @@ class Driver:
         self._proposals: dict[str, Proposal] = {}
         self._begun: dict[str, float] = {}
         self._stopping: dict[str, str] = {}
-        self._complete, self._out_of_time = 0, False
+        self._complete = sum(record.state == "complete" for record in self.study.records())
+        self._out_of_time = False
         self._ask_seconds, self._trial_seconds = 0.0, 0.0
         self._interruption = interruption
         self._ahead: Future[Proposal] | None = None
@@ -161,12 +162,15 @@ class Driver:
         proposal = self._proposals[name]
         if isinstance(event, Started):
             self._begun[name] = time.monotonic()
+            if self._out_of_time:
+                self._stop(name, TIME_LIMIT)
             if event.attempt == 1:
                 self.watcher.started(proposal)
         elif isinstance(event, Reported):
             self._on_report(name, proposal, event.values)
         elif isinstance(event, Retried):
             self._begun.pop(name, None)
+            self._stopping.pop(name, None)  # the process that was asked is dead
             self.watcher.retried(proposal.number, event.reason)
         elif isinstance(event, Finished):
             self._on_finish(name, proposal, event.value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from optuna.storages import RDBStorage
 
 from netloom.errors import RecipeError, RunError
 from netloom.files import read_json, write_json
@@ -13,7 +16,7 @@ from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan
 from netloom.tuning.samplers import check_names, create_pruner, create_sampler
 from netloom.tuning.space import Dimension
-from netloom.tuning.storage import open_storage, sqlite_url
+from netloom.tuning.storage import close_storage, open_storage, sqlite_url
 from netloom.tuning.study import Direction, SearchStudy
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.trial_task import Objective
@@ -117,6 +120,13 @@ def create_study(
         NetloomError: The database cannot be used, or holds another study of this name.
     """
     opened = open_storage(storage or sqlite_url(folder / _DATABASE), shared=storage is not None)
+    with _closed_in_case_of_error(opened):
+        return _create(opened, manifest, recipe, data)
+
+
+def _create(
+    opened: RDBStorage, manifest: StudyManifest, recipe: Recipe, data: PreparedData
+) -> tuple[SearchStudy, bool]:
     facts = {
         "recipe": recipe.to_mapping(),
         "pictures": data.facts.fingerprint,
@@ -148,14 +158,24 @@ def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: s
         opened = open_storage(sqlite_url(folder / _DATABASE), shared=False)
     else:
         opened = open_storage(storage or manifest.storage, shared=True)
-    return SearchStudy.open(
-        opened,
-        manifest.study,
-        manifest.space,
-        sampler=_sampler(manifest, recipe),
-        pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
-        driver=manifest.driver,
-    )
+    with _closed_in_case_of_error(opened):
+        return SearchStudy.open(
+            opened,
+            manifest.study,
+            manifest.space,
+            sampler=_sampler(manifest, recipe),
+            pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
+            driver=manifest.driver,
+        )
+
+
+@contextlib.contextmanager
+def _closed_in_case_of_error(storage: RDBStorage) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        close_storage(storage)
+        raise
 
 
 def _sampler(manifest: StudyManifest, recipe: Recipe) -> Any:

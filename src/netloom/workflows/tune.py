@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from netloom.tuning.driver import Driver
 from netloom.tuning.samplers import check_names, grid_size
 from netloom.tuning.samplers import resolve_sampler as sampler_for
 from netloom.tuning.space import Dimension
+from netloom.tuning.storage import without_password
 from netloom.tuning.study import Proposal, SearchStudy, TrialRecord, best_of
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
@@ -152,7 +154,7 @@ def tune(
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
         study=name or folder.name,
-        storage=_without_password(storage),
+        storage=None if storage is None else without_password(storage),
         driver=None if storage is None else f"{folder.name}-{time.time_ns():x}",
         space=dimensions,
         sampler=sampler,
@@ -228,7 +230,7 @@ def resume_tune(
     data = reopen_data(run_folder, source, reporter)
     network, heads = _network(recipe, data, model)
     study = open_study(run_folder.path, changed, recipe, storage)
-    left = max(1, (changed.n_trials or 10**6) - study.n_asked())
+    left = max(1, (changed.n_trials or 10**6) - study.n_ended())
     _, n_jobs = plan_trainings(
         recipe,
         data,
@@ -273,11 +275,6 @@ def _check_numbers(**numbers: int | None) -> None:
     for what, number in numbers.items():
         if number is not None and number < least[what]:
             raise RecipeError(f"{shown[what]} must be at least {least[what]}, not {number}.")
-
-
-def _without_password(url: str | None) -> str | None:
-    """The URL as it may lie in a file."""
-    return None if url is None else re.sub(r"(://[^/:@]*):[^/@]*@", r"\1@", url)
 
 
 def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> Any:
@@ -360,6 +357,10 @@ class _Search:
 
     def run(self, *, time_limit: float | None) -> Study:
         """Search, train the winner, report."""
+        with contextlib.closing(self.study):
+            return self._run(time_limit)
+
+    def _run(self, time_limit: float | None) -> Study:
         earlier = self._earlier_seconds()
         started = time.perf_counter()
         self._search(time_limit)
