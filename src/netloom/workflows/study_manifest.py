@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -25,6 +26,19 @@ OBJECTIVES: Mapping[str, Direction] = {"validation_accuracy": "maximize", "valid
 
 _MANIFEST = "study.json"
 _DATABASE = "study.db"
+
+
+_PLAIN: Mapping[str, tuple[tuple[type, ...], int | None]] = {
+    "study": ((str,), None),
+    "storage": ((str, NoneType), None),
+    "driver": ((str, NoneType), None),
+    "init_points": ((int,), 1),
+    "n_trials": ((int, NoneType), 1),
+    "time_limit": ((int, float, NoneType), 0),
+    "cv": ((int, NoneType), 2),
+    "final_seeds": ((int,), 0),
+}
+"""The types and least values of what is plain in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +97,15 @@ class StudyManifest:
                 raise ValueError("it is of another kind")
             value["space"] = tuple(map(Dimension.from_json, value["space"]))
             value["plan"] = ExecutionPlan.from_json(value["plan"])
+            for key, (types, least) in _PLAIN.items():
+                if not isinstance(value[key], types) or (least is not None and (value[key] or least) < least):
+                    raise ValueError(f"{key} is {value[key]!r}")
             manifest = cls(**value)
             check_names(manifest.sampler, manifest.pruner)
             if manifest.objective not in OBJECTIVES:
-                raise ValueError(f"objective {manifest.objective!r}")
+                raise ValueError(f"objective is {manifest.objective!r}")
             return manifest
-        except (KeyError, TypeError, ValueError, RecipeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecipeError) as error:
             raise RunError(
                 f"{folder / _MANIFEST} is damaged ({type(error).__name__}: {error}). Take it from a backup, or start "
                 "anew."

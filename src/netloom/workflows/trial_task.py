@@ -14,7 +14,7 @@ import numpy as np
 
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import NetloomError, TrainingError
+from netloom.errors import NetloomError, RunError, TrainingError
 from netloom.evaluation.holdout import evaluate_model
 from netloom.files import partial_files, read_json, write_json, writing
 from netloom.parallel.pictures import map_pictures
@@ -23,7 +23,7 @@ from netloom.recipe import Recipe, load_recipe
 from netloom.run import DataFacts
 from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device
 from netloom.training.callbacks import Callback
-from netloom.training.checkpoint import Checkpointer, load_checkpoint
+from netloom.training.checkpoint import Checkpoint, Checkpointer, load_checkpoint
 from netloom.training.loop import fit
 from netloom.training.state import TrainingState
 from netloom.workflows import build
@@ -190,16 +190,30 @@ class _TrialFolder:
         assert self.path is not None
         try:
             state = read_json(self.path / _STATE)
-            if state["overrides"] != self.overrides:
+            scores, outcome = list(state["scores"]), state["outcome"]
+            if state["overrides"] != self.overrides or not all(map(_is_score, scores)):
                 return False
-            self.scores, self.outcome = list(state["scores"]), state["outcome"]
+            if outcome is not None and not (_is_score(outcome) and outcome.get("state") == "complete"):
+                return False
         except (NetloomError, KeyError, TypeError):
             return False
+        self.scores, self.outcome = scores, outcome
         return True
 
     def checkpoint(self, number: int) -> Path | None:
         """Where the state of the training on split `number` is."""
         return None if self.path is None else self.path / f"checkpoint-{number}.safetensors"
+
+    def load_checkpoint(self, number: int) -> Checkpoint | None:
+        """The state of the training on split `number`; None to begin anew, also where a disk has damaged it."""
+        path = self.checkpoint(number)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return load_checkpoint(path)
+        except RunError:
+            path.unlink()
+            return None
 
     def write(self) -> None:
         """Write down what is done."""
@@ -217,6 +231,11 @@ class _TrialFolder:
         if self.path is not None:
             for file in [*self.path.glob("checkpoint-*"), *partial_files(self.path)]:
                 file.unlink(missing_ok=True)
+
+
+def _is_score(value: Any) -> bool:
+    """Whether it has the figures that every score and outcome has."""
+    return isinstance(value, dict) and isinstance(value.get("value"), float) and isinstance(value.get("epochs"), int)
 
 
 class _Score:
@@ -253,7 +272,7 @@ class _Score:
         )
         resident = build.resident(image_set, plan.device)
         path = self.trial.checkpoint(self.number)
-        checkpoint = load_checkpoint(path) if path is not None and path.is_file() else None
+        checkpoint = self.trial.load_checkpoint(self.number)
         if checkpoint is None:
             build.initialize_from_pictures(recipe, network, resident, self.split.train, scaling=scaling)
         reports = _Reports(self.context, self)
