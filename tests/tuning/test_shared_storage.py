@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,10 +17,10 @@ import pytest
 
 from netloom.errors import NetloomError
 from netloom.tuning.storage import open_storage, sqlite_url, without_password
+from postgresql_server import new_database, postgresql_server
 from tuning.shared_driver import SPACE, open_study
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="kills processes as Linux does")
-PASSWORD = "s3cret/Pass:word"
 SCRIPT = Path(__file__).with_name("shared_driver.py")
 
 
@@ -230,67 +226,16 @@ def test_what_is_no_database_is_told_without_its_password(tmp_path: Path) -> Non
         open_storage(sqlite_url(tmp_path / "text.db"), shared=True)
 
 
-def programs_of_postgresql() -> Path | None:
-    found = shutil.which("initdb")
-    places = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return places[-1] if places else None
-
-
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a server of its own, with a password, in a temporary folder on a free port of this machine."""
-    programs = programs_of_postgresql()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql, or its programs on the PATH")
-    if importlib.util.find_spec("psycopg") is None:
-        pytest.skip('psycopg is not installed: pip install "netloom[postgresql]"')
-    user: dict[str, Any] = {}
-    folder = tmp_path_factory.mktemp("postgresql")
-    if os.geteuid() == 0:  # the server refuses to be root
-        import pwd
-
-        try:
-            nobody = pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        folder = Path("/tmp") / f"netloom-postgresql-{os.getpid()}"
-        folder.mkdir(mode=0o700)
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    secret = folder / "password"
-    secret.write_text(PASSWORD)
-    secret.chmod(0o644)
-    data = folder / "data"
-    options = {"cwd": folder, "check": True, "capture_output": True, **user}
-    try:
-        subprocess.run(
-            [programs / "initdb", "-D", data, "-U", "netloom", "-A", "scram-sha-256", f"--pwfile={secret}", "-N"],
-            **options,
-        )
-        settings = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
-        subprocess.run(
-            [programs / "pg_ctl", "-D", data, "-w", "-t", "120", "-l", folder / "log", "-o", settings, "start"],
-            **{**options, "capture_output": False, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
-        )
-        yield f"postgresql://netloom:{PASSWORD.replace('/', '%2F').replace(':', '%3A')}@127.0.0.1:{port}/postgres"
-    finally:
-        with contextlib.suppress(subprocess.CalledProcessError, FileNotFoundError):
-            subprocess.run([programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **options)
-        shutil.rmtree(folder, ignore_errors=True)
+def server() -> Iterator[str]:
+    with postgresql_server() as url:
+        yield url
 
 
 @pytest.fixture
-def database(postgresql: str, request: pytest.FixtureRequest) -> str:
+def database(server: str) -> str:
     """URL of a database of the test's own."""
-    import psycopg
-
-    name = f"study_{abs(hash(request.node.name)) % 10**9}"
-    with psycopg.connect(postgresql, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
-    return f"{postgresql.rpartition('/')[0]}/{name}"
+    return new_database(server)
 
 
 @LINUX

@@ -26,6 +26,7 @@ from netloom.runtime import ExecutionPlan
 from netloom.tuning.study import SearchStudy
 from netloom.workflows import trial_task
 from picture_folders import write_folder
+from postgresql_server import PASSWORD, new_database, postgresql_server
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -138,8 +139,8 @@ class Search:
         self._reader.join(10)
         assert self.process.returncode == code, "\n".join(self.lines)
         deadline = time.monotonic() + 10
-        while self.workers() or list(self.temporary.iterdir()):
-            assert time.monotonic() < deadline, (self.workers(), list(self.temporary.iterdir()))
+        while self.workers() or list(self.temporary.glob("netloom*")):
+            assert time.monotonic() < deadline, (self.workers(), list(self.temporary.glob("netloom*")))
             time.sleep(0.05)
 
     def kill(self) -> None:
@@ -329,7 +330,7 @@ def test_trials_that_fail_are_told_with_their_reasons_and_the_others_go_on(photo
 
 def test_a_search_of_failures_alone_says_why(photos: Path, tmp_path: Path) -> None:
     space = {"learning_rate": "900000,1e6"}
-    with pytest.raises(TrainingError, match="None of 2 trials was complete, the first of them.*became NaN") as failed:
+    with pytest.raises(TrainingError, match=r"None of 2 trials was complete, the first of them.*became NaN") as failed:
         tune(photos, tmp_path, space=space, sampler="grid", n_trials=2, settings={**QUICK, "optimizer": "sgd"})
     folder = the_folder(tmp_path)
     assert str(folder) in str(failed.value)
@@ -449,3 +450,32 @@ def test_an_interrupted_search_says_how_to_go_on(
     given = options(photos, tmp_path / "whole", n_trials=8, settings={**QUICK, "epochs": 150})
     whole = netloom.tune(**given, plan=plan, quiet=True)
     assert table(json.loads(result.stdout)) == table(whole.result)
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_killed_search_on_a_postgresql_server_is_gone_on_with(photos: Path, tmp_path: Path) -> None:
+    """And its password is neither shown nor written."""
+    out = tmp_path / "killed"
+    with postgresql_server() as server:
+        url = new_database(server)
+        given = options(photos, out, storage=url, name="shared", jobs=2, settings={**QUICK, "epochs": 150})
+        with search(out, given) as driver:
+            driver.wait_until_ready()
+            driver.wait_for(lambda: driver.ended())
+            driver.kill()
+        folder = the_folder(out)
+        with pytest.raises(RunError, match="give its URL with --storage"):
+            netloom.resume_tune(folder, quiet=True)
+        with search(out, {"folder": str(folder), "storage": url, "jobs": 2}) as driver:
+            driver.finish()
+        shown = "".join(driver.lines)
+        with pytest.raises(NetloomError, match="exists with another recipe"):
+            tune(photos, tmp_path / "other", storage=url, name="shared", settings={**QUICK, "epochs": 3})
+        assert not list((tmp_path / "other").iterdir())
+    whole = tune(photos, tmp_path / "whole", settings={**QUICK, "epochs": 150})
+    assert table(json.loads((folder / "tune.json").read_text(encoding="utf-8"))) == table(whole.result)
+    secrets = [PASSWORD, url.partition("netloom:")[2].partition("@")[0]]
+    for secret in secrets:
+        assert secret not in shown
+        assert not [file for file in folder.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]

@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.storages import RDBStorage
 
-from netloom.errors import RecipeError, RunError
+from netloom.errors import NetloomError, RecipeError, RunError
 from netloom.files import read_json, write_json
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan
@@ -174,7 +174,14 @@ def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: s
             raise RunError(f"{folder} has no {_DATABASE}: its trials are lost. Start anew.")
         opened = open_storage(sqlite_url(folder / _DATABASE), shared=False)
     else:
-        opened = open_storage(storage or manifest.storage, shared=True)
+        try:
+            opened = open_storage(storage or manifest.storage, shared=True)
+        except NetloomError as error:
+            if storage is not None:
+                raise
+            raise RunError(
+                f"{error} If it needs a password, give its URL with --storage: the study's folder holds none."
+            ) from error
     with _closed_in_case_of_error(opened):
         return SearchStudy.open(
             opened,

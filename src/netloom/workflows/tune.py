@@ -354,6 +354,9 @@ class _Search:
     ) -> None:
         self.path, self.manifest, self.study, self.data, self.splits = folder.path, manifest, study, data, splits
         self.recipe, self.model, self.jobs, self.reporter = recipe, model, jobs, reporter
+        on_a_server = manifest.storage is not None and not manifest.storage.startswith("sqlite")
+        # Whose URL has a password as a rule, which is not written down.
+        self.go_on_with = f"netloom tune --resume {self.path}{' --storage URL' if on_a_server else ''}"
 
     def run(self, *, time_limit: float | None) -> Study:
         """Search, train the winner, report."""
@@ -436,8 +439,7 @@ class _Search:
             ).run(interruption=interruption)
             if (reason := interruption()) is not None:
                 raise InterruptedTrainingsError(
-                    f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: netloom tune --resume "
-                    f"{self.path}",
+                    f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: {self.go_on_with}",
                     reason,
                 )
 
@@ -463,9 +465,7 @@ class _Search:
     def _why_nothing(self, records: Sequence[TrialRecord]) -> str:
         reasons = [str(r.outcome.get("reason")) for r in records if r.outcome.get("reason")]
         if not reasons:
-            return (
-                f"No trial was complete within the time limit. Give more, or go on: netloom tune --resume {self.path}"
-            )
+            return f"No trial was complete within the time limit. Give more, or go on: {self.go_on_with}"
         return (
             f"None of {len(records)} trials was complete, the first of them for this reason: {reasons[0]} The study is "
             f"in {self.path}."
@@ -476,7 +476,6 @@ class _Search:
         n = self.manifest.final_seeds
         if n == 0:
             return []
-        go_on_with = f"netloom tune --resume {self.path}"
         wanted = best.replace(seed=self.recipe.seed)
         for folder in sorted(self.path.glob(f"*-{_FINAL}*")):
             if is_job(folder, "seeds") and load(folder / f"seed-{wanted.seed + 1}").recipe.replace(
@@ -509,12 +508,12 @@ class _Search:
                 model=self.model,
                 reporter=Reporter(quiet=True),
             )
-        failures = job.train(self.reporter, go_on_with=go_on_with)
+        failures = job.train(self.reporter, go_on_with=self.go_on_with)
         if failures:
             name, reason = next(iter(failures.items()))
             raise TrainingError(
                 f"The best recipe could not be trained anew: {name}: {reason.rstrip('.')}. The search is whole; go on "
-                f"with: {go_on_with}"
+                f"with: {self.go_on_with}"
             )
         return list(job.runs)
 
