@@ -85,6 +85,10 @@ def tune(
     jobs: Annotated[
         str, typer.Option("--jobs", "-j", metavar="N", help="Trials at once; auto takes what ends the soonest.")
     ] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Have trials done on a Ray cluster: auto, or HOST:PORT."),
+    ] = None,
     out: Out = Path("runs"),
     name: Name = None,
     device: DeviceOption = Device.auto,
@@ -113,7 +117,9 @@ def tune(
                 "--resume goes on with what the study holds; besides it only --trials, --time-limit, --storage and "
                 "--jobs can be given."
             )
-        found = resume_tune(resume, n_trials=trials, time_limit=time_limit, storage=storage, jobs=jobs, quiet=quiet)
+        found = resume_tune(
+            resume, n_trials=trials, time_limit=time_limit, storage=storage, jobs=jobs, ray=ray, quiet=quiet
+        )
     elif source is None:
         raise DataError("Say what to search on: netloom tune SOURCE, or --resume STUDY to go on.")
     else:
@@ -132,6 +138,7 @@ def tune(
             warm_start=warm_start or (),
             storage=storage,
             jobs=jobs,
+            ray=ray,
             out=out,
             name=name,
             device=device.value,

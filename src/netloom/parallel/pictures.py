@@ -122,3 +122,23 @@ def pictures_of(pixels: Pixels, labels: Mapping[str, Any]) -> ImageSet:
         ids=tuple(labels["ids"]),
         weights=None if weights is None else torch.tensor(weights, dtype=torch.float32),
     )
+
+
+def received_pictures(
+    *,
+    pictures: Mapping[str, str] | None = None,
+    pixels: Pixels | None = None,
+    labels: Mapping[str, Any] | None = None,
+) -> ImageSet:
+    """The pictures in a worker, however they came: as files of this machine, or as arrays from another.
+
+    Args:
+        pictures: Arguments of `map_pictures`.
+        pixels: As `pixels_of` gave them; with `labels`.
+        labels: As `labels_of` gave them.
+    """
+    if pictures is not None:
+        return map_pictures(**pictures)
+    assert pixels is not None
+    assert labels is not None
+    return pictures_of(pixels, labels)

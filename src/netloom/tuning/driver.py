@@ -79,7 +79,7 @@ class Driver:
         n_trials: This driver's trials in all, with those of earlier processes; None for no limit.
         seconds: From now on; None for no limit. Trials that still run then are ended, unless none is complete yet.
         pruning: Intermediate values are written down and judged by the study's pruner.
-        jobs: Trials at once.
+        at_once: Several trials run at once.
         watcher: Is told how it goes.
     """
 
@@ -89,7 +89,7 @@ class Driver:
     n_trials: int | None
     seconds: float | None
     pruning: bool
-    jobs: int
+    at_once: bool
     watcher: Watcher = field(default_factory=Watcher)
 
     def run(self, *, interruption: Interruption = uninterrupted) -> None:
@@ -101,7 +101,8 @@ class Driver:
         self._proposals: dict[str, Proposal] = {}
         self._begun: dict[str, float] = {}
         self._stopping: dict[str, str] = {}
-        self._complete, self._out_of_time = 0, False
+        self._complete = sum(record.state == "complete" for record in self.study.records())
+        self._out_of_time = False
         self._ask_seconds, self._trial_seconds = 0.0, 0.0
         self._interruption = interruption
         self._ahead: Future[Proposal] | None = None
@@ -118,7 +119,7 @@ class Driver:
             self._ahead = None
             if left is not None:
                 left -= 1
-            if self.jobs > 1 and left != 0 and self._ask_seconds > _WORTHWHILE * self._trial_seconds > 0:
+            if self.at_once and left != 0 and self._ask_seconds > _WORTHWHILE * self._trial_seconds > 0:
                 self._ahead = self._thread.submit(self._ask)
             yield self._task(proposal)
 
@@ -156,12 +157,15 @@ class Driver:
         proposal = self._proposals[name]
         if isinstance(event, Started):
             self._begun[name] = time.monotonic()
+            if self._out_of_time:
+                self._stop(name, TIME_LIMIT)
             if event.attempt == 1:
                 self.watcher.started(proposal)
         elif isinstance(event, Reported):
             self._on_report(name, proposal, event.values)
         elif isinstance(event, Retried):
             self._begun.pop(name, None)
+            self._stopping.pop(name, None)  # the process that was asked is dead
             self.watcher.retried(proposal.number, event.reason)
         elif isinstance(event, Finished):
             self._on_finish(name, proposal, event.value)

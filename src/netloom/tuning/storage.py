@@ -36,12 +36,16 @@ def in_memory() -> BaseStorage:
     return InMemoryStorage()
 
 
-def open_storage(url: str, *, shared: bool) -> RDBStorage:
+def open_storage(
+    url: str, *, shared: bool, heartbeat_seconds: int = HEARTBEAT_SECONDS, grace_seconds: int = GRACE_SECONDS
+) -> RDBStorage:
     """Open a database, and make its tables where there are none.
 
     Args:
         url: As SQLAlchemy takes it: `sqlite:///study.db`, `postgresql://user@host/name`.
         shared: Several drivers write to it: each tells now and then that it is alive.
+        heartbeat_seconds: How often it tells.
+        grace_seconds: After such a silence the trials of a driver count as failed.
 
     Raises:
         NetloomError: It is no such URL, its driver is not installed, or the database cannot be opened.
@@ -51,7 +55,8 @@ def open_storage(url: str, *, shared: bool) -> RDBStorage:
         parsed = sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError as error:
         raise NetloomError(
-            f"--storage {url!r} is no database URL. Write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
+            f"--storage {without_password(url)!r} is no database URL. Write sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST/NAME."
         ) from error
     file_based = parsed.get_backend_name() == "sqlite"
     if parsed.drivername == "postgresql":
@@ -60,8 +65,8 @@ def open_storage(url: str, *, shared: bool) -> RDBStorage:
     engine_options: dict[str, Any] = (
         {"connect_args": {"timeout": _SECONDS_TO_WAIT}} if file_based else {"pool_pre_ping": True}
     )
-    heartbeat = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS} if shared else {}
-    shown = parsed.render_as_string(hide_password=True)
+    heartbeat = {"heartbeat_interval": heartbeat_seconds, "grace_period": grace_seconds} if shared else {}
+    shown = without_password(url)
     try:
         if not file_based:
             return _made(url, engine_options, heartbeat)
@@ -151,11 +156,45 @@ def _postgresql_driver() -> str:
     return "postgresql+psycopg" if importlib.util.find_spec("psycopg") else "postgresql"
 
 
+def backend_of(storage: BaseStorage) -> BaseStorage:
+    """What lies behind the cache that Optuna puts before a database."""
+    backend: BaseStorage = getattr(storage, "_backend", storage)
+    return backend
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """End the connections to a database."""
+    backend = backend_of(storage)
+    if isinstance(backend, RDBStorage):
+        backend.scoped_session.remove()
+        backend.engine.dispose()
+
+
 def quiet_optuna() -> None:
-    """Its log would tell every trial a second time."""
+    """Its log would tell every trial a second time; heartbeats are sent here as its own loop sends them."""
     optuna.logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used", category=UserWarning)
+
+
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown and lie in a file; what cannot be read as one loses all that may be secret.
+
+    Passwords stand before the host, or, as PostgreSQL's own tools allow, among the options behind the `?`.
+    """
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return re.sub(r":[^:]*@", "@", url.partition("?")[0])
+    return sqlalchemy.engine.URL.create(
+        parsed.drivername,
+        username=parsed.username,
+        host=parsed.host,
+        port=parsed.port,
+        database=parsed.database,
+        query={key: value for key, value in parsed.query.items() if "pass" not in key.lower()},
+    ).render_as_string(hide_password=False)
 
 
 def missing_study(name: str, url: str) -> RunError:
     """The error that says so."""
-    return RunError(f"The database {url} holds no study {name!r}.")
+    return RunError(f"The database {without_password(url)} holds no study {name!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from netloom.errors import NetloomError, RunError
 from netloom.tuning.space import Dimension
-from netloom.tuning.storage import HEARTBEAT_SECONDS, missing_study
+from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage, missing_study
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 Direction = Literal["maximize", "minimize"]
@@ -27,6 +28,7 @@ _OUTCOME = "netloom:outcome"
 _DRIVER = "netloom:driver"
 _SPACE = "netloom:space"
 _SOURCE = "netloom:source"
+_GIVEN_UP = "Its driver fell silent, and another driver of the study gave it up."
 _STATES: Mapping[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -88,7 +90,8 @@ class SearchStudy:
     def __init__(self, study: optuna.Study, dimensions: Sequence[Dimension], driver: str | None) -> None:
         self._study, self._dimensions, self._driver = study, tuple(dimensions), driver
         self._open: dict[int, Trial] = {}
-        self._last_heartbeat = 0.0
+        self._last_heartbeat = float("-inf")
+        self._nameless_since: dict[int, float] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -188,11 +191,15 @@ class SearchStudy:
 
     def n_asked(self) -> int:
         """How many trials this driver has begun, in this process and in earlier ones."""
-        begun = self._study.get_trials(deepcopy=False)
-        return sum(
-            t.state != TrialState.WAITING and (self._driver is None or t.user_attrs.get(_DRIVER) == self._driver)
-            for t in begun
-        )
+        return sum(trial.state != TrialState.WAITING for trial in self._own())
+
+    def n_ended(self) -> int:
+        """How many of them have ended."""
+        return sum(trial.state.is_finished() for trial in self._own())
+
+    def _own(self) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=False)
+        return [t for t in trials if self._driver is None or t.user_attrs.get(_DRIVER) == self._driver]
 
     def ask(self) -> Proposal:
         """The next trial."""
@@ -204,8 +211,12 @@ class SearchStudy:
             torch.set_num_threads(threads)
 
     def _begin(self, trial: Trial, *, again: bool = False) -> Proposal:
-        if self._driver is not None and not again:
-            trial.set_user_attr(_DRIVER, self._driver)
+        if self._driver is not None:
+            # At once, and before the name: whatever of a driver that dies here is found by the others (`heartbeat`).
+            if (shared := self._shared_storage()) is not None:
+                shared.record_heartbeat(trial._trial_id)
+            if not again:
+                trial.set_user_attr(_DRIVER, self._driver)
         overrides: dict[str, Any] = {}
         for dimension in self._dimensions:
             if dimension.matters(overrides):
@@ -217,7 +228,11 @@ class SearchStudy:
     def report(self, number: int, step: int, value: float) -> bool:
         """Write down an intermediate value; whether the trial had better end."""
         trial = self._open[number]
-        trial.report(value, step)
+        if step not in trial._cached_frozen_trial.intermediate_values:  # else it went on from a checkpoint before that
+            try:
+                trial.report(value, step)
+            except optuna.exceptions.UpdateFinishedTrialError:  # given up by another driver: nobody wants more of it
+                return True
         return trial.should_prune()
 
     def complete(self, number: int, value: float, outcome: Mapping[str, Any]) -> None:
@@ -245,18 +260,38 @@ class SearchStudy:
 
     def heartbeat(self) -> None:
         """Where the storage is shared: say that this driver's trials are alive, and give up those of dead drivers."""
-        storage = self._study._storage
-        backend = getattr(storage, "_backend", storage)
-        if self._driver is None or not isinstance(backend, RDBStorage) or backend.heartbeat_interval is None:
-            return
-        if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS:
+        storage = self._shared_storage()
+        if storage is None or time.monotonic() - self._last_heartbeat < (storage.heartbeat_interval or 0):
             return
         self._last_heartbeat = time.monotonic()
         with self._lock:
             alive = list(self._open.values())
         for trial in alive:
-            storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
-        optuna.storages.fail_stale_trials(self._study)
+            storage.record_heartbeat(trial._trial_id)
+        for trial_id in {*storage._get_stale_trial_ids(self._study._study_id), *self._nameless(storage)}:
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # by yet another driver
+                storage.set_trial_user_attr(trial_id, _OUTCOME, {"reason": _GIVEN_UP})
+                storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
+
+    def close(self) -> None:
+        """End the connections to the database; they are made again if the study is used again."""
+        close_storage(self._study._storage)
+
+    def _shared_storage(self) -> RDBStorage | None:
+        """The database, where several drivers use it."""
+        backend = backend_of(self._study._storage)
+        if self._driver is None or not isinstance(backend, RDBStorage) or backend.heartbeat_interval is None:
+            return None
+        return backend
+
+    def _nameless(self, storage: RDBStorage) -> list[int]:
+        """Trials whose driver died between making them and writing its name: no driver would go on with them."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        now = time.monotonic()
+        nameless = {t._trial_id: now for t in running if _DRIVER not in t.user_attrs}
+        self._nameless_since = {trial: self._nameless_since.get(trial, since) for trial, since in nameless.items()}
+        grace_seconds = storage.grace_period or GRACE_SECONDS
+        return [trial for trial, since in self._nameless_since.items() if now - since > grace_seconds]
 
     def records(self) -> list[TrialRecord]:
         """All trials of all drivers, by number, but those that wait."""

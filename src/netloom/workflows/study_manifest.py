@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from netloom.errors import RecipeError, RunError
+from optuna.storages import RDBStorage
+
+from netloom.errors import NetloomError, RecipeError, RunError
 from netloom.files import read_json, write_json
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan
 from netloom.tuning.samplers import check_names, create_pruner, create_sampler
 from netloom.tuning.space import Dimension
-from netloom.tuning.storage import open_storage, sqlite_url
+from netloom.tuning.storage import close_storage, open_storage, sqlite_url
 from netloom.tuning.study import Direction, SearchStudy
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.trial_task import Objective
@@ -22,6 +26,19 @@ OBJECTIVES: Mapping[str, Direction] = {"validation_accuracy": "maximize", "valid
 
 _MANIFEST = "study.json"
 _DATABASE = "study.db"
+
+
+_PLAIN: Mapping[str, tuple[tuple[type, ...], int | None]] = {
+    "study": ((str,), None),
+    "storage": ((str, NoneType), None),
+    "driver": ((str, NoneType), None),
+    "init_points": ((int,), 1),
+    "n_trials": ((int, NoneType), 1),
+    "time_limit": ((int, float, NoneType), 0),
+    "cv": ((int, NoneType), 2),
+    "final_seeds": ((int,), 0),
+}
+"""The types and least values of what is plain in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +97,15 @@ class StudyManifest:
                 raise ValueError("it is of another kind")
             value["space"] = tuple(map(Dimension.from_json, value["space"]))
             value["plan"] = ExecutionPlan.from_json(value["plan"])
+            for key, (types, least) in _PLAIN.items():
+                if not isinstance(value[key], types) or (least is not None and (value[key] or least) < least):
+                    raise ValueError(f"{key} is {value[key]!r}")
             manifest = cls(**value)
             check_names(manifest.sampler, manifest.pruner)
             if manifest.objective not in OBJECTIVES:
-                raise ValueError(f"objective {manifest.objective!r}")
+                raise ValueError(f"objective is {manifest.objective!r}")
             return manifest
-        except (KeyError, TypeError, ValueError, RecipeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecipeError) as error:
             raise RunError(
                 f"{folder / _MANIFEST} is damaged ({type(error).__name__}: {error}). Take it from a backup, or start "
                 "anew."
@@ -117,6 +137,13 @@ def create_study(
         NetloomError: The database cannot be used, or holds another study of this name.
     """
     opened = open_storage(storage or sqlite_url(folder / _DATABASE), shared=storage is not None)
+    with _closed_in_case_of_error(opened):
+        return _create(opened, manifest, recipe, data)
+
+
+def _create(
+    opened: RDBStorage, manifest: StudyManifest, recipe: Recipe, data: PreparedData
+) -> tuple[SearchStudy, bool]:
     facts = {
         "recipe": recipe.to_mapping(),
         "pictures": data.facts.fingerprint,
@@ -147,15 +174,32 @@ def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: s
             raise RunError(f"{folder} has no {_DATABASE}: its trials are lost. Start anew.")
         opened = open_storage(sqlite_url(folder / _DATABASE), shared=False)
     else:
-        opened = open_storage(storage or manifest.storage, shared=True)
-    return SearchStudy.open(
-        opened,
-        manifest.study,
-        manifest.space,
-        sampler=_sampler(manifest, recipe),
-        pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
-        driver=manifest.driver,
-    )
+        try:
+            opened = open_storage(storage or manifest.storage, shared=True)
+        except NetloomError as error:
+            if storage is not None:
+                raise
+            raise RunError(
+                f"{error} If it needs a password, give its URL with --storage: the study's folder holds none."
+            ) from error
+    with _closed_in_case_of_error(opened):
+        return SearchStudy.open(
+            opened,
+            manifest.study,
+            manifest.space,
+            sampler=_sampler(manifest, recipe),
+            pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
+            driver=manifest.driver,
+        )
+
+
+@contextlib.contextmanager
+def _closed_in_case_of_error(storage: RDBStorage) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        close_storage(storage)
+        raise
 
 
 def _sampler(manifest: StudyManifest, recipe: Recipe) -> Any:

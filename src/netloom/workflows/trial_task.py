@@ -14,16 +14,16 @@ import numpy as np
 
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import NetloomError, TrainingError
+from netloom.errors import NetloomError, RunError, TrainingError
 from netloom.evaluation.holdout import evaluate_model
 from netloom.files import partial_files, read_json, write_json, writing
-from netloom.parallel.pictures import map_pictures
+from netloom.parallel.pictures import received_pictures
 from netloom.parallel.tasks import TaskContext, find
 from netloom.recipe import Recipe, load_recipe
 from netloom.run import DataFacts
 from netloom.runtime import ExecutionPlan, keep_freed_memory
 from netloom.training.callbacks import Callback
-from netloom.training.checkpoint import Checkpointer, load_checkpoint
+from netloom.training.checkpoint import Checkpoint, Checkpointer, load_checkpoint
 from netloom.training.state import TrainingState
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
@@ -72,17 +72,17 @@ def plain_resources(resources: TrialResources) -> dict[str, Any]:
 
 def set_up(
     *,
-    pictures: Mapping[str, str],
     model: str | None,
     recipe: Mapping[str, Any],
     splits: Sequence[Mapping[str, Sequence[int]]],
     facts: Mapping[str, Any],
     objective: Objective,
+    **pictures: Any,
 ) -> TrialResources:
-    """Map the pictures of `parallel.pictures.sharing`; the rest is as `plain_resources` and `name_of` give it."""
+    """Take the pictures as `received_pictures` does; the rest is as `plain_resources` and `name_of` give it."""
     keep_freed_memory()
     return TrialResources(
-        image_set=map_pictures(**pictures),
+        image_set=received_pictures(**pictures),
         recipe=Recipe.from_mapping(recipe),
         splits=[
             Split(
@@ -190,16 +190,30 @@ class _TrialFolder:
         assert self.path is not None
         try:
             state = read_json(self.path / _STATE)
-            if state["overrides"] != self.overrides:
+            scores, outcome = list(state["scores"]), state["outcome"]
+            if state["overrides"] != self.overrides or not all(map(_is_score, scores)):
                 return False
-            self.scores, self.outcome = list(state["scores"]), state["outcome"]
+            if outcome is not None and not (_is_score(outcome) and outcome.get("state") == "complete"):
+                return False
         except (NetloomError, KeyError, TypeError):
             return False
+        self.scores, self.outcome = scores, outcome
         return True
 
     def checkpoint(self, number: int) -> Path | None:
         """Where the state of the training on split `number` is."""
         return None if self.path is None else self.path / f"checkpoint-{number}.safetensors"
+
+    def load_checkpoint(self, number: int) -> Checkpoint | None:
+        """The state of the training on split `number`; None to begin anew, also where a disk has damaged it."""
+        path = self.checkpoint(number)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return load_checkpoint(path)
+        except RunError:
+            path.unlink()
+            return None
 
     def write(self) -> None:
         """Write down what is done."""
@@ -217,6 +231,11 @@ class _TrialFolder:
         if self.path is not None:
             for file in [*self.path.glob("checkpoint-*"), *partial_files(self.path)]:
                 file.unlink(missing_ok=True)
+
+
+def _is_score(value: Any) -> bool:
+    """Whether it has the figures that every score and outcome has."""
+    return isinstance(value, dict) and isinstance(value.get("value"), float) and isinstance(value.get("epochs"), int)
 
 
 class _Score:
@@ -247,7 +266,7 @@ class _Score:
             custom=self.resources.model,
         )
         path = self.trial.checkpoint(self.number)
-        checkpoint = load_checkpoint(path) if path is not None and path.is_file() else None
+        checkpoint = self.trial.load_checkpoint(self.number)
         fitting = Fitting.prepare(
             recipe,
             network,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from netloom.tuning.driver import Driver
 from netloom.tuning.samplers import check_names, grid_size
 from netloom.tuning.samplers import resolve_sampler as sampler_for
 from netloom.tuning.space import Dimension
+from netloom.tuning.storage import without_password
 from netloom.tuning.study import Proposal, SearchStudy, TrialRecord, best_of
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
@@ -73,6 +75,7 @@ def tune(
     warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
     jobs: int | str = "auto",
+    ray: str | None = None,
     model: CustomModel | str | None = None,
     out: str | Path = "runs",
     name: str | None = None,
@@ -106,6 +109,8 @@ def tune(
         warm_start: Folders of earlier studies, whose best values are tried first.
         storage: URL of a database that several drivers share under one `name`; a file in the study's folder without it.
         jobs: Trials at once; `auto` measures with which number and threads they end the soonest.
+        ray: Have the trials done on a Ray cluster: `auto`, or the address of its head. `jobs` is then the most of them
+            at once, `auto` as many as it has room for.
         model: As for `cross_validate`.
         out: Folder in which the study's folder is made.
         name: Of the study.
@@ -147,10 +152,11 @@ def tune(
         chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=at_once, device=device, plan=plan
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
+    cluster = _cluster(ray, at_once, reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
         study=name or folder.name,
-        storage=_without_password(storage),
+        storage=None if storage is None else without_password(storage),
         driver=None if storage is None else f"{folder.name}-{time.time_ns():x}",
         space=dimensions,
         sampler=sampler,
@@ -183,7 +189,7 @@ def tune(
     manifest.write(folder.path)
     for dimension in dimensions:
         reporter.say(f"  {dimension}")
-    search = _Search(folder, manifest, study, data, splits, chosen, model, n_jobs, reporter)
+    search = _Search(folder, manifest, study, data, splits, chosen, model, n_jobs, reporter, cluster)
     return search.run(time_limit=limit)
 
 
@@ -195,6 +201,7 @@ def resume_tune(
     time_limit: float | str | None = None,
     storage: str | None = None,
     jobs: int | str = "auto",
+    ray: str | None = None,
     model: CustomModel | None = None,
     quiet: bool = False,
 ) -> Study:
@@ -209,6 +216,7 @@ def resume_tune(
         time_limit: For what is left of the search; the old one, from now on, without it.
         storage: The database's URL with its password, where it had one.
         jobs: Trials at once.
+        ray: As for `tune`.
         model: The function making the network, where it was started with one.
         quiet: As for `tune`.
 
@@ -226,21 +234,23 @@ def resume_tune(
     data = reopen_data(run_folder, source, reporter)
     network, heads = _network(recipe, data, model)
     study = open_study(run_folder.path, changed, recipe, storage)
-    left = max(1, (changed.n_trials or 10**6) - study.n_asked())
+    left = max(1, (changed.n_trials or 10**6) - study.n_ended())
+    at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
     _, n_jobs = plan_trainings(
         recipe,
         data,
         network,
         heads,
         n_trainings=left,
-        jobs=jobs_for_model(model, parse_jobs(jobs), reporter),
+        jobs=at_once,
         device=manifest.plan.device,
         plan=manifest.plan,
     )
     if changed != manifest:
         changed.write(run_folder.path)
     splits = _splits(data, recipe, changed.cv)
-    search = _Search(run_folder, changed, study, data, splits, recipe, model, n_jobs, reporter)
+    cluster = _cluster(ray, at_once, reporter)
+    search = _Search(run_folder, changed, study, data, splits, recipe, model, n_jobs, reporter, cluster)
     return search.run(time_limit=changed.time_limit)
 
 
@@ -271,11 +281,6 @@ def _check_numbers(**numbers: int | None) -> None:
     for what, number in numbers.items():
         if number is not None and number < least[what]:
             raise RecipeError(f"{shown[what]} must be at least {least[what]}, not {number}.")
-
-
-def _without_password(url: str | None) -> str | None:
-    """The URL as it may lie in a file."""
-    return None if url is None else re.sub(r"(://[^/:@]*):[^/@]*@", r"\1@", url)
 
 
 def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> Any:
@@ -338,6 +343,26 @@ def _remove_begun(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class _Cluster:
+    """Where trials are done, if not here.
+
+    Attributes:
+        address: As `RayExecutor` takes it.
+        most: Trials at once; 0 for as many as there is room for.
+    """
+
+    address: str
+    most: int
+
+
+def _cluster(address: str | None, at_once: int | None, reporter: Reporter) -> _Cluster | None:
+    if address is None:
+        return None
+    reporter.say(f"Trials are done on the Ray cluster {address}, the winner is trained here")
+    return _Cluster(address, at_once or 0)
+
+
 class _Search:
     """One call of `tune` or `resume_tune`."""
 
@@ -352,12 +377,21 @@ class _Search:
         model: CustomModel | None,
         jobs: int,
         reporter: Reporter,
+        cluster: _Cluster | None,
     ) -> None:
         self.path, self.manifest, self.study, self.data, self.splits = folder.path, manifest, study, data, splits
         self.recipe, self.model, self.jobs, self.reporter = recipe, model, jobs, reporter
+        self.cluster = cluster
+        on_a_server = manifest.storage is not None and not manifest.storage.startswith("sqlite")
+        # Whose URL has a password as a rule, which is not written down.
+        self.go_on_with = f"netloom tune --resume {self.path}{' --storage URL' if on_a_server else ''}"
 
     def run(self, *, time_limit: float | None) -> Study:
         """Search, train the winner, report."""
+        with contextlib.closing(self.study):
+            return self._run(time_limit)
+
+    def _run(self, time_limit: float | None) -> Study:
         earlier = self._earlier_seconds()
         started = time.perf_counter()
         self._search(time_limit)
@@ -422,11 +456,16 @@ class _Search:
             executor_for(
                 self.data.image_set,
                 self.data.pixels_file,
-                jobs=self.jobs,
+                jobs=self.jobs if self.cluster is None else self.cluster.most,
                 plan=self.manifest.plan,
                 here=resources,
                 setup=set_up,
-                arguments={"model": name_for_workers(self.model, self.jobs), **plain_resources(resources)},
+                arguments={
+                    "model": name_for_workers(self.model, 2 if self.cluster else self.jobs),
+                    **plain_resources(resources),
+                },
+                cluster=None if self.cluster is None else self.cluster.address,
+                reporter=self.reporter,
             ) as executor,
         ):
             table = TrialTable(
@@ -445,13 +484,12 @@ class _Search:
                 n_trials=n,
                 seconds=time_limit,
                 pruning=self.manifest.pruner != "none",
-                jobs=self.jobs,
+                at_once=self.cluster is not None or self.jobs > 1,
                 watcher=table,
             ).run(interruption=interruption)
             if (reason := interruption()) is not None:
                 raise InterruptedTrainingsError(
-                    f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: netloom tune --resume "
-                    f"{self.path}",
+                    f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: {self.go_on_with}",
                     reason,
                 )
 
@@ -477,9 +515,7 @@ class _Search:
     def _why_nothing(self, records: Sequence[TrialRecord]) -> str:
         reasons = [str(r.outcome.get("reason")) for r in records if r.outcome.get("reason")]
         if not reasons:
-            return (
-                f"No trial was complete within the time limit. Give more, or go on: netloom tune --resume {self.path}"
-            )
+            return f"No trial was complete within the time limit. Give more, or go on: {self.go_on_with}"
         return (
             f"None of {len(records)} trials was complete. The first reason: {reasons[0].rstrip('.')}. All of them: "
             f"{self.path / REPORT_FILE}"
@@ -490,7 +526,6 @@ class _Search:
         n = self.manifest.final_seeds
         if n == 0:
             return []
-        go_on_with = f"netloom tune --resume {self.path}"
         wanted = best.replace(seed=self.recipe.seed)
         for folder in sorted(self.path.glob(f"*-{_FINAL}*")):
             if is_job(folder, "seeds") and load(folder / f"seed-{wanted.seed + 1}").recipe.replace(
@@ -523,12 +558,12 @@ class _Search:
                 model=self.model,
                 reporter=Reporter(quiet=True),
             )
-        failures = job.train(self.reporter, go_on_with=go_on_with)
+        failures = job.train(self.reporter, go_on_with=self.go_on_with)
         if failures:
             name, reason = next(iter(failures.items()))
             raise TrainingError(
                 f"The best recipe could not be trained anew: {name}: {reason.rstrip('.')}. The search is whole; go on "
-                f"with: {go_on_with}"
+                f"with: {self.go_on_with}"
             )
         return list(job.runs)
 
