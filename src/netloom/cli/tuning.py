@@ -114,8 +114,8 @@ def tune(
         begun = (source, recipe, space, init_points, cv, final_seeds, warm_start, settings, name, like)
         if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError(
-                "--resume goes on with what the study holds; besides it only --trials, --time-limit, --storage and "
-                "--jobs can be given."
+                "--resume goes on with what the study holds; besides it only --trials, --time-limit, --storage, --ray "
+                "and --jobs can be given."
             )
         found = resume_tune(
             resume, n_trials=trials, time_limit=time_limit, storage=storage, jobs=jobs, ray=ray, quiet=quiet
