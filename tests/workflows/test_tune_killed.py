@@ -43,8 +43,8 @@ QUICK: dict[str, Any] = {
 }
 SPACE = {"learning_rate": "1e-4..1e-1:log", "dropout": "0.0..0.6"}
 LONGER = {"epochs": 60}
-N_LONG = 12
-GRID = {"learning_rate": "0.001,0.003,0.01,0.03", "dropout": "0.0,0.2,0.5"}
+N_LONG = 20
+GRID = {"learning_rate": "0.001,0.003,0.01,0.03,0.05", "dropout": "0.0,0.2,0.4,0.5"}
 """As many combinations as `N_LONG`."""
 
 
@@ -391,7 +391,7 @@ def test_random_kills_change_nothing(photos: Path, tmp_path: Path, sampler: str,
     """Ten kills of drivers and thirty of workers over three studies."""
     chance = random.Random(sampler)
     out, given = tmp_path / "killed", {"space": GRID if sampler == "grid" else SPACE, "sampler": sampler}
-    given = {**given, "n_trials": N_LONG, "settings": {**QUICK, "epochs": 150}}
+    given = {**given, "n_trials": N_LONG, "settings": {**QUICK, "epochs": 100}}
     arguments: dict[str, Any] = options(photos, out, **given, jobs=2)
     kills = [0, 0]
     for life in range(drivers + 1):
