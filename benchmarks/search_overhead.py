@@ -20,7 +20,7 @@ from netloom.parallel.tasks import Executor, Task, TaskContext
 from netloom.tuning.driver import Driver
 from netloom.tuning.samplers import create_pruner, create_sampler
 from netloom.tuning.space import arrange, parse_dimension
-from netloom.tuning.storage import open_storage, sqlite_url
+from netloom.tuning.storage import open_own
 from netloom.tuning.study import SearchStudy
 
 SECONDS = 0.05
@@ -42,7 +42,7 @@ def measure(executor: Executor, jobs: int, n_trials: int, folder: Path) -> dict[
     """The overhead of each trial in milliseconds, and the CPU time that this process took for it."""
     dimensions = arrange(parse_dimension(key, value, lambda _key, _value: None) for key, value in SPACE.items())
     study, _ = SearchStudy.create(
-        open_storage(sqlite_url(folder / f"{jobs}.db"), shared=False),
+        open_own(folder / f"{jobs}.db"),
         "overhead",
         dimensions,
         direction="maximize",
@@ -58,13 +58,14 @@ def measure(executor: Executor, jobs: int, n_trials: int, folder: Path) -> dict[
             n_trials=n,
             seconds=None,
             pruning=True,
-            jobs=jobs,
+            at_once=jobs > 1,
         ).run()
 
     run(2 * jobs)  # starts the workers
     wall, cpu = time.perf_counter(), time.process_time()
     run(2 * jobs + n_trials)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    study.close()
     pruned = sum(record.state == "pruned" for record in study.records()) / (2 * jobs + n_trials)
     return {
         "overhead_ms": 1000 * (jobs * wall / n_trials - SECONDS),

@@ -8,6 +8,7 @@ prints a line for each trial that it begins and ends.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -109,16 +110,19 @@ def drive(
     *, url: str, name: str, driver: str, n_trials: int, seconds: float, heartbeat: int = 1, grace: int = 60
 ) -> int:
     try:
-        Driver(
-            study=open_study(url, name, driver, heartbeat=heartbeat, grace=grace),
-            executor=SerialExecutor(),
-            task_for=lambda p: Task(f"trial-{p.number}", trial, {"overrides": dict(p.overrides), "seconds": seconds}),
-            n_trials=n_trials,
-            seconds=None,
-            pruning=True,
-            jobs=1,
-            watcher=Printer(),
-        ).run()
+        with contextlib.closing(open_study(url, name, driver, heartbeat=heartbeat, grace=grace)) as study:
+            Driver(
+                study=study,
+                executor=SerialExecutor(),
+                task_for=lambda p: Task(
+                    f"trial-{p.number}", trial, {"overrides": dict(p.overrides), "seconds": seconds}
+                ),
+                n_trials=n_trials,
+                seconds=None,
+                pruning=True,
+                jobs=1,
+                watcher=Printer(),
+            ).run()
     except Exception:  # also in a copy, which must not return into what its parent does
         traceback.print_exc()
         return 2

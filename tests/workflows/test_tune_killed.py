@@ -23,6 +23,7 @@ import netloom
 from netloom.cli import app
 from netloom.errors import NetloomError, RunError, TrainingError
 from netloom.runtime import ExecutionPlan
+from netloom.tuning.own_database import lock_file
 from netloom.tuning.study import SearchStudy
 from netloom.workflows import trial_task
 from picture_folders import write_folder
@@ -42,8 +43,8 @@ QUICK: dict[str, Any] = {
 }
 SPACE = {"learning_rate": "1e-4..1e-1:log", "dropout": "0.0..0.6"}
 LONGER = {"epochs": 60}
-N_LONG = 12
-GRID = {"learning_rate": "0.001,0.003,0.01,0.03", "dropout": "0.0,0.2,0.5"}
+N_LONG = 20
+GRID = {"learning_rate": "0.001,0.003,0.01,0.03,0.05", "dropout": "0.0,0.2,0.4,0.5"}
 """As many combinations as `N_LONG`."""
 
 
@@ -338,6 +339,36 @@ def test_a_search_of_failures_alone_says_why(photos: Path, tmp_path: Path) -> No
         netloom.resume_tune(folder, quiet=True)
 
 
+# A shared database
+
+
+def test_two_searches_share_a_file_or_say_why_not(photos: Path, tmp_path: Path, undisturbed: Any) -> None:
+    storage = f"sqlite:///{(tmp_path / 'shared.db').as_posix()}"
+    first = tune(photos, tmp_path / "first", storage=storage, name="shared", n_trials=3)
+    second = tune(photos, tmp_path / "second", storage=storage, name="shared", n_trials=1)
+    assert table(first.result) == undisturbed[:3]
+    assert table(second.result) == undisturbed
+    for changes, what in (
+        ({"settings": {**QUICK, "epochs": 3}}, "recipe"),
+        ({"space": {"dropout": "0.0..0.6"}}, "space"),
+        ({"objective": "validation_loss"}, "direction, objective"),
+        ({"cv": 2}, "cv"),
+    ):
+        with pytest.raises(NetloomError, match=f"'shared' exists with another {what}"):
+            tune(photos, tmp_path / "third", storage=storage, name="shared", **changes)
+        assert not list((tmp_path / "third").iterdir())
+    (tmp_path / "shared.db").rename(tmp_path / "moved.db")
+    with pytest.raises(RunError, match="holds no study"):
+        netloom.resume_tune(first.path, quiet=True)
+
+
+def test_a_search_that_still_runs_is_not_gone_on_with(photos: Path, tmp_path: Path) -> None:
+    folder = tune(photos, tmp_path, n_trials=1).path
+    with lock_file(folder / "study.lock"), pytest.raises(RunError, match="Another process is at work on"):
+        netloom.resume_tune(folder, n_trials=2, quiet=True)
+    assert len(netloom.resume_tune(folder, n_trials=2, jobs=1, quiet=True).trials) == 2
+
+
 # Processes that die
 
 
@@ -360,7 +391,7 @@ def test_random_kills_change_nothing(photos: Path, tmp_path: Path, sampler: str,
     """Ten kills of drivers and thirty of workers over three studies."""
     chance = random.Random(sampler)
     out, given = tmp_path / "killed", {"space": GRID if sampler == "grid" else SPACE, "sampler": sampler}
-    given = {**given, "n_trials": N_LONG, "settings": {**QUICK, "epochs": 150}}
+    given = {**given, "n_trials": N_LONG, "settings": {**QUICK, "epochs": 100}}
     arguments: dict[str, Any] = options(photos, out, **given, jobs=2)
     kills = [0, 0]
     for life in range(drivers + 1):

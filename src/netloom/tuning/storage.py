@@ -16,6 +16,7 @@ import sqlalchemy
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 
 from netloom.errors import NetloomError, RunError
+from netloom.tuning.own_database import OwnDatabase, lock_file
 
 _SECONDS_TO_WAIT = 120
 """For another writer of the same SQLite file."""
@@ -34,6 +35,26 @@ def in_memory() -> BaseStorage:
     """A storage that ends with the process."""
     quiet_optuna()
     return InMemoryStorage()
+
+
+def open_own(path: Path) -> OwnDatabase:
+    """Open a database file that this process alone writes to, and make its tables where there are none.
+
+    Raises:
+        RunError: Another process has it open so.
+        NetloomError: It cannot be opened.
+    """
+    lock = lock_file(path.with_suffix(".lock"))
+    try:
+        database = open_storage(sqlite_url(path), shared=False)
+        try:
+            return OwnDatabase(database, lock)
+        except BaseException:
+            close_storage(database)
+            raise
+    except BaseException:
+        lock.close()
+        raise
 
 
 def open_storage(
@@ -165,7 +186,9 @@ def backend_of(storage: BaseStorage) -> BaseStorage:
 def close_storage(storage: BaseStorage) -> None:
     """End the connections to a database."""
     backend = backend_of(storage)
-    if isinstance(backend, RDBStorage):
+    if isinstance(backend, OwnDatabase):
+        backend.close()
+    elif isinstance(backend, RDBStorage):
         backend.scoped_session.remove()
         backend.engine.dispose()
 

@@ -139,7 +139,7 @@ class SearchStudy:
     @classmethod
     def open(
         cls,
-        storage: RDBStorage,
+        storage: BaseStorage,
         name: str,
         dimensions: Sequence[Dimension],
         *,
@@ -274,7 +274,7 @@ class SearchStudy:
                 storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
 
     def close(self) -> None:
-        """End the connections to the database; they are made again if the study is used again."""
+        """See that all is written, and end the connections to the database."""
         close_storage(self._study._storage)
 
     def _shared_storage(self) -> RDBStorage | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 
 from netloom.errors import NetloomError, RecipeError, RunError
 from netloom.files import read_json, write_json
@@ -17,7 +17,7 @@ from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan
 from netloom.tuning.samplers import check_names, create_pruner, create_sampler
 from netloom.tuning.space import Dimension
-from netloom.tuning.storage import close_storage, open_storage, sqlite_url
+from netloom.tuning.storage import close_storage, open_own, open_storage
 from netloom.tuning.study import Direction, SearchStudy
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.trial_task import Objective
@@ -136,13 +136,13 @@ def create_study(
     Raises:
         NetloomError: The database cannot be used, or holds another study of this name.
     """
-    opened = open_storage(storage or sqlite_url(folder / _DATABASE), shared=storage is not None)
+    opened = open_own(folder / _DATABASE) if storage is None else open_storage(storage, shared=True)
     with _closed_in_case_of_error(opened):
         return _create(opened, manifest, recipe, data)
 
 
 def _create(
-    opened: RDBStorage, manifest: StudyManifest, recipe: Recipe, data: PreparedData
+    opened: BaseStorage, manifest: StudyManifest, recipe: Recipe, data: PreparedData
 ) -> tuple[SearchStudy, bool]:
     facts = {
         "recipe": recipe.to_mapping(),
@@ -172,7 +172,7 @@ def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: s
     if manifest.storage is None:
         if not (folder / _DATABASE).is_file():
             raise RunError(f"{folder} has no {_DATABASE}: its trials are lost. Start anew.")
-        opened = open_storage(sqlite_url(folder / _DATABASE), shared=False)
+        opened: BaseStorage = open_own(folder / _DATABASE)
     else:
         try:
             opened = open_storage(storage or manifest.storage, shared=True)
@@ -194,7 +194,7 @@ def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: s
 
 
 @contextlib.contextmanager
-def _closed_in_case_of_error(storage: RDBStorage) -> Iterator[None]:
+def _closed_in_case_of_error(storage: BaseStorage) -> Iterator[None]:
     try:
         yield
     except BaseException:
