@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,3 +39,4 @@ def two_machines(ray: Any) -> Iterator[Any]:
             yield cluster
         finally:
             cluster.shutdown()
+            time.sleep(1)  # the last processes still write their logs, so that the folder could not be removed

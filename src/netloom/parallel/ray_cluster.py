@@ -185,7 +185,7 @@ class _Actor(Worker):
         """What it has answered, None at the end if it has died; it is asked for more."""
         try:
             texts = self._ray.get(self.heard)
-        except self._ray.exceptions.RayActorError as error:
+        except self._ray.exceptions.RayError as error:
             self._error = error
             self.kill()  # one that is only out of reach must not do what another is given
             return [None]
@@ -193,10 +193,12 @@ class _Actor(Worker):
         return [json.loads(text) for text in texts]
 
     def send(self, message: Mapping[str, Any]) -> None:
-        self._actor.send.remote(json.dumps(message))
+        with contextlib.suppress(ConnectionError):
+            self._actor.send.remote(json.dumps(message))
 
     def kill(self) -> None:
-        self._ray.kill(self._actor)
+        with contextlib.suppress(ConnectionError, RuntimeError, self._ray.exceptions.RayError):  # where all is gone
+            self._ray.kill(self._actor)
 
     def end(self, seconds: float) -> None:
         self.kill()
@@ -213,7 +215,8 @@ class _Actor(Worker):
 
     def why_not_started(self) -> str:
         text = str(self._error)
-        if not getattr(self._error, "actor_init_failed", False):
+        initialized = not getattr(self._error, "actor_init_failed", False)
+        if initialized and (self.placed or "its node has died" in text):
             return ""
         if "No module named 'netloom" in text:
             return (
