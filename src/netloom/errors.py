@@ -32,6 +32,10 @@ class RunError(NetloomError):
     """A run folder is missing, incomplete or cannot be written."""
 
 
+class ArgumentError(NetloomError, ValueError):
+    """What the scikit-learn estimator was given cannot be used; also a ValueError, as scikit-learn's callers expect."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
     folded = {str(k).casefold(): str(k) for k in known}

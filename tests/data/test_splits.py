@@ -84,6 +84,22 @@ def test_single_pictures_have_exact_class_counts(seed: int) -> None:
     assert (abs(test - np.bincount(expected, minlength=len(counts))) <= 1).all()
 
 
+def test_without_a_test_fraction_there_is_no_test_part() -> None:
+    """Reference: the validation part that is drawn when another holds the test part out."""
+    targets = np.repeat(np.arange(4), [40, 30, 20, 10])
+    split = make_split(targets=targets, validation_fraction=0.3, test_fraction=None, seed=5)
+    assert (len(split.train), len(split.validation), len(split.test)) == (70, 30, 0)
+    assert np.bincount(targets[split.validation]).tolist() == [12, 9, 6, 3]
+    assert sorted([*split.train, *split.validation]) == list(range(100))
+    pairs = np.arange(100) // 2
+    tied = make_split(targets=targets, content_hashes=[str(pair) for pair in pairs], test_fraction=None, seed=5)
+    assert not set(pairs[tied.train]) & set(pairs[tied.validation])
+    assert len(tied.test) == 0
+    assert split.notes == ()
+    given = make_split(targets=targets, parts=["validation", *["train"] * 99], test_fraction=None, seed=5)
+    assert (len(given.train), given.validation.tolist(), given.test.tolist()) == (99, [0], [])
+
+
 def test_balanced_groups_are_spread_in_proportion() -> None:
     targets = np.repeat(np.arange(5), 200)
     groups = [f"patient {i // 4}" for i in range(1000)]

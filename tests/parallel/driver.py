@@ -1,6 +1,6 @@
 """A driver to be killed: starts two endless tasks, prints their processes, and waits for its end.
 
-Run as `driver.py TASK`.
+Run as `driver.py TASK`, or `driver.py TASK ray` for processes of a Ray cluster of this machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from netloom.parallel.local import LocalExecutor
+from netloom.parallel.ray_cluster import RayExecutor
 from netloom.parallel.tasks import Event, Reported, Task
 from parallel import work
 
@@ -28,7 +29,7 @@ def main() -> None:
     folder = tempfile.mkdtemp()
     sys.stdout.write(f"{folder}\n")
     sys.stdout.flush()
-    with LocalExecutor(2, remove=[folder]) as executor:
+    with RayExecutor("local", 2) if sys.argv[2:] == ["ray"] else LocalExecutor(2, remove=[folder]) as executor:
         executor.run([Task(name, getattr(work, sys.argv[1])) for name in "ab"], tell)
 
 

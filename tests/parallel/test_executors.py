@@ -17,6 +17,7 @@ from netloom.data.imageset import ImageSet
 from netloom.errors import NetloomError
 from netloom.parallel.local import LocalExecutor
 from netloom.parallel.pictures import map_pictures, sharing
+from netloom.parallel.ray_cluster import RayExecutor
 from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import (
     Event,
@@ -42,7 +43,13 @@ def make_local(value: Any = None) -> Executor:
     return LocalExecutor(2, setup=work.make_shared, arguments={"value": value})
 
 
-EXECUTORS = pytest.mark.parametrize("make", [make_serial, make_local], ids=["serial", "local"])
+@pytest.fixture(params=["serial", "local", "ray"])
+def make(request: pytest.FixtureRequest) -> Callable[..., Executor]:
+    """Every executor keeps the same promises."""
+    if request.param == "ray":
+        address = request.getfixturevalue("two_machines").address
+        return lambda value=None: RayExecutor(address, 2, setup=work.make_shared, arguments={"value": value})
+    return {"serial": make_serial, "local": make_local}[request.param]
 
 
 def run(executor: Executor, tasks: Any, **options: Any) -> list[Event]:
@@ -70,7 +77,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> float:
     return time.monotonic() - started
 
 
-@EXECUTORS
 def test_every_task_starts_reports_and_finishes_in_this_order(make: Callable[..., Executor]) -> None:
     tasks = [Task(str(i), work.square, {"number": i / 7}) for i in range(6)]
     events = run(make(), tasks)
@@ -81,14 +87,12 @@ def test_every_task_starts_reports_and_finishes_in_this_order(make: Callable[...
         assert own[1].values == {"number": task.arguments["number"]}  # type: ignore[attr-defined]
 
 
-@EXECUTORS
 def test_the_set_up_is_shared_by_the_tasks_of_a_process(make: Callable[..., Executor]) -> None:
     found = values(run(make({"a": [1.5, None]}), [Task(str(i), work.shared_value) for i in range(5)]))
     assert all(shared["value"] == {"a": [1.5, None]} for shared in found.values())
     assert len({shared["process"] for shared in found.values()}) <= 2
 
 
-@EXECUTORS
 def test_a_failing_task_does_not_stop_the_others(make: Callable[..., Executor]) -> None:
     tasks = [
         Task("kind", work.fail, {"kindly": True}),
@@ -104,7 +108,6 @@ def test_a_failing_task_does_not_stop_the_others(make: Callable[..., Executor]) 
     assert values(events) == {"good": 9.0}
 
 
-@EXECUTORS
 def test_one_task_is_stopped_and_the_next_goes_on(make: Callable[..., Executor]) -> None:
     executor, events = make(), []
 
@@ -118,7 +121,6 @@ def test_one_task_is_stopped_and_the_next_goes_on(make: Callable[..., Executor])
     assert values(events) == {"pruned": "not promising", "other": 4.0}
 
 
-@EXECUTORS
 def test_an_interruption_ends_what_runs_and_starts_nothing_more(make: Callable[..., Executor]) -> None:
     asked: list[str] = []
     events: list[Event] = []
@@ -136,7 +138,6 @@ def test_an_interruption_ends_what_runs_and_starts_nothing_more(make: Callable[.
     assert set(values(events).values()) <= {"Ctrl-C"}
 
 
-@EXECUTORS
 def test_tasks_are_taken_when_a_worker_is_idle(make: Callable[..., Executor]) -> None:
     """A search decides on the next trial by what the earlier ones gave."""
     finished: list[float] = []

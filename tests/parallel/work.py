@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def kill_first(context: TaskContext, *, marker: str, number: int) -> str:
 
 
 def kill_always(context: TaskContext) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
+    signal.raise_signal(signal.SIGSEGV)
 
 
 def until_stopped(context: TaskContext) -> str:
@@ -119,3 +120,53 @@ def small_network(in_channels: int, num_outputs: int) -> Any:
     return nn.Sequential(
         nn.Conv2d(in_channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_outputs)
     )
+
+
+def pictures_on_cluster(*, pixels: Any, labels: dict[str, Any]) -> Any:
+    """What the pictures cost this process before anyone reads them."""
+    import torch
+
+    from netloom.parallel.pictures import pictures_of
+
+    int(torch.ones(100, dtype=torch.uint8).sum())  # torch's own first allocations
+    before = _own_bytes()
+    return pictures_of(pixels, labels), before
+
+
+def read_pictures(context: TaskContext) -> dict[str, Any]:
+    """Reads all pictures: how much this process holds for itself since, their sum and what was told of them."""
+    pictures, before = context.shared
+    total = sum(int(picture.sum()) for picture in pictures.images)
+    _stay(context)
+    return {
+        "process": os.getpid(),
+        "machine": _node(),
+        "grown": (_own_bytes() - before) / 1e6,
+        "sum": total,
+        "targets": pictures.targets.tolist(),
+        "ids": pictures.ids,
+        "weights": pictures.weights.tolist(),
+    }
+
+
+def machine(context: TaskContext) -> str:
+    """On which node of a Ray cluster it runs."""
+    _stay(context)
+    return _node()
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _stay(context: TaskContext) -> None:
+    """Keep a worker busy until the driver has heard of it and says stop."""
+    context.report({})
+    while context.stop_reason() is None:
+        time.sleep(0.01)
+
+
+def out_of_process(context: TaskContext) -> None:
+    sys.exit(3)

@@ -85,6 +85,10 @@ def tune(
     jobs: Annotated[
         str, typer.Option("--jobs", "-j", metavar="N", help="Trials at once; auto takes what ends the soonest.")
     ] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Have trials done on a Ray cluster: auto, or HOST:PORT."),
+    ] = None,
     out: Out = Path("runs"),
     name: Name = None,
     device: DeviceOption = Device.auto,
@@ -102,7 +106,7 @@ def tune(
     """Search for the values of recipe keys that train best, many trials at once, and test the winner once."""
     from netloom.recipe import parse_overrides
     from netloom.workflows.runs import load
-    from netloom.workflows.study_result import describe_study
+    from netloom.workflows.study_result import describe_result
     from netloom.workflows.tune import DEFAULT_FINAL_SEEDS, resume_tune
     from netloom.workflows.tune import tune as search
 
@@ -110,10 +114,12 @@ def tune(
         begun = (source, recipe, space, init_points, cv, final_seeds, warm_start, settings, name, like)
         if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError(
-                "--resume goes on with what the study holds; besides it only --trials, --time-limit, --storage and "
-                "--jobs can be given."
+                "--resume goes on with what the study holds; besides it only --trials, --time-limit, --storage, --ray "
+                "and --jobs can be given."
             )
-        found = resume_tune(resume, n_trials=trials, time_limit=time_limit, storage=storage, jobs=jobs, quiet=quiet)
+        found = resume_tune(
+            resume, n_trials=trials, time_limit=time_limit, storage=storage, jobs=jobs, ray=ray, quiet=quiet
+        )
     elif source is None:
         raise DataError("Say what to search on: netloom tune SOURCE, or --resume STUDY to go on.")
     else:
@@ -132,6 +138,7 @@ def tune(
             warm_start=warm_start or (),
             storage=storage,
             jobs=jobs,
+            ray=ray,
             out=out,
             name=name,
             device=device.value,
@@ -139,4 +146,4 @@ def tune(
             plan=None if like is None else load(like).plan,
             settings=parse_overrides(settings or []),
         )
-    show(dict(found.result), describe_study(found.result) if quiet else [], as_json=as_json)
+    show(dict(found.result), describe_result(found.result) if quiet else [], as_json=as_json)

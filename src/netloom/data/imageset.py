@@ -337,12 +337,13 @@ def _facts_of_arrays(pixels: Pixels) -> PictureFacts:
     )
 
 
-def channels_last_images(pixels: Pixels) -> torch.Tensor:
+def channels_last_images(pixels: Pixels, *, copy_read_only: bool = True) -> torch.Tensor:
     """`[N, H, W, C]` as `[N, C, H, W]` in channels-last memory, without a copy where possible.
 
-    Read-only pixels are copied, so that whoever writes into the images does no harm; not where they exceed the memory.
+    Read-only pixels are copied, so that whoever writes into the images does no harm; not where they exceed the memory,
+    or `copy_read_only` says that nobody does.
     """
-    if not pixels.flags.writeable and fits_memory(pixels.nbytes):
+    if copy_read_only and not pixels.flags.writeable and fits_memory(pixels.nbytes):
         with contextlib.suppress(MemoryError):  # others may have taken what there was
             pixels = pixels.copy()
     with warnings.catch_warnings():

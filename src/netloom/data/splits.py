@@ -93,15 +93,16 @@ def make_split(
     content_hashes: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
     validation_fraction: float = 0.2,
-    test_fraction: float = 0.2,
+    test_fraction: float | None = 0.2,
     seed: int,
 ) -> Split:
     """Split pictures with class indices `targets` (int64 `[N]`) into train, validation and test.
 
     Parts that the source gives are used as they are. Where it gives no test part, `test_fraction`
-    of the rest becomes one; where it gives no validation part, `validation_fraction` of what is not
-    test does. What is drawn has the classes in proportion (within one picture of the exact share,
-    where no duplicates or groups tie pictures together), and every class is in the training part.
+    of the rest becomes one, or none is made if that is None, because the caller holds one out; where
+    it gives no validation part, `validation_fraction` of what is not test does. What is drawn has
+    the classes in proportion (within one picture of the exact share, where no duplicates or groups
+    tie pictures together), and every class is in the training part.
     The result depends on the arguments alone; `class_names` serve the notes and messages.
 
     Raises:
@@ -110,18 +111,17 @@ def make_split(
             a class.
     """
     labels = np.asarray(targets, dtype=np.int64)
-    for name, fraction in (
-        ("validation_fraction", validation_fraction),
-        ("test_fraction", test_fraction),
-    ):
+    fractions = {"validation": validation_fraction}
+    if test_fraction is not None:
+        fractions["test"] = test_fraction
+    for part, fraction in fractions.items():
         if not 0.0 < fraction < 1.0:
-            raise DataError(f"{name} is {fraction}; it must lie between 0 and 1, for example 0.2.")
+            raise DataError(f"{part}_fraction is {fraction}; it must lie between 0 and 1, for example 0.2.")
     units = tie_into_units(len(labels), groups, content_hashes)
     given = _given_parts(parts, len(labels))
-    fractions = {"validation": validation_fraction, "test": test_fraction}
     side, method = _assign(labels, units, given, fractions, seed)
     names = class_names or [str(number) for number in range(int(labels.max()) + 1)]
-    _check(labels, side, names)
+    _check(labels, side, names, needed=("train", *fractions))
     notes = _notes(labels, units, side, names)
     indices = {name: np.flatnonzero(side == number) for number, name in enumerate(PARTS)}
     return Split(**indices, method=method, seed=seed, notes=notes)
@@ -171,9 +171,10 @@ def _assign(
 ) -> tuple[IntArray, str]:
     """Each picture's part as an index into `PARTS`, int64 `[N]`, and the method."""
     if given is None:
-        wanted, rest, method = ["test", "validation"], np.arange(len(labels)), "stratified"
+        wanted = [name for name in ("test", "validation") if name in fractions]
+        rest, method = np.arange(len(labels)), "stratified"
     else:
-        absent = [name for name in PARTS if not (given == PARTS.index(name)).any()]
+        absent = [name for name in PARTS if name in ("train", *fractions) and not (given == PARTS.index(name)).any()]
         if "train" in absent:
             raise DataError("The source names a validation or test part but no training part; add one.")
         if not absent:
@@ -340,14 +341,14 @@ def _fill_empty_rows(members: _Members, labels: IntArray, units: IntArray, row_o
                 break
 
 
-def _check(labels: IntArray, side: IntArray, names: Sequence[str]) -> None:
+def _check(labels: IntArray, side: IntArray, names: Sequence[str], *, needed: Sequence[str]) -> None:
     missing = np.setdiff1d(labels, labels[side == 0])
     if len(missing):
         raise DataError(
             f"The training part has no picture of {listed_classes(missing, names)}, so it could never be "
             "learned. Add some, or leave the class out of the other parts."
         )
-    empty = [name for number, name in enumerate(PARTS) if not (side == number).any()]
+    empty = [name for number, name in enumerate(PARTS) if name in needed and not (side == number).any()]
     if empty:
         raise DataError(
             f"{len(labels):,} pictures in {len(np.unique(labels)):,} classes leave nothing for the "
@@ -360,6 +361,8 @@ def _notes(labels: IntArray, units: IntArray, side: IntArray, names: Sequence[st
     notes = []
     in_training = np.isin(units, units[side == 0])
     for number, part in ((1, "validation"), (2, "test")):
+        if not (side == number).any():
+            continue
         absent = np.setdiff1d(labels, labels[side == number])
         if len(absent):
             notes.append(f"The {part} part has no picture of {listed_classes(absent, names)}: too few.")

@@ -7,16 +7,16 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from netloom.data.imageset import ImageSet, channels_last_images
-from netloom.data.mapping import map_pixels
+from netloom.data.mapping import Pixels, map_pixels
 from netloom.errors import DataError
 
 _PIXELS_FILE = "pixels.npy"
@@ -57,15 +57,9 @@ def sharing(image_set: ImageSet, pixels_file: Path | None) -> Iterator[SharedPic
         folder = Path(tempfile.mkdtemp(prefix="netloom-pictures-"))
         if pixels_file is None:
             pixels_file = folder / _PIXELS_FILE
-            np.save(pixels_file, image_set.images.permute(0, 2, 3, 1).numpy(), allow_pickle=False)
-        labels = {
-            "targets": image_set.targets.tolist(),
-            "class_names": image_set.class_names,
-            "ids": image_set.ids,
-            "weights": None if image_set.weights is None else image_set.weights.tolist(),
-        }
+            np.save(pixels_file, pixels_of(image_set), allow_pickle=False)
         # ASCII, since ids of files whose names are no text hold lone surrogates.
-        (folder / _LABELS_FILE).write_text(json.dumps(labels), encoding="ascii")
+        (folder / _LABELS_FILE).write_text(json.dumps(labels_of(image_set)), encoding="ascii")
     except OSError as error:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -97,11 +91,54 @@ def map_pictures(*, folder: str, pixels: str) -> ImageSet:
             f"The decoded pictures at {pixels} are gone ({error}), perhaps because the cache was "
             "emptied. Start again; a larger NETLOOM_CACHE_LIMIT_GB keeps them longer."
         ) from error
+    return pictures_of(array, labels)
+
+
+def pixels_of(image_set: ImageSet) -> Pixels:
+    """The pictures, uint8 `[N, H, W, C]`, without a copy; the ImageSet is in main memory."""
+    return cast(Pixels, image_set.images.permute(0, 2, 3, 1).numpy())
+
+
+def labels_of(image_set: ImageSet) -> dict[str, Any]:
+    """What else `pictures_of` needs, as plain values."""
+    return {
+        "targets": image_set.targets.tolist(),
+        "class_names": list(image_set.class_names),
+        "ids": list(image_set.ids),
+        "weights": None if image_set.weights is None else image_set.weights.tolist(),
+    }
+
+
+def pictures_of(pixels: Pixels, labels: Mapping[str, Any]) -> ImageSet:
+    """The ImageSet that `pixels_of` and `labels_of` were taken from, without groups, given parts and hashes.
+
+    Pixels that cannot be written are not copied, since they are other processes' too; nobody may write into them.
+    """
     weights = labels["weights"]
     return ImageSet(
-        images=channels_last_images(array),
+        images=channels_last_images(pixels, copy_read_only=False),
         targets=torch.tensor(labels["targets"], dtype=torch.int64),
         class_names=tuple(labels["class_names"]),
         ids=tuple(labels["ids"]),
         weights=None if weights is None else torch.tensor(weights, dtype=torch.float32),
     )
+
+
+def received_pictures(
+    *,
+    pictures: Mapping[str, str] | None = None,
+    pixels: Pixels | None = None,
+    labels: Mapping[str, Any] | None = None,
+) -> ImageSet:
+    """The pictures in a worker, however they came: as files of this machine, or as arrays from another.
+
+    Args:
+        pictures: Arguments of `map_pictures`.
+        pixels: As `pixels_of` gave them; with `labels`.
+        labels: As `labels_of` gave them.
+    """
+    if pictures is not None:
+        return map_pictures(**pictures)
+    assert pixels is not None
+    assert labels is not None
+    return pictures_of(pixels, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, FiniteFloat, TypeAdapter
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import nn
 
 from netloom.errors import RunError
@@ -179,13 +180,30 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise RunError(f"There are no weights at {path}.") from error
     except (SafetensorError, OSError) as error:
         raise RunError(f"The weights {path} cannot be read ({error}); the file is damaged.") from error
+    _put_weights(model, weights, f"weights {path}")
+
+
+def load_weights_bytes(model: nn.Module, content: bytes) -> None:
+    """Load what `weights_bytes` gave into `model`, every tensor of both accounted for.
+
+    Raises:
+        RunError: It is damaged, or belongs to another network.
+    """
+    try:
+        weights = load(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"The weights in memory cannot be read ({error}); they are damaged.") from error
+    _put_weights(model, weights, "weights in memory")
+
+
+def _put_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
     broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise RunError(f"The weights {path} hold numbers that are not finite, in {broken[0]}; the file is damaged.")
+        raise RunError(f"The {where} hold numbers that are not finite, in {broken[0]}; they are damaged.")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"The weights {path} belong to another network: {_beginning(error)}") from error
+        raise RunError(f"The {where} belong to another network: {_beginning(error)}") from error
 
 
 def _beginning(error: Exception) -> str:
@@ -194,9 +212,9 @@ def _beginning(error: Exception) -> str:
     return " ".join(line.strip()[:300] for line in lines[:3])
 
 
-def weights_bytes(model: nn.Module) -> bytes:
-    """The model's parameters and buffers as the content of a safetensors file."""
-    return save({name: _plain(value) for name, value in model.state_dict().items()})
+def weights_bytes(model: nn.Module, *, metadata: dict[str, str] | None = None) -> bytes:
+    """The model's parameters and buffers as the content of a safetensors file, with texts beside them."""
+    return save({name: _plain(value) for name, value in model.state_dict().items()}, metadata=metadata)
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from netloom.parallel.tasks import (
     Event,
     Executor,
@@ -81,7 +79,7 @@ class Driver:
         n_trials: This driver's trials in all, with those of earlier processes; None for no limit.
         seconds: From now on; None for no limit. Trials that still run then are ended, unless none is complete yet.
         pruning: Intermediate values are written down and judged by the study's pruner.
-        jobs: Trials at once.
+        at_once: Several trials run at once.
         watcher: Is told how it goes.
     """
 
@@ -91,7 +89,7 @@ class Driver:
     n_trials: int | None
     seconds: float | None
     pruning: bool
-    jobs: int
+    at_once: bool
     watcher: Watcher = field(default_factory=Watcher)
 
     def run(self, *, interruption: Interruption = uninterrupted) -> None:
@@ -121,18 +119,15 @@ class Driver:
             self._ahead = None
             if left is not None:
                 left -= 1
-            if self.jobs > 1 and left != 0 and self._ask_seconds > _WORTHWHILE * self._trial_seconds > 0:
+            if self.at_once and left != 0 and self._ask_seconds > _WORTHWHILE * self._trial_seconds > 0:
                 self._ahead = self._thread.submit(self._ask)
             yield self._task(proposal)
 
     def _ask(self) -> Proposal:
         started = time.perf_counter()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # Gaussian processes of few trials gain nothing by more, and workers have the CPUs
         try:
             return self.study.ask()
         finally:
-            torch.set_num_threads(threads)
             self._ask_seconds = time.perf_counter() - started
 
     def _task(self, proposal: Proposal) -> Task:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from netloom.errors import NetloomError
 from netloom.progress import Reporter
 from netloom.tuning.samplers import check_names, create_pruner, create_sampler
@@ -80,13 +78,8 @@ def maximize(
     reporter.say(_row("iter", "target", [d.key for d in dimensions], widths))
     results: list[dict[str, Any]] = []
     best: dict[str, Any] | None = None
-    threads = torch.get_num_threads()
     for _ in range(total):
-        try:
-            torch.set_num_threads(1)
-            proposal = study.ask()
-        finally:
-            torch.set_num_threads(threads)
+        proposal = study.ask()
         target = _number(f(**proposal.overrides), f)
         study.complete(proposal.number, target, {})
         results.append({"target": target, "params": dict(proposal.overrides)})

@@ -9,9 +9,10 @@ number alone.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -91,6 +92,7 @@ def create_sampler(
             lambda s: GPSampler(
                 seed=s, independent_sampler=start, n_startup_trials=init_points, warn_independent_sampling=False
             ),
+            with_pruned=True,
         )
     if name == "tpe":
         return _Reseeded(
@@ -187,8 +189,8 @@ class _Grid(_ByNumber):
 class _Reseeded(BaseSampler):
     """A sampler of Optuna's, made anew for every trial with a seed that depends on the trial's number."""
 
-    def __init__(self, seed: int, make: Callable[[int], BaseSampler]) -> None:
-        self._seed, self._make = seed, make
+    def __init__(self, seed: int, make: Callable[[int], BaseSampler], *, with_pruned: bool = False) -> None:
+        self._seed, self._make, self._with_pruned = seed, make, with_pruned
         self._made: dict[int, BaseSampler] = {}
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
@@ -197,15 +199,18 @@ class _Reseeded(BaseSampler):
                 self._made = {trial.number: self._make(derive_seed(self._seed, "sampler", trial.number) % 2**32)}
         return self._made[trial.number]
 
+    def _seen(self, study: Study) -> Study:
+        return _WithPruned.of(study) if self._with_pruned else study
+
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The inner sampler's."""
-        return self._of(trial).infer_relative_search_space(study, trial)
+        return self._of(trial).infer_relative_search_space(self._seen(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The inner sampler's."""
-        return self._of(trial).sample_relative(study, trial, search_space)
+        return self._of(trial).sample_relative(self._seen(study), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -220,6 +225,38 @@ class _Reseeded(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """The inner sampler's."""
         self._of(trial).after_trial(study, trial, state, values)
+
+
+class _WithPruned(Study):
+    """A study in which pruned trials are complete, with the last value that they reported.
+
+    Optuna's Gaussian processes leave pruned trials out, and so propose again and again what was pruned before.
+    """
+
+    @classmethod
+    def of(cls, study: Study) -> _WithPruned:
+        """The same study, seen so."""
+        seen = copy.copy(study)
+        seen.__class__ = cls
+        assert isinstance(seen, cls)
+        return seen
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = [_completed(t) for t in super()._get_trials(deepcopy, None, use_cache)]
+        return [t for t in trials if states is None or t.state in states]
+
+
+def _completed(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state != TrialState.PRUNED or not trial.intermediate_values:
+        return trial
+    value = trial.intermediate_values[max(trial.intermediate_values)]
+    if not math.isfinite(value):
+        return trial
+    completed = copy.copy(trial)
+    completed.state, completed.value = TrialState.COMPLETE, value
+    return completed
 
 
 class _Cmaes(_ByNumber):

@@ -96,7 +96,7 @@ class Dimension:
         if self.kind == "choice":
             return self.choices[min(int(position * len(self.choices)), len(self.choices) - 1)]
         if self.step:
-            n = round((self.high - self.low) // self.step) + 1
+            n = round((self.high - self.low) / self.step) + 1
             value = self.low + self.step * min(int(position * n), n - 1)
             return value if self.kind == "float" else round(value)
         if self.kind == "float":
@@ -263,6 +263,8 @@ def _range(
             raise RecipeError(f"The space names a value that the key does not take: {problem}.")
     if whole and stride is not None and not stride.is_integer():
         raise RecipeError(f"The space of {key}: its values are whole numbers, so the step must be one, not {stride:g}.")
+    if stride is not None:  # up to the last value that is a step from the first
+        last = first + stride * math.floor((last - first) / stride + 1e-9)
     return Dimension(key, "int" if whole else "float", first, last, log, stride, when=when)
 
 
@@ -332,7 +334,7 @@ def _grid_values(dimension: Dimension, points: int) -> list[Any]:
     if dimension.kind == "choice":
         return list(dimension.choices)
     if dimension.step:
-        n = round((dimension.high - dimension.low) // dimension.step) + 1
+        n = round((dimension.high - dimension.low) / dimension.step) + 1
         values = [dimension.low + i * dimension.step for i in range(n)]
     else:
         values = [dimension._between(dimension.low, dimension.high, i / (points - 1)) for i in range(points)]

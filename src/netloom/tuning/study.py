@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import optuna
+import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
@@ -62,6 +64,7 @@ class TrialRecord:
         overrides: Plain values by key.
         outcome: What else the driver wrote down of it.
         origin: Where its values come from: `sampler`, or as `enqueue` was told.
+        finished_after: Seconds since the study's first trial was begun; None while it runs.
     """
 
     number: int
@@ -70,6 +73,7 @@ class TrialRecord:
     overrides: Mapping[str, Any]
     outcome: Mapping[str, Any]
     origin: str
+    finished_after: float | None = None
 
 
 class SearchStudy:
@@ -199,7 +203,12 @@ class SearchStudy:
 
     def ask(self) -> Proposal:
         """The next trial."""
-        return self._begin(self._study.ask())
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # Gaussian processes of few trials gain nothing by more, and workers have the CPUs
+        try:
+            return self._begin(self._study.ask())
+        finally:
+            torch.set_num_threads(threads)
 
     def _begin(self, trial: Trial, *, again: bool = False) -> Proposal:
         if self._driver is not None:
@@ -286,12 +295,13 @@ class SearchStudy:
 
     def records(self) -> list[TrialRecord]:
         """All trials of all drivers, by number, but those that wait."""
-        trials = self._study.get_trials(deepcopy=False)
-        return [self._record(trial) for trial in trials if trial.state != TrialState.WAITING]
+        trials = [t for t in self._study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        begun = min((t.datetime_start for t in trials if t.datetime_start is not None), default=None)
+        return [self._record(trial, begun) for trial in trials]
 
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
+    def _record(self, trial: FrozenTrial, begun: datetime | None) -> TrialRecord:
         overrides = {d.key: d.from_storage(trial.params[d.key]) for d in self._dimensions if d.key in trial.params}
-        value = trial.value
+        value, ended = trial.value, trial.datetime_complete
         if value is None and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]
         return TrialRecord(
@@ -301,6 +311,7 @@ class SearchStudy:
             overrides=overrides,
             outcome=dict(trial.user_attrs.get(_OUTCOME, {})),
             origin=str(trial.user_attrs.get(_SOURCE, "sampler")),
+            finished_after=None if begun is None or ended is None else (ended - begun).total_seconds(),
         )
 
     def importances(self) -> dict[str, float] | None:

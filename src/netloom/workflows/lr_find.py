@@ -14,12 +14,12 @@ from netloom.errors import RunError
 from netloom.files import refuse_existing, write_atomically
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device, resolve_device
+from netloom.runtime import ExecutionPlan, keep_freed_memory, resolve_device
 from netloom.training.lr_finder import RangeTest, find_learning_rate
-from netloom.training.planning import choose_plan
 from netloom.training.step import TrainingStep
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import prepare_data
 from netloom.workflows.train import recipe_for
 
@@ -84,20 +84,10 @@ def lr_find(
         image_size=data.facts.image_size,
         custom=copy.deepcopy(model) if isinstance(model, nn.Module) else model,
     )
-    network = on_device(network, device)
-    resident = build.resident(data.image_set, device)
-    build.initialize_from_pictures(chosen, network, resident, data.split.train, scaling=data.facts.scaling)
-    train = build.training_batches(chosen, resident, data.split.train, scaling=data.facts.scaling, device=device)
-    measured = plan or choose_plan(
-        network,
-        next(iter(train.epoch(chosen.epochs - 1))),
-        heads,
-        device=device,
-        precision=chosen.precision,
-        shards=chosen.shards,
-        label_smoothing=chosen.label_smoothing,
-        n_steps=n_steps,
+    fitting = Fitting.prepare(
+        chosen, network, heads, data.image_set, data.split, scaling=data.facts.scaling, device=device
     )
+    measured = plan or fitting.choose_plan(n_steps=n_steps)
 
     def make_step(replica: nn.Module) -> TrainingStep:
         optimizer = build.build_optimizer(chosen, replica)
@@ -106,8 +96,8 @@ def lr_find(
 
     with reporter.bar("Trying learning rates") as on_progress:
         found = find_learning_rate(
-            network,
-            train=train,
+            fitting.network,
+            train=fitting.train,
             make_step=make_step,
             min_rate=min_rate,
             max_rate=max_rate,

@@ -10,12 +10,16 @@ import numpy as np
 
 from netloom.metrics.intervals import wilson_interval
 from netloom.recipe import Recipe
+from netloom.report.study_wording import describe_study
 from netloom.tuning.samplers import describe_sampler
 from netloom.tuning.space import Dimension
 from netloom.tuning.study import TrialRecord
 from netloom.workflows.runs import Run
 from netloom.workflows.seeds import spread, summarize_seeds
 from netloom.workflows.study_manifest import StudyManifest
+
+RESULT_FILE = "tune.json"
+REPORT_FILE = "report.html"
 
 
 def study_result(
@@ -26,8 +30,8 @@ def study_result(
     source: str,
     validation_n: int,
     records: Sequence[TrialRecord],
-    best: TrialRecord,
-    best_recipe: Recipe,
+    best: TrialRecord | None,
+    best_recipe: Recipe | None,
     best_recipe_file: Path,
     runs: Sequence[Run],
     importances: Mapping[str, float] | None,
@@ -43,7 +47,7 @@ def study_result(
         source: Name of the pictures' source.
         validation_n: Pictures that a trial is scored on.
         records: All trials.
-        best: The best of them.
+        best: The best of them; None where none is complete.
         best_recipe: Its recipe.
         best_recipe_file: Where that is.
         runs: Of the winner, with fresh seeds.
@@ -72,7 +76,9 @@ def study_result(
         "jobs": jobs,
         "plan": manifest.plan.to_json(),
         "importances": None if importances is None else dict(importances),
-        "best": {
+        "best": None
+        if best is None
+        else {
             "number": best.number,
             "value": best.value,
             "interval": _interval(best.value, validation_n, manifest.objective),
@@ -82,8 +88,8 @@ def study_result(
         "test": dict(runs[0].result["test"]) if runs else None,
         "test_over_seeds": None if summary is None else summary["test_accuracy"],
         "final_run": str(runs[0].path) if runs else None,
-        "best_recipe": str(best_recipe_file),
-        "best_recipe_yaml": best_recipe.to_yaml(),
+        "best_recipe": None if best_recipe is None else str(best_recipe_file),
+        "best_recipe_yaml": None if best_recipe is None else best_recipe.to_yaml(),
     }
 
 
@@ -93,10 +99,13 @@ def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | Non
         return None
     values = []
     for run in runs:
-        result = run.result
-        row = run.history[int(result["kept_epoch"] or len(run.history)) - 1]
+        row = run.history[int(run.result["kept_epoch"] or len(run.history)) - 1]
         values.append(float(row[manifest.objective]))
-    found = spread(values) if len(values) > 1 else {"mean": values[0], "standard_deviation": None, "interval": None}
+    found: dict[str, Any] = {"mean": values[0], "standard_deviation": None, "interval": None}
+    if len(values) > 1:
+        found = spread(values)
+        if manifest.objective == "validation_accuracy":
+            found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
     return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
 
 
@@ -145,44 +154,20 @@ def _trial_json(record: TrialRecord) -> dict[str, Any]:
         "kept_epoch": outcome.get("kept_epoch"),
         "parameters": outcome.get("parameters"),
         "seconds": outcome.get("seconds"),
-        "finished_after": outcome.get("finished_after"),
+        "finished_after": record.finished_after,
         "values": list(outcome.get("values", [])),
         "reason": outcome.get("reason"),
         "from": record.origin,
     }
 
 
-def describe_study(result: Mapping[str, Any]) -> list[str]:
+def describe_result(result: Mapping[str, Any]) -> list[str]:
     """What `tune.json` holds, in lines for people."""
-    best, fresh, test = result["best"], result["fresh"], result["test"]
-    accuracy = result["objective"] == "validation_accuracy"
-    what = result["objective"].replace("_", " ")
-
-    def shown(value: float) -> str:
-        return f"{value:.2%}" if accuracy else f"{value:.4f}"
-
-    settings = ", ".join(f"{key}={_short(value)}" for key, value in best["overrides"].items())
-    lines = [
-        f"Best of {result['n_trials']} trials: {what} {shown(best['value'])} ({result['scheme_in_words']}, "
-        f"n = {result['validation_n']:,}; too good by as much as it was chosen for it) with {settings}"
-    ]
-    if fresh is not None:
-        luck = fresh["mean"] - best["value"]
-        seeds = f"{fresh['n']} fresh seeds" if fresh["n"] > 1 else "a fresh seed"
-        size = f"{abs(luck) * 100:.2f} points" if accuracy else f"{abs(luck):.4f}"
-        lines.append(f"With {seeds}: {shown(fresh['mean'])}, {size} {'above' if luck > 0 else 'below'} that")
-    if test is not None:
-        low, high = test["interval"]
-        lines.append(
-            f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures that took no part in the search (95% "
-            f"interval {low:.2%} to {high:.2%}); always guessing the commonest class: "
-            f"{test['majority_baseline']['accuracy']:.2%}"
-        )
+    lines = describe_study(result)
+    if result["final_run"] is not None:
         lines.append(f"Run:    {result['final_run']}")
-    lines.append(f"Recipe: {result['best_recipe']}   (netloom train SOURCE --recipe FILE)")
-    lines.append(f"Study:  {result['study']}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return [
+        *lines,
+        f"Recipe: {result['best_recipe']}",
+        f"Report: {Path(result['study']) / REPORT_FILE}",
+    ]

@@ -12,20 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from netloom.data.batches import ImageBatches
 from netloom.errors import TrainingError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Watch
 from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.runtime import ExecutionPlan, on_device, peak_memory_bytes
+from netloom.runtime import ExecutionPlan, peak_memory_bytes
 from netloom.training.callbacks import Callback, CallbackList, EpochProgress, Profile
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
-from netloom.training.loop import fit
-from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
 from netloom.workflows import build
+from netloom.workflows.fitting import Fitting
 from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, listening
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
@@ -82,29 +80,18 @@ class TrainingRun:
             InterruptedTrainingError: Ctrl-C or SIGTERM, or by `interruption`.
             TrainingError: The loss is no longer a number.
         """
-        self.network = on_device(self.network, self.device)
-        self.resident = build.resident(self.data.image_set, self.device)
-        if self.checkpoint is None:
-            build.initialize_from_pictures(
-                self.recipe,
-                self.network,
-                self.resident,
-                self.data.split.train,
-                scaling=self.data.facts.scaling,
-            )
-        batches = build.training_batches(
-            self.recipe, self.resident, self.data.split.train, scaling=self.data.facts.scaling, device=self.device
-        )
-        plan = self.plan or choose_plan(
+        self.fitting = Fitting.prepare(
+            self.recipe,
             self.network,
-            next(iter(batches.epoch(self.recipe.epochs - 1))),  # of whole pictures
             self.heads,
+            self.data.image_set,
+            self.data.split,
+            scaling=self.data.facts.scaling,
             device=self.device,
-            precision=self.recipe.precision,
-            shards=self.recipe.shards,
-            label_smoothing=self.recipe.label_smoothing,
-            n_steps=self.recipe.epochs * len(batches),
+            initialized=self.checkpoint is not None,
         )
+        self.network = self.fitting.network
+        plan = self.plan or self.fitting.choose_plan()
         self.run.write_plan(plan)
         self.run.write_result({"status": "running", "tests": self.earlier_tests})
         parameters = sum(p.numel() for p in self.network.parameters())
@@ -113,49 +100,30 @@ class TrainingRun:
             f"{plan.describe_threads()} in {plan.precision} ({plan.reason})"
         )
         try:
-            state = self._fit(batches, plan, callbacks)
+            state = self._fit(plan, callbacks)
         except TrainingError as error:
             self.run.write_result({"status": "failed", "reason": str(error), "tests": self.earlier_tests})
             raise
         return self._finish(state, plan, CallbackList(callbacks).call)
 
-    def _fit(self, batches: ImageBatches, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
-        recipe = self.recipe
-        own = [*build.build_callbacks(recipe, self.run), EpochProgress(self.reporter)]
+    def _fit(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
+        own = [*build.build_callbacks(self.recipe, self.run), EpochProgress(self.reporter)]
         own += [Profile(self.run.profile_path)] if self.profile else []
         listener = listening() if self.interruption is None else contextlib.nullcontext(self.interruption)
         with listener as interruption:
-            return fit(
-                self.network,
-                train=batches,
-                validation=self._part(self.data.split.validation),
-                heads=self.heads,
-                optimizer=build.build_optimizer(recipe, self.network),
-                plan=plan,
-                epochs=recipe.epochs,
-                seed=recipe.seed,
-                schedule=build.build_schedule(recipe),
-                **build.step_options(recipe, self.network),
-                callbacks=[*own, *callbacks],
+            return self.fitting.fit(
+                plan,
+                [*own, *callbacks],
                 checkpointer=Checkpointer(self.run.checkpoint_path),
                 resume=self.checkpoint,
                 interruption=interruption,
             )
 
-    def _part(self, indices: npt.NDArray[np.int64]) -> ImageBatches:
-        return build.plain_batches(
-            self.resident,
-            indices,
-            batch_size=self.recipe.batch_size,
-            scaling=self.data.facts.scaling,
-            device=self.device,
-        )
-
     def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan, watch: Watch) -> Evaluation:
         targets = self.data.image_set.targets.numpy()
         return evaluate_model(
             self.network,
-            self._part(indices).epoch(),
+            self.fitting.part(indices).epoch(),
             head=self.heads[0],
             targets=targets[indices],
             train_targets=targets[self.data.split.train],

@@ -14,7 +14,7 @@ from netloom.errors import ModelError, NetloomError, TrainingError
 from netloom.files import writing
 from netloom.models.heads import Head
 from netloom.parallel.local import LocalExecutor
-from netloom.parallel.pictures import sharing
+from netloom.parallel.pictures import labels_of, pixels_of, sharing
 from netloom.parallel.planning import candidate_threads, choose_jobs, cpus_of_workers
 from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Event, Executor, Failed, Finished, Reported, Retried, Task, name_of
@@ -228,8 +228,10 @@ def executor_for(
     here: Any,
     setup: Callable[..., Any],
     arguments: Mapping[str, Any],
+    cluster: str | None = None,
+    reporter: Reporter | None = None,
 ) -> Iterator[Executor]:
-    """What runs trainings under one plan: this process, or several that share the pictures.
+    """What runs trainings under one plan: this process, several that share the pictures, or those of a Ray cluster.
 
     Args:
         image_set: The pictures.
@@ -237,9 +239,29 @@ def executor_for(
         jobs: Trainings at once; one is done in this process.
         plan: Of every training.
         here: What tasks find as `context.shared` in this process.
-        setup: Makes the same in another, from `pictures`, as `map_pictures` takes them, and `arguments`.
+        setup: Makes the same in another, from what `received_pictures` takes, and `arguments`.
         arguments: Plain ones.
+        cluster: Address of a Ray cluster, see `RayExecutor`; `jobs` is then the most, 0 for as many as it has room for.
+        reporter: Told when the cluster has no room.
+
+    Raises:
+        NetloomError: The cluster cannot be used.
     """
+    if cluster is not None:
+        from netloom.parallel.ray_cluster import RayExecutor
+
+        with RayExecutor(
+            cluster,
+            jobs or None,
+            cpus_per_task=plan.cpus,
+            gpus_per_task=0 if plan.device == "cpu" else 1,
+            setup=setup,
+            arguments={**arguments, "labels": labels_of(image_set)},
+            arrays={"pixels": pixels_of(image_set)},
+            say=None if reporter is None else reporter.say,
+        ) as executor:
+            yield executor
+        return
     if jobs == 1:
         yield SerialExecutor(shared=here)
         return

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,17 +17,17 @@ from netloom.data.splits import Split
 from netloom.errors import NetloomError, RunError, TrainingError
 from netloom.evaluation.holdout import evaluate_model
 from netloom.files import partial_files, read_json, write_json, writing
-from netloom.parallel.pictures import map_pictures
+from netloom.parallel.pictures import received_pictures
 from netloom.parallel.tasks import TaskContext, find
 from netloom.recipe import Recipe, load_recipe
 from netloom.run import DataFacts
-from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device
+from netloom.runtime import ExecutionPlan, keep_freed_memory
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import Checkpoint, Checkpointer, load_checkpoint
-from netloom.training.loop import fit
 from netloom.training.state import TrainingState
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.fitting import Fitting
 from netloom.workflows.training_run import kept_epoch
 
 Objective = Literal["validation_accuracy", "validation_loss"]
@@ -72,17 +72,17 @@ def plain_resources(resources: TrialResources) -> dict[str, Any]:
 
 def set_up(
     *,
-    pictures: Mapping[str, str],
     model: str | None,
     recipe: Mapping[str, Any],
     splits: Sequence[Mapping[str, Sequence[int]]],
     facts: Mapping[str, Any],
     objective: Objective,
+    **pictures: Any,
 ) -> TrialResources:
-    """Map the pictures of `parallel.pictures.sharing`; the rest is as `plain_resources` and `name_of` give it."""
+    """Take the pictures as `received_pictures` does; the rest is as `plain_resources` and `name_of` give it."""
     keep_freed_memory()
     return TrialResources(
-        image_set=map_pictures(**pictures),
+        image_set=received_pictures(**pictures),
         recipe=Recipe.from_mapping(recipe),
         splits=[
             Split(
@@ -256,48 +256,31 @@ class _Score:
 
     def train(self) -> dict[str, Any] | None:
         """The score, or None if the trial was asked to stop."""
-        recipe, plan, image_set = self.recipe, self.plan, self.resources.image_set
-        scaling = build.build_scaling(recipe, image_set.images, self.split.train)
-        facts = replace(self.resources.facts, mean=scaling.mean, std=scaling.std)
+        recipe, image_set, facts = self.recipe, self.resources.image_set, self.resources.facts
         heads = build.build_heads(recipe, facts.class_names)
-        network = on_device(
-            build.build_model(
-                recipe,
-                in_channels=facts.channels,
-                num_outputs=heads[0].num_outputs,
-                image_size=facts.image_size,
-                custom=self.resources.model,
-            ),
-            plan.device,
+        network = build.build_model(
+            recipe,
+            in_channels=facts.channels,
+            num_outputs=heads[0].num_outputs,
+            image_size=facts.image_size,
+            custom=self.resources.model,
         )
-        resident = build.resident(image_set, plan.device)
         path = self.trial.checkpoint(self.number)
         checkpoint = self.trial.load_checkpoint(self.number)
-        if checkpoint is None:
-            build.initialize_from_pictures(recipe, network, resident, self.split.train, scaling=scaling)
-        reports = _Reports(self.context, self)
-
-        def part(name: str) -> Any:
-            return build.plain_batches(
-                resident,
-                getattr(self.split, name),
-                batch_size=recipe.batch_size,
-                scaling=scaling,
-                device=plan.device,
-            )
-
-        state = fit(
+        fitting = Fitting.prepare(
+            recipe,
             network,
-            train=build.training_batches(recipe, resident, self.split.train, scaling=scaling, device=plan.device),
-            validation=part("validation"),
-            heads=heads,
-            optimizer=build.build_optimizer(recipe, network),
-            plan=plan,
-            epochs=recipe.epochs,
-            seed=recipe.seed,
-            schedule=build.build_schedule(recipe),
-            **build.step_options(recipe, network),
-            callbacks=[*build.build_callbacks(recipe, None), reports],
+            heads,
+            image_set,
+            self.split,
+            scaling=build.build_scaling(recipe, image_set.images, self.split.train),
+            device=self.plan.device,
+            initialized=checkpoint is not None,
+        )
+        reports = _Reports(self.context, self)
+        state = fitting.fit(
+            self.plan,
+            [*build.build_callbacks(recipe, None), reports],
             checkpointer=None if path is None else Checkpointer(path),
             resume=checkpoint,
             interruption=self.context.stop_reason,
@@ -309,17 +292,7 @@ class _Score:
         kept = kept_epoch(recipe, state.history)
         value = float(state.history[(kept or 1) - 1][self.resources.objective])
         if self.cross_validated:
-            targets = image_set.targets.numpy()
-            found = evaluate_model(
-                network,
-                part("test").epoch(),
-                head=heads[0],
-                targets=targets[self.split.test],
-                train_targets=targets[self.split.train],
-                plan=plan,
-            )
-            accuracy = self.resources.objective == "validation_accuracy"
-            value = found.scores.accuracy.value if accuracy else found.scores.log_loss.value
+            value = self._held_out(fitting)
         if not math.isfinite(value):
             raise TrainingError(f"The {self.resources.objective.replace('_', ' ')} is not a number after training.")
         if self.cross_validated:
@@ -330,8 +303,22 @@ class _Score:
             "epochs": state.epoch,
             "kept_epoch": kept,
             "values": self.trial.values_of_current,
-            "parameters": sum(p.numel() for p in network.parameters()),
+            "parameters": sum(p.numel() for p in fitting.network.parameters()),
         }
+
+    def _held_out(self, fitting: Fitting) -> float:
+        """The score on the fold that the training did not see."""
+        targets = self.resources.image_set.targets.numpy()
+        found = evaluate_model(
+            fitting.network,
+            fitting.part(self.split.test).epoch(),
+            head=fitting.heads[0],
+            targets=targets[self.split.test],
+            train_targets=targets[self.split.train],
+            plan=self.plan,
+        )
+        accuracy = self.resources.objective == "validation_accuracy"
+        return float(found.scores.accuracy.value if accuracy else found.scores.log_loss.value)
 
 
 class _Reports(Callback):

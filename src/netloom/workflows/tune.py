@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from netloom.workflows.runs import Run, load
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.study import Study
 from netloom.workflows.study_manifest import OBJECTIVES, StudyManifest, create_study, open_study
-from netloom.workflows.study_result import describe_study, study_result, values_of
+from netloom.workflows.study_result import REPORT_FILE, RESULT_FILE, describe_result, study_result, values_of
 from netloom.workflows.train import recipe_for
 from netloom.workflows.training_job import Member, is_job, resume_job, start_job
 from netloom.workflows.trainings import (
@@ -49,9 +49,7 @@ from netloom.workflows.trainings import (
 from netloom.workflows.trial_table import TrialTable
 from netloom.workflows.trial_task import TrialResources, plain_resources, run_trial, set_up
 
-RESULT_FILE = "tune.json"
 BEST_RECIPE_FILE = "best.yaml"
-REPORT_FILE = "report.html"
 DEFAULT_TRIALS = 50
 DEFAULT_FINAL_SEEDS = 3
 
@@ -77,6 +75,7 @@ def tune(
     warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
     jobs: int | str = "auto",
+    ray: str | None = None,
     model: CustomModel | str | None = None,
     out: str | Path = "runs",
     name: str | None = None,
@@ -110,6 +109,8 @@ def tune(
         warm_start: Folders of earlier studies, whose best values are tried first.
         storage: URL of a database that several drivers share under one `name`; a file in the study's folder without it.
         jobs: Trials at once; `auto` measures with which number and threads they end the soonest.
+        ray: Have the trials done on a Ray cluster: `auto`, or the address of its head. `jobs` is then the most of them
+            at once, `auto` as many as it has room for.
         model: As for `cross_validate`.
         out: Folder in which the study's folder is made.
         name: Of the study.
@@ -151,6 +152,7 @@ def tune(
         chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=at_once, device=device, plan=plan
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
+    cluster = _cluster(ray, at_once, reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
         study=name or folder.name,
@@ -187,7 +189,7 @@ def tune(
     manifest.write(folder.path)
     for dimension in dimensions:
         reporter.say(f"  {dimension}")
-    search = _Search(folder, manifest, study, data, splits, chosen, model, n_jobs, reporter)
+    search = _Search(folder, manifest, study, data, splits, chosen, model, n_jobs, reporter, cluster)
     return search.run(time_limit=limit)
 
 
@@ -199,6 +201,7 @@ def resume_tune(
     time_limit: float | str | None = None,
     storage: str | None = None,
     jobs: int | str = "auto",
+    ray: str | None = None,
     model: CustomModel | None = None,
     quiet: bool = False,
 ) -> Study:
@@ -213,6 +216,7 @@ def resume_tune(
         time_limit: For what is left of the search; the old one, from now on, without it.
         storage: The database's URL with its password, where it had one.
         jobs: Trials at once.
+        ray: As for `tune`.
         model: The function making the network, where it was started with one.
         quiet: As for `tune`.
 
@@ -231,20 +235,22 @@ def resume_tune(
     network, heads = _network(recipe, data, model)
     study = open_study(run_folder.path, changed, recipe, storage)
     left = max(1, (changed.n_trials or 10**6) - study.n_ended())
+    at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
     _, n_jobs = plan_trainings(
         recipe,
         data,
         network,
         heads,
         n_trainings=left,
-        jobs=jobs_for_model(model, parse_jobs(jobs), reporter),
+        jobs=at_once,
         device=manifest.plan.device,
         plan=manifest.plan,
     )
     if changed != manifest:
         changed.write(run_folder.path)
     splits = _splits(data, recipe, changed.cv)
-    search = _Search(run_folder, changed, study, data, splits, recipe, model, n_jobs, reporter)
+    cluster = _cluster(ray, at_once, reporter)
+    search = _Search(run_folder, changed, study, data, splits, recipe, model, n_jobs, reporter, cluster)
     return search.run(time_limit=changed.time_limit)
 
 
@@ -337,6 +343,26 @@ def _remove_begun(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class _Cluster:
+    """Where trials are done, if not here.
+
+    Attributes:
+        address: As `RayExecutor` takes it.
+        most: Trials at once; 0 for as many as there is room for.
+    """
+
+    address: str
+    most: int
+
+
+def _cluster(address: str | None, at_once: int | None, reporter: Reporter) -> _Cluster | None:
+    if address is None:
+        return None
+    reporter.say(f"Trials are done on the Ray cluster {address}, the winner is trained here")
+    return _Cluster(address, at_once or 0)
+
+
 class _Search:
     """One call of `tune` or `resume_tune`."""
 
@@ -351,9 +377,11 @@ class _Search:
         model: CustomModel | None,
         jobs: int,
         reporter: Reporter,
+        cluster: _Cluster | None,
     ) -> None:
         self.path, self.manifest, self.study, self.data, self.splits = folder.path, manifest, study, data, splits
         self.recipe, self.model, self.jobs, self.reporter = recipe, model, jobs, reporter
+        self.cluster = cluster
         on_a_server = manifest.storage is not None and not manifest.storage.startswith("sqlite")
         # Whose URL has a password as a rule, which is not written down.
         self.go_on_with = f"netloom tune --resume {self.path}{' --storage URL' if on_a_server else ''}"
@@ -371,10 +399,25 @@ class _Search:
         records = self.study.records()
         best = best_of(records, self.manifest.direction)
         if best is None:
+            self._report(records, None, None, [], seconds)
             raise TrainingError(self._why_nothing(records))
         best_recipe = load_recipe(self.recipe, best.overrides)
         write_atomically(self.path / BEST_RECIPE_FILE, best_recipe.to_yaml())
         runs = self._final_runs(best_recipe)
+        result = self._report(records, best, best_recipe, runs, seconds)
+        for line in describe_result(result):
+            self.reporter.say(line)
+        return Study(self.path, best_recipe, runs[0] if runs else None, result)
+
+    def _report(
+        self,
+        records: Sequence[TrialRecord],
+        best: TrialRecord | None,
+        best_recipe: Recipe | None,
+        runs: Sequence[Run],
+        seconds: float,
+    ) -> dict[str, Any]:
+        """Write figures and page."""
         n = len(self.data.split.validation)
         if self.manifest.cv is not None:
             n = sum(len(split.test) for split in self.splits)
@@ -394,9 +437,11 @@ class _Search:
             jobs=self.jobs,
         )
         write_json(self.path / RESULT_FILE, result)
-        for line in describe_study(result):
-            self.reporter.say(line)
-        return Study(self.path, best_recipe, runs[0] if runs else None, result)
+        # Imported late: Matplotlib would delay the first trial.
+        from netloom.report.study import write_study_report
+
+        write_study_report(result, self.path / REPORT_FILE)
+        return result
 
     def _search(self, time_limit: float | None) -> None:
         resources = TrialResources(
@@ -411,11 +456,16 @@ class _Search:
             executor_for(
                 self.data.image_set,
                 self.data.pixels_file,
-                jobs=self.jobs,
+                jobs=self.jobs if self.cluster is None else self.cluster.most,
                 plan=self.manifest.plan,
                 here=resources,
                 setup=set_up,
-                arguments={"model": name_for_workers(self.model, self.jobs), **plain_resources(resources)},
+                arguments={
+                    "model": name_for_workers(self.model, 2 if self.cluster else self.jobs),
+                    **plain_resources(resources),
+                },
+                cluster=None if self.cluster is None else self.cluster.address,
+                reporter=self.reporter,
             ) as executor,
         ):
             table = TrialTable(
@@ -434,7 +484,7 @@ class _Search:
                 n_trials=n,
                 seconds=time_limit,
                 pruning=self.manifest.pruner != "none",
-                jobs=self.jobs,
+                at_once=self.cluster is not None or self.jobs > 1,
                 watcher=table,
             ).run(interruption=interruption)
             if (reason := interruption()) is not None:
@@ -467,8 +517,8 @@ class _Search:
         if not reasons:
             return f"No trial was complete within the time limit. Give more, or go on: {self.go_on_with}"
         return (
-            f"None of {len(records)} trials was complete, the first of them for this reason: {reasons[0]} The study is "
-            f"in {self.path}."
+            f"None of {len(records)} trials was complete. The first reason: {reasons[0].rstrip('.')}. All of them: "
+            f"{self.path / REPORT_FILE}"
         )
 
     def _final_runs(self, best: Recipe) -> list[Run]:

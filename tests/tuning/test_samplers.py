@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netloom.errors import RecipeError
+from netloom.tuning.samplers import (
+    SAMPLERS,
+    check_names,
+    create_pruner,
+    create_sampler,
+    describe_sampler,
+    grid_size,
+    resolve_sampler,
+)
+from netloom.tuning.space import Dimension, arrange, parse_dimension
+from netloom.tuning.storage import in_memory, open_storage, sqlite_url
+from netloom.tuning.study import SearchStudy, best_of
+
+NAMES = [name for name in SAMPLERS if name != "auto"]
+TEXTS = {
+    "rate": "1e-4..1e-1:log",
+    "kind": "one,two",
+    "units": "1..64",
+    "extra": "0.5..0.9 if kind=two",
+}
+
+
+def whole(key: str, value: Any) -> str | None:
+    return "no fractions" if key == "units" and isinstance(value, float) and not value.is_integer() else None
+
+
+DIMENSIONS = arrange(parse_dimension(key, text, whole) for key, text in TEXTS.items())
+
+
+def target(values: Any) -> float:
+    score = -((math.log10(values["rate"]) + 2) ** 2) - abs(values["units"] - 20) / 30
+    return score + (values["extra"] if values["kind"] == "two" else 0.0)
+
+
+def study_of(sampler: str, *, seed: int = 1, storage: Any = None, n_trials: int = 24) -> SearchStudy:
+    study, _ = SearchStudy.create(
+        storage or in_memory(),
+        "a study",
+        DIMENSIONS,
+        direction="maximize",
+        sampler=create_sampler(sampler, DIMENSIONS, seed=seed, init_points=5, n_trials=n_trials),
+        pruner=create_pruner("none", epochs=5),
+    )
+    return study
+
+
+def search(study: SearchStudy, n: int) -> list[tuple[int, Any]]:
+    for _ in range(n):
+        proposal = study.ask()
+        study.complete(proposal.number, target(proposal.overrides), {})
+    return [(record.number, dict(record.overrides)) for record in study.records()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sampler_stays_in_the_space_and_repeats_itself(name: str) -> None:
+    first = search(study_of(name), 9)
+    assert first == search(study_of(name), 9)
+    if name != "grid":
+        assert first != search(study_of(name, seed=2), 9)
+    for number, values in first:
+        assert number == first.index((number, values))
+        assert ("extra" in values) == (values["kind"] == "two")
+        for dimension in DIMENSIONS:
+            if dimension.key in values:
+                dimension.to_storage(values[dimension.key])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sampler_made_anew_in_the_middle_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
+    undisturbed = search(study_of(name), 9)
+    storage = open_storage(sqlite_url(tmp_path / "study.db"), shared=False)
+    search(study_of(name, storage=storage), 7)
+    reopened = SearchStudy.open(
+        storage,
+        "a study",
+        DIMENSIONS,
+        sampler=create_sampler(name, DIMENSIONS, seed=1, init_points=5, n_trials=24),
+        pruner=create_pruner("none", epochs=5),
+    )
+    assert search(reopened, 2) == undisturbed
+
+
+@pytest.mark.parametrize("name", [pytest.param("gp", marks=pytest.mark.slow), "tpe"])
+def test_bayesian_search_beats_random_search_on_average(name: str) -> None:
+    def best(sampler: str, seed: int) -> float:
+        study = study_of(sampler, seed=seed)
+        search(study, 18)
+        found = best_of(study.records(), "maximize")
+        assert found is not None
+        assert found.value is not None
+        return found.value
+
+    seeds = range(2)
+    assert sum(best(name, s) for s in seeds) > sum(best("random", s) for s in seeds)
+
+
+def test_quasi_random_points_fill_the_space_more_evenly_than_random_ones() -> None:
+    def emptiest(name: str) -> int:
+        places = [math.log10(values["rate"]) for _, values in search(study_of(name), 64)]
+        counts = [sum(-4 + i * 3 / 16 <= p < -4 + (i + 1) * 3 / 16 for p in places) for i in range(16)]
+        return min(counts)
+
+    assert emptiest("qmc") == 4  # 64 points of a Sobol sequence lie four to each sixteenth
+    assert emptiest("random") < 4
+
+
+def test_a_grid_visits_everything_once_in_order_and_a_part_of_it_at_random() -> None:
+    small: list[Dimension] = [parse_dimension("kind", "one,two,three", whole), parse_dimension("a", "1,2", whole)]
+    assert grid_size(small) == 6
+
+    def visited(n_trials: int) -> list[Any]:
+        study, _ = SearchStudy.create(
+            in_memory(),
+            "grid",
+            small,
+            direction="maximize",
+            sampler=create_sampler("grid", small, seed=0, init_points=1, n_trials=n_trials),
+            pruner=create_pruner("none", epochs=1),
+        )
+        return [tuple(study.ask().overrides.values()) for _ in range(n_trials)]
+
+    assert visited(6) == [("one", 1), ("one", 2), ("two", 1), ("two", 2), ("three", 1), ("three", 2)]
+    assert len(set(visited(4))) == 4
+    assert visited(4) != visited(6)[:4]
+
+
+def test_auto_takes_gaussian_processes_unless_the_search_is_conditional_or_very_long() -> None:
+    plain = [d for d in DIMENSIONS if d.when is None]
+    assert resolve_sampler("auto", plain, 50) == "gp"
+    assert resolve_sampler("auto", plain, None) == "gp"
+    assert resolve_sampler("auto", DIMENSIONS, 50) == "tpe"
+    assert resolve_sampler("auto", plain, 5000) == "tpe"
+    assert resolve_sampler("qmc", DIMENSIONS, 50) == "qmc"
+
+
+def test_unknown_names_are_told_with_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'random'"):
+        check_names("randm", "none")
+    with pytest.raises(RecipeError, match="none, median, asha, hyperband"):
+        check_names("gp", "x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sampler_has_words(name: str) -> None:
+    assert len(describe_sampler(name)) > 5
+
+
+@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])
+def test_a_pruner_ends_the_worst_and_keeps_the_best(pruner: str) -> None:
+    study, _ = SearchStudy.create(
+        in_memory(),
+        "pruned",
+        DIMENSIONS,
+        direction="maximize",
+        sampler=create_sampler("random", DIMENSIONS, seed=0, init_points=1, n_trials=30),
+        pruner=create_pruner(pruner, epochs=27),
+    )
+    ended: dict[str, list[float]] = {"pruned": [], "complete": []}
+    for quality in [0.5, 0.6, 0.4, 0.7, 0.55, 0.1, 0.9, 0.2, 0.05, 0.95, 0.3, 0.15, 0.85, 0.12, 0.99]:
+        number = study.ask().number
+        for epoch in range(1, 28):
+            if study.report(number, epoch, quality * epoch / 27):
+                study.prune(number, {})
+                ended["pruned"].append(quality)
+                break
+        else:
+            study.complete(number, quality, {})
+            ended["complete"].append(quality)
+    assert ended["pruned"]
+    assert 0.05 in ended["pruned"]
+    assert 0.99 in ended["complete"]
+    by_state = {record.state for record in study.records()}
+    assert by_state == {"pruned", "complete"}
+    assert all(record.value is not None for record in study.records())
+
+
+def test_without_a_pruner_nothing_is_pruned() -> None:
+    study = study_of("random")
+    for value in (0.9, 0.8, 0.0, 0.0, 0.0, 0.0, 0.0):
+        number = study.ask().number
+        assert not any(study.report(number, epoch, value) for epoch in range(1, 6))
+        study.complete(number, value, {})
+
+
+def test_gaussian_processes_learn_from_pruned_trials() -> None:
+    """Points near one that was pruned for its low value are not proposed again."""
+    line = [parse_dimension("x", "0..1", lambda key, value: None)]
+
+    def proposals(*, far_better: bool) -> list[float]:
+        study, _ = SearchStudy.create(
+            in_memory(),
+            "line",
+            line,
+            direction="maximize",
+            sampler=create_sampler("gp", line, seed=0, init_points=2, n_trials=10),
+            pruner=create_pruner("none", epochs=2),
+        )
+        for x in (0.05, 0.1, 0.9, 0.95):
+            study.enqueue({"x": x}, "test")
+            number = study.ask().number
+            if x > 0.5:
+                study.report(number, 1, 5.0 if far_better else -5.0)
+                study.prune(number, {})
+            else:
+                study.complete(number, 0.0, {})
+        return [study.ask().overrides["x"] for _ in range(3)]
+
+    assert np.mean(proposals(far_better=True)) > 0.6
+    assert np.mean(proposals(far_better=False)) < 0.6

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import netloom
+from html_page import Page
+from netloom.cli import app
+from netloom.data.imageset import ImageSet
+from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
+from netloom.report.wording import percent
+from netloom.runtime import ExecutionPlan
+from netloom.workflows.study import Study
+from netloom.workflows.tune import parse_duration
+from parallel import work
+from picture_folders import stripes, write_folder
+
+PLAN = ExecutionPlan("cpu", 1, "float32")
+QUICK: dict[str, Any] = {
+    "filters": [4],
+    "batch_size": 8,
+    "epochs": 2,
+    "dropout": 0.2,
+    "augmentation": None,
+    "schedule": None,
+    "early_stopping": None,
+    "precision": "float32",
+    "optimizer": "adam",
+    "learning_rate": 1e-2,
+}
+RATE = QUICK["learning_rate"]
+SPACE = {"learning_rate": "1e-3..1e-1:log", "dropout": "0..0.5", "optimizer": "adam,sgd"}
+
+
+def search(source: Any, out: Path, **changes: Any) -> Study:
+    options = {"space": SPACE, "sampler": "random", "pruner": "none", "n_trials": 4, "final_seeds": 0, "jobs": 1}
+    return netloom.tune(source, plan=PLAN, out=out, quiet=True, **{**options, "settings": QUICK, **changes})
+
+
+def table(study: Study) -> list[tuple[Any, ...]]:
+    return [(t["number"], t["state"], t["value"], t["overrides"], t["epochs"], t["values"]) for t in study.trials]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
+
+
+@pytest.fixture(scope="module")
+def study(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Four random trials and two trainings of the winner, one after the other."""
+    return search(photos, tmp_path_factory.mktemp("one by one"), final_seeds=2)
+
+
+def test_trials_at_once_are_those_of_one_after_the_other(study: Study, photos: Path, tmp_path: Path) -> None:
+    at_once = search(photos, tmp_path, jobs=2)
+    assert at_once.result["jobs"] == 2
+    assert sorted(table(at_once), key=lambda row: row[0]) == table(study)
+
+
+def test_the_first_trial_is_the_recipe_itself(study: Study) -> None:
+    first = study.trials[0]
+    assert first["from"] == "recipe"
+    assert first["overrides"] == {"learning_rate": RATE, "dropout": 0.2, "optimizer": "adam"}
+
+
+def test_a_trial_is_what_train_gives_with_its_values(study: Study, photos: Path, tmp_path: Path) -> None:
+    trial = study.trials[2]
+    run = netloom.train(photos, plan=PLAN, out=tmp_path, quiet=True, settings={**QUICK, **trial["overrides"]})
+    assert [row["validation_accuracy"] for row in run.history] == trial["values"]
+    kept = run.history[run.result["kept_epoch"] - 1]
+    assert kept["validation_accuracy"] == trial["value"]
+    assert run.result["parameters"] == trial["parameters"]
+
+
+def test_the_best_is_the_best_and_its_recipe_trains(study: Study, photos: Path, tmp_path: Path) -> None:
+    values = [t["value"] for t in study.trials]
+    assert study.best_value == max(values)
+    assert study.best_overrides == study.trials[values.index(max(values))]["overrides"]
+    written = yaml.safe_load((study.path / "best.yaml").read_text(encoding="utf-8"))
+    assert written["learning_rate"] == study.best_overrides["learning_rate"]
+    run = netloom.train(photos, study.path / "best.yaml", plan=PLAN, out=tmp_path, quiet=True)
+    best = next(t for t in study.trials if t["number"] == study.result["best"]["number"])
+    assert [row["validation_accuracy"] for row in run.history] == best["values"]
+
+
+def test_the_winner_is_trained_with_fresh_seeds_and_each_training_tested_once(study: Study) -> None:
+    assert study.run is not None
+    fresh, result = study.result["fresh"], study.result
+    assert fresh["seeds"] == [1, 2]
+    assert study.run.recipe.seed == 1
+    assert study.run.result["tests"] == 1
+    assert result["test"]["accuracy"] == study.run.result["test"]["accuracy"]
+    assert result["test"]["n"] == 12
+    assert result["test_over_seeds"]["n"] == 2
+    folders = sorted(study.path.glob("*-final/seed-*"))
+    assert [netloom.load(f).result["tests"] for f in folders] == [1, 1]
+    assert fresh["mean"] == pytest.approx(np.mean(fresh["values"]))
+    assert study.run.recipe.learning_rate == study.best_overrides["learning_rate"]
+    picture = Path(study.run.data.source_location) / study.run.split["test"][0]
+    assert len(netloom.load(study.run.path).predict([picture])) == 1
+
+
+def test_no_trial_sees_the_test_part(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels of the test part are changed beyond recognition: no trial's value moves."""
+    names = ("across", "down", "plain")
+    pixels = np.stack([stripes(i % 3, i) for i in range(60)])
+    parts = ["train"] * 36 + ["validation"] * 12 + ["test"] * 12
+    broken = pixels.copy()
+    broken[48:] = 255 - broken[48:][:, ::-1]
+    studies = [
+        search(ImageSet.from_arrays(p, np.arange(60) % 3, class_names=names, splits=parts), tmp_path, n_trials=2)
+        for p in (pixels, broken)
+    ]
+    assert table(studies[0]) == table(studies[1])
+    assert studies[0].result["test"] is None
+
+
+def test_the_report_and_the_figures_agree(study: Study) -> None:
+    text = " ".join(Page((study.path / "report.html").read_text(encoding="utf-8")).text)
+    assert percent(study.best_value) in text
+    assert percent(study.result["test"]["accuracy"]) in text
+    assert "learning_rate" in text
+    written = json.loads((study.path / "tune.json").read_text(encoding="utf-8"))
+    assert written["best"]["value"] == study.best_value
+    assert written["n_trials"] == 4
+
+
+def test_folds_score_a_trial_without_the_test_part(photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, cv=3, n_trials=2, final_seeds=1)
+    assert found.result["validation_n"] == 48
+    for trial in found.trials:
+        assert len(trial["values"]) == 3
+        assert trial["value"] == pytest.approx(np.mean(trial["values"]))
+        assert trial["epochs"] == 6
+    assert found.result["fresh"] is None
+    assert found.result["test"]["n"] == 12
+
+
+def test_loss_is_minimized(photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, objective="validation_loss", n_trials=3)
+    assert found.result["direction"] == "minimize"
+    assert found.best_value == min(t["value"] for t in found.trials)
+
+
+def test_a_finished_search_can_be_extended(photos: Path, tmp_path: Path) -> None:
+    short = search(photos, tmp_path / "short", n_trials=2)
+    extended = netloom.resume_tune(short.path, n_trials=4, jobs=1, quiet=True)
+    assert table(extended) == table(search(photos, tmp_path / "long", n_trials=4))
+    assert extended.result["seconds"] > short.result["seconds"]
+    again = netloom.resume_tune(short.path, jobs=1, quiet=True)
+    assert table(again) == table(extended)
+
+
+def test_resuming_a_finished_search_trains_nothing_again(study: Study) -> None:
+    before = {f: f.stat().st_mtime_ns for f in study.path.glob("*-final/seed-*/weights.safetensors")}
+    again = netloom.resume_tune(study.path, jobs=1, quiet=True)
+    assert {f: f.stat().st_mtime_ns for f in study.path.glob("*-final/seed-*/weights.safetensors")} == before
+    assert again.run is not None
+    assert study.run is not None
+    assert again.run.path == study.run.path
+    assert len(before) == 2
+
+
+def test_pruned_trials_end_early_and_say_so(photos: Path, tmp_path: Path) -> None:
+    found = search(
+        photos,
+        tmp_path,
+        pruner="median",
+        n_trials=8,
+        space={"learning_rate": [1e-2, 1.1e-2, 1.2e-2, 1.3e-2, 1e-9, 1e-8, 1e-7, 1e-6]},
+        sampler="grid",
+        settings={**QUICK, "epochs": 6, "dropout": 0.0},
+    )
+    pruned = [t for t in found.trials if t["state"] == "pruned"]
+    assert pruned
+    assert all(t["epochs"] < 6 and t["reason"] == "by the pruner" for t in pruned)
+    assert all(t["overrides"]["learning_rate"] < 1e-5 for t in pruned)
+    assert found.best_overrides["learning_rate"] > 1e-3
+
+
+def test_trials_that_fail_are_told_and_the_others_go_on(photos: Path, tmp_path: Path) -> None:
+    found = search(
+        photos,
+        tmp_path,
+        space={"learning_rate": [1e-2, 1e6], "momentum": [0.0, 0.9]},
+        sampler="grid",
+        settings={**QUICK, "optimizer": "sgd", "gradient_clip_norm": None},
+    )
+    states = {(t["overrides"]["learning_rate"], t["overrides"]["momentum"]): t for t in found.trials}
+    assert states[1e-2, 0.9]["state"] == "complete"
+    failed = [t for t in found.trials if t["state"] == "failed"]
+    assert failed
+    assert all(t["reason"] for t in failed)
+    impossible = search(photos, tmp_path, space={"momentum": [0.0, 0.9]}, sampler="grid", n_trials=2)
+    assert [t["state"] for t in impossible.trials] == ["complete", "failed"]
+    assert "momentum" in impossible.trials[1]["reason"]
+
+
+def test_if_all_fail_the_first_reason_is_told(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"None of 2 trials was complete[\s\S]*momentum: is for sgd and rmsprop"):
+        search(photos, tmp_path, space={"momentum": [0.5, 0.9]}, sampler="grid", n_trials=2)
+
+
+def test_conditions_and_architectures(photos: Path, tmp_path: Path) -> None:
+    found = search(
+        photos,
+        tmp_path,
+        space=[
+            "optimizer=adam,sgd",
+            "momentum=0.5..0.9 if optimizer=sgd",
+            "filters=4,4-8",
+            "augmentation.rotation=0..20",
+        ],
+        n_trials=6,
+    )
+    for trial in found.trials:
+        assert ("momentum" in trial["overrides"]) == (trial["overrides"]["optimizer"] == "sgd")
+        assert trial["state"] == "complete"
+    parameters = {str(t["overrides"]["filters"]): t["parameters"] for t in found.trials}
+    assert len(set(parameters.values())) == len(parameters)
+
+
+def test_the_best_of_an_earlier_study_are_tried_first(study: Study, photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, warm_start=[study.path], n_trials=3)
+    assert found.trials[1]["from"] == f"study {study.path}"
+    assert found.trials[1]["overrides"] in [t["overrides"] for t in study.trials]
+
+
+def test_a_function_of_the_users_own_makes_the_network(photos: Path, tmp_path: Path) -> None:
+    settings = {k: v for k, v in QUICK.items() if k not in ("filters", "dropout")}
+    found = search(
+        photos,
+        tmp_path,
+        model=work.small_network,
+        space={"learning_rate": "1e-3..1e-1:log"},
+        settings=settings,
+        n_trials=2,
+        final_seeds=1,
+    )
+    assert found.result["test"]["n"] == 12
+    assert {t["state"] for t in found.trials} == {"complete"}
+
+
+def test_a_time_limit_ends_the_search(photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, n_trials=None, time_limit=1.5)
+    assert found.result["n_trials"] >= 1
+    assert {t["state"] for t in found.trials} <= {"complete", "pruned"}
+    assert all(t["reason"].startswith("time limit") for t in found.trials if t["state"] == "pruned")
+
+
+def test_shuffled_labels_leave_the_tested_winner_at_chance(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 150)
+    generator.shuffle(labels)
+    pixels = generator.integers(0, 255, (300, 8, 8, 3), dtype=np.uint8)
+    pictures = ImageSet.from_arrays(pixels, labels, class_names=("a", "b"))
+    found = search(pictures, tmp_path, n_trials=6, final_seeds=1)
+    low, high = found.result["test"]["interval"]
+    assert low < 0.5 < high
+    assert found.best_value > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"sampler": "rndom"}, RecipeError, "Did you mean 'random'"),
+        ({"pruner": "medain"}, RecipeError, "Did you mean 'median'"),
+        ({"objective": "accuracy"}, RecipeError, "validation_accuracy"),
+        ({"n_trials": 0}, RecipeError, "--trials must be at least 1"),
+        ({"cv": 1}, RecipeError, "--cv must be at least 2"),
+        ({"cv": 40}, NetloomError, "fold"),
+        ({"time_limit": "soon"}, RecipeError, "no duration"),
+        ({"space": {"dropuot": "0..1"}}, RecipeError, "Did you mean 'dropout'"),
+        ({"warm_start": ["nowhere"]}, RunError, "no finished study"),
+        ({"storage": "nonsense"}, NetloomError, "no database URL"),
+        ({"storage": "sqlite://"}, NetloomError, "needs a file"),
+        ({"storage": "nosuchdb://host/x"}, NetloomError, "cannot be used"),
+    ],
+)
+def test_mistakes_are_told_and_leave_nothing_behind(
+    options: dict[str, Any], error: type[NetloomError], words: str, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as caught:
+        search(photos, tmp_path / "out", **options)
+    assert words in str(caught.value)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_durations() -> None:
+    texts = {"90s": 90, "10m": 600, "1h30m": 5400, "2": 120, 45: 45, "1.5h": 5400, "1d": 86400}
+    assert {text: parse_duration(text) for text in texts} == texts
+    assert parse_duration(None) is None
+    for wrong in ("", "0s", "-3m", "h", "10 minutes", 0, float("inf")):
+        with pytest.raises(RecipeError, match="duration"):
+            parse_duration(wrong)
+
+
+def test_a_damaged_study_is_told(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no study\.json"):
+        netloom.resume_tune(tmp_path, quiet=True)
+    (tmp_path / "study.json").write_text('{"kind": "study"}', encoding="utf-8")
+    with pytest.raises(RunError, match="damaged"):
+        netloom.resume_tune(tmp_path, quiet=True)
+
+
+def test_the_command_line(photos: Path, tmp_path: Path) -> None:
+    settings = [item for key, value in QUICK.items() for item in ("--set", f"{key}={json.dumps(value)}")]
+    arguments = [
+        *("tune", str(photos), "--space", "dropout=0..0.5", "--space", "learning_rate=1e-3..1e-1:log"),
+        *("--sampler", "gp", "--init-points", "2", "--pruner", "asha", "--trials", "3", "--jobs", "1"),
+        *("--final-seeds", "1", "--out", str(tmp_path), "--json", "--quiet"),
+    ]
+    answer = CliRunner().invoke(app, [*arguments, *settings])
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    assert found["n_trials"] == 3
+    assert set(found["best"]["overrides"]) == {"dropout", "learning_rate"}
+    assert found["test"]["n"] == 12
+    assert Path(found["study"]).is_dir()
+    assert found["seconds"] > 0
+    more = CliRunner().invoke(app, ["tune", "--resume", found["study"], "--trials", "4", "--jobs", "1"])
+    assert more.exit_code == 0, more.output
+    assert "| trial |" in more.stderr
+    assert "best.yaml" in more.stderr
+    wrong = CliRunner().invoke(app, ["tune", "--resume", found["study"], "--space", "dropout=0..0.1"])
+    assert wrong.exit_code == 2
+    assert "besides it only" in wrong.stderr
+    nothing = CliRunner().invoke(app, ["tune"])
+    assert nothing.exit_code == 2
+    assert "Say what to search on" in nothing.stderr
