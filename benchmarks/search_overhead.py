@@ -58,7 +58,7 @@ def measure(executor: Executor, jobs: int, n_trials: int, folder: Path) -> dict[
             n_trials=n,
             seconds=None,
             pruning=True,
-            jobs=jobs,
+            at_once=jobs > 1,
         ).run()
 
     run(2 * jobs)  # starts the workers
