@@ -120,7 +120,7 @@ def drive(
                 n_trials=n_trials,
                 seconds=None,
                 pruning=True,
-                jobs=1,
+                at_once=False,
                 watcher=Printer(),
             ).run()
     except Exception:  # also in a copy, which must not return into what its parent does

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def run(study: SearchStudy) -> None:
 def figures(study: SearchStudy) -> list[Any]:
     found = []
     for record, trial in zip(study.records(), study.optuna_study.get_trials(), strict=True):
-        found.append((record, trial.params, trial.distributions, trial.intermediate_values, trial.user_attrs))
+        untimed = replace(record, finished_after=None)
+        found.append((untimed, trial.params, trial.distributions, trial.intermediate_values, trial.user_attrs))
     return found
 
 

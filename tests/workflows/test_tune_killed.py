@@ -196,7 +196,7 @@ def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
         (trial_task._TrialFolder, "write", 3),
         (trial_task._TrialFolder, "finish", 2),
         (trial_task._Reports, "on_epoch_end", 4),
-        (trial_task, "fit", 4),
+        (trial_task.Fitting, "fit", 4),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).rpartition(".")[2],
 )
@@ -219,7 +219,7 @@ def test_what_a_worker_has_finished_is_told_and_not_trained_again(
         die_after(patched, SearchStudy, "complete", 4)
         with pytest.raises(DeathError):
             tune(photos, tmp_path)
-    monkeypatch.setattr(trial_task, "fit", None)  # nothing is left to be trained
+    monkeypatch.setattr(trial_task, "Fitting", None)  # nothing is left to be trained
     found = netloom.resume_tune(the_folder(tmp_path), jobs=1, quiet=True)
     assert table(found.result) == undisturbed
 
@@ -267,16 +267,16 @@ def test_a_damaged_checkpoint_of_a_trial_costs_its_time_only(
 def test_a_death_in_the_winners_trainings_leaves_the_search_whole(
     photos: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from netloom.workflows import training_job, training_run
+    from netloom.workflows import training_job
 
-    for number, (owner, name, calls) in enumerate(((training_job, "create_run", 2), (training_run, "fit", 2))):
+    for number, (owner, name, calls) in enumerate(((training_job, "create_run", 2), (trial_task.Fitting, "fit", 6))):
         out = tmp_path / str(number)
         with monkeypatch.context() as patched:
             die_after(patched, owner, name, calls)
             with pytest.raises(DeathError):
                 tune(photos, out, final_seeds=2)
         with monkeypatch.context() as patched:
-            patched.setattr(trial_task, "fit", None)
+            patched.setattr(trial_task, "Fitting", None)
             found = netloom.resume_tune(the_folder(out), jobs=1, quiet=True)
         assert table(found.result) == undisturbed
         assert found.result["fresh"]["seeds"] == [1, 2]
@@ -331,7 +331,7 @@ def test_trials_that_fail_are_told_with_their_reasons_and_the_others_go_on(photo
 
 def test_a_search_of_failures_alone_says_why(photos: Path, tmp_path: Path) -> None:
     space = {"learning_rate": "900000,1e6"}
-    with pytest.raises(TrainingError, match=r"None of 2 trials was complete, the first of them.*became NaN") as failed:
+    with pytest.raises(TrainingError, match=r"None of 2 trials was complete. The first reason: .*became NaN") as failed:
         tune(photos, tmp_path, space=space, sampler="grid", n_trials=2, settings={**QUICK, "optimizer": "sgd"})
     folder = the_folder(tmp_path)
     assert str(folder) in str(failed.value)

@@ -112,10 +112,15 @@ def open_storage(
 
 
 def _made(url: str, engine_options: dict[str, Any], heartbeat: dict[str, int]) -> RDBStorage:
-    """Optuna's storage; drivers that make the tables of one database at once are in each other's way for a moment."""
+    """Optuna's storage; drivers that make the tables of one database at once are in each other's way for a moment.
+
+    Attempts that fail keep no connection, since nobody could close it.
+    """
+    unpooled = {**engine_options, "poolclass": sqlalchemy.pool.NullPool}
     for _ in range(_TRIES - 1):
         with contextlib.suppress(_MadeByAnotherError):
-            return _try_to_make(url, engine_options, heartbeat)
+            _try_to_make(url, unpooled, {})
+            break
         time.sleep(0.1)
     return _try_to_make(url, engine_options, heartbeat)
 
