@@ -100,6 +100,13 @@ def tune(
         str | None,
         typer.Option("--resume", metavar="STUDY", help="Go on with this search; more --trials extend it."),
     ] = None,
+    dashboard: Annotated[
+        str | None,
+        typer.Option("--dashboard", metavar="STUDY", help="Show this study, also while it runs, in a browser."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Of the dashboard, on this machine alone; 0 for any.")
+    ] = 8080,
     as_json: AsJSON = False,
     quiet: Quiet = False,
 ) -> None:
@@ -110,6 +117,14 @@ def tune(
     from netloom.workflows.tune import DEFAULT_FINAL_SEEDS, resume_tune
     from netloom.workflows.tune import tune as search
 
+    if dashboard is not None:
+        from netloom.progress import Reporter
+        from netloom.workflows.study_views import serve_dashboard
+
+        if source is not None or resume is not None:
+            raise RecipeError("--dashboard shows a study; give it alone, and search in another terminal.")
+        serve_dashboard(dashboard, port=port, storage=storage, reporter=Reporter())
+        return
     if resume is not None:
         begun = (source, recipe, space, init_points, cv, final_seeds, warm_start, settings, name, like)
         if any(value is not None for value in begun) or device is not Device.auto:

@@ -25,7 +25,7 @@ from netloom.workflows.trial_task import Objective
 OBJECTIVES: Mapping[str, Direction] = {"validation_accuracy": "maximize", "validation_loss": "minimize"}
 
 _MANIFEST = "study.json"
-_DATABASE = "study.db"
+DATABASE = "study.db"
 
 
 _PLAIN: Mapping[str, tuple[tuple[type, ...], int | None]] = {
@@ -136,7 +136,7 @@ def create_study(
     Raises:
         NetloomError: The database cannot be used, or holds another study of this name.
     """
-    opened = open_own(folder / _DATABASE) if storage is None else open_storage(storage, shared=True)
+    opened = open_own(folder / DATABASE) if storage is None else open_storage(storage, shared=True)
     with _closed_in_case_of_error(opened):
         return _create(opened, manifest, recipe, data)
 
@@ -170,9 +170,9 @@ def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: s
         RunError: It, or the study in it, is gone.
     """
     if manifest.storage is None:
-        if not (folder / _DATABASE).is_file():
-            raise RunError(f"{folder} has no {_DATABASE}: its trials are lost. Start anew.")
-        opened: BaseStorage = open_own(folder / _DATABASE)
+        if not (folder / DATABASE).is_file():
+            raise RunError(f"{folder} has no {DATABASE}: its trials are lost. Start anew.")
+        opened: BaseStorage = open_own(folder / DATABASE)
     else:
         try:
             opened = open_storage(storage or manifest.storage, shared=True)

@@ -21,7 +21,7 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
-from netloom.tuning.driver import Driver
+from netloom.tuning.driver import Driver, Watcher
 from netloom.tuning.samplers import check_names, grid_size
 from netloom.tuning.samplers import resolve_sampler as sampler_for
 from netloom.tuning.space import Dimension
@@ -36,6 +36,7 @@ from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.study import Study
 from netloom.workflows.study_manifest import OBJECTIVES, StudyManifest, create_study, open_study
 from netloom.workflows.study_result import REPORT_FILE, RESULT_FILE, describe_result, study_result, values_of
+from netloom.workflows.study_views import HParamsLog, Watchers
 from netloom.workflows.train import recipe_for
 from netloom.workflows.training_job import Member, is_job, resume_job, start_job
 from netloom.workflows.trainings import (
@@ -477,6 +478,9 @@ class _Search:
                 seconds=time_limit,
                 earlier=self.study.records(),
             )
+            watchers: list[Watcher] = [table]
+            if self.recipe.tensorboard:
+                watchers.append(HParamsLog(self.path / "tensorboard", self.manifest.objective))
             Driver(
                 study=self.study,
                 executor=executor,
@@ -485,7 +489,7 @@ class _Search:
                 seconds=time_limit,
                 pruning=self.manifest.pruner != "none",
                 at_once=self.cluster is not None or self.jobs > 1,
-                watcher=table,
+                watcher=Watchers(*watchers),
             ).run(interruption=interruption)
             if (reason := interruption()) is not None:
                 raise InterruptedTrainingsError(
