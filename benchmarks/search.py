@@ -1,13 +1,22 @@
-"""The Bayesian search of a well-known Keras notebook, whole process against whole process.
+"""Searches beside each other, whole process against whole process: how long they take, and how long to a good network.
 
-    NETLOOM_DATA=… python benchmarks/search.py --peers PYTHON [--rounds 1] [--trials 7] [--epochs 5]
+    NETLOOM_DATA=… python benchmarks/search.py --peers PYTHON [--rounds 1] [--trials 7] [--epochs 5] [--only NAME ...]
 
-Theirs: bayesian-optimization and Keras on TensorFlow, one training after the other, 2 random and 5 proposed pairs of
-dropout (0.1 to 0.5) and learning rate (1e-4 to 1e-2), 40,000 training and 10,000 validation pictures of CIFAR-10, batch
-32; the rate is passed to the optimizer, which the notebook forgets. Ours: `netloom tune` on the same space with as many
-trials. Both print their best validation accuracy and are timed from start to end of their process; each keeps its
-pictures where it likes (ours decodes them before the clock starts if they are cached, theirs reads one .npz file).
-`--peers` is a Python with tensorflow and bayesian-optimization, such as that of ./scripts/bench.
+The task is that of a well-known Keras notebook: a network of two convolutions on CIFAR-10, 40,000 training and 10,000
+validation pictures, batch 32, dropout from 0.1 to 0.5 and learning rate from 1e-4 to 1e-2, both linear. Contenders,
+each with as many trials in a process of its own, the same pictures and the same split:
+
+- `bayes_opt`: bayesian-optimization (2 random points, then proposals) and Keras on TensorFlow, one training after the
+  other: the notebook, but for its forgetting to give the learning rate to the optimizer;
+- `keras_tuner`: KerasTuner's Bayesian search, and `keras_tuner_hyperband`, whose brackets decide how many trials it
+  makes;
+- `optuna`: Optuna's TPE with the median pruner around a plain PyTorch loop;
+- `netloom`: `netloom tune` with Gaussian processes, all trials in full, and `netloom_pruned` with the median pruner;
+  their first trial is the recipe itself, dropout 0.3 and rate 0.001.
+
+Every process prints what it has reached as it goes. Reported are the seconds of the whole process, the best validation
+accuracy, and the seconds from its start until it first had one that is at least `bayes_opt`'s best of the same round.
+`--peers` is a Python with tensorflow, keras, keras-tuner, bayesian-optimization, optuna and torch.
 """
 
 from __future__ import annotations
@@ -15,112 +24,203 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-THEIRS = """
-import json, sys
-import numpy as np
-from bayes_opt import BayesianOptimization
-import keras
+_KERAS = """
+import sys
+import numpy as np, keras
 from keras import layers
-path, n_init, n_iter, epochs = sys.argv[1], *map(int, sys.argv[2:])
+path, trials, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 data = np.load(path)
-x_train, y_train, x_val, y_val = (data[k] for k in ("x_train", "y_train", "x_val", "y_val"))
-x_train, x_val = x_train / np.float32(255), x_val / np.float32(255)
-y_train, y_val = keras.utils.to_categorical(y_train), keras.utils.to_categorical(y_val)
-def score(dropout, learning_rate):
+x, y, x_val, y_val = (data[k] for k in ("x_train", "y_train", "x_val", "y_val"))
+x, x_val = x / np.float32(255), x_val / np.float32(255)
+y, y_val = keras.utils.to_categorical(y), keras.utils.to_categorical(y_val)
+def network(dropout, learning_rate):
     model = keras.Sequential([
         keras.Input((32, 32, 3)), layers.Conv2D(32, 3, activation="relu"), layers.MaxPooling2D(),
         layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(), layers.Flatten(),
         layers.Dropout(dropout), layers.Dense(10, activation="softmax")])
     model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
-    model.fit(x_train, y_train, epochs=epochs, batch_size=32, validation_data=(x_val, y_val), verbose=0)
-    return model.evaluate(x_val, y_val, verbose=0)[1]
-search = BayesianOptimization(score, {"dropout": (0.1, 0.5), "learning_rate": (1e-4, 1e-2)}, random_state=1234,
-                              verbose=0)
-search.maximize(init_points=n_init, n_iter=n_iter)
-print(json.dumps({"best": search.max["target"]}))
+    return model
+def tell(value):
+    print("REACHED", float(value), flush=True)
 """
 
+_TUNER = """
+import keras_tuner, tempfile
+def build(hp):
+    return network(hp.Float("dropout", 0.1, 0.5), hp.Float("learning_rate", 1e-4, 1e-2))
+class Tell(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        tell(logs["val_accuracy"])
+"""
 
-def theirs(python: str, data: Path, trials: int, epochs: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    done = subprocess.run(
-        [python, "-c", THEIRS, str(data), "2", str(trials - 2), str(epochs)],
-        env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return {"seconds": time.perf_counter() - started, **json.loads(done.stdout.splitlines()[-1])}
+PROGRAMS = {
+    "bayes_opt": _KERAS
+    + """
+from bayes_opt import BayesianOptimization
+def score(dropout, learning_rate):
+    model = network(dropout, learning_rate)
+    model.fit(x, y, epochs=epochs, batch_size=32, validation_data=(x_val, y_val), verbose=0)
+    value = model.evaluate(x_val, y_val, verbose=0)[1]
+    tell(value)
+    return value
+bounds = {"dropout": (0.1, 0.5), "learning_rate": (1e-4, 1e-2)}
+BayesianOptimization(score, bounds, random_state=1234, verbose=0).maximize(init_points=2, n_iter=trials - 2)
+""",
+    "keras_tuner": _KERAS
+    + _TUNER
+    + """
+tuner = keras_tuner.BayesianOptimization(
+    build, "val_accuracy", max_trials=trials, num_initial_points=2, seed=1234, directory=tempfile.mkdtemp())
+tuner.search(x, y, epochs=epochs, batch_size=32, validation_data=(x_val, y_val), verbose=0, callbacks=[Tell()])
+""",
+    "keras_tuner_hyperband": _KERAS
+    + _TUNER
+    + """
+tuner = keras_tuner.Hyperband(
+    build, "val_accuracy", max_epochs=epochs, factor=3, seed=1234, directory=tempfile.mkdtemp())
+tuner.search(x, y, batch_size=32, validation_data=(x_val, y_val), verbose=0, callbacks=[Tell()])
+""",
+    "optuna": """
+import sys
+import numpy as np, optuna, torch
+from torch import nn
+path, trials, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+data = np.load(path)
+def tensors(part):
+    return torch.utils.data.TensorDataset(
+        torch.from_numpy(data[f"x_{part}"]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(data[f"y_{part}"]))
+train = torch.utils.data.DataLoader(tensors("train"), batch_size=32, shuffle=True)
+validation = torch.utils.data.DataLoader(tensors("val"), batch_size=256)
+def objective(trial):
+    torch.manual_seed(trial.number)
+    dropout = trial.suggest_float("dropout", 0.1, 0.5)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Dropout(dropout), nn.Linear(2304, 10))
+    optimizer = torch.optim.Adam(model.parameters(), trial.suggest_float("learning_rate", 1e-4, 1e-2))
+    for epoch in range(epochs):
+        model.train()
+        for inputs, targets in train:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            value = sum((model(i).argmax(1) == t).sum().item() for i, t in validation) / len(validation.dataset)
+        print("REACHED", value, flush=True)
+        trial.report(value, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return value
+study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=1234, n_startup_trials=2))
+study.optimize(objective, n_trials=trials)
+""",
+}
+OURS = {"netloom": "none", "netloom_pruned": "median"}
+_ROW = re.compile(r"\|\s*\d+ \|\s*(0\.\d+) \|")
 
 
-def ours(out: Path, trials: int, epochs: int, sampler: str, pruner: str) -> dict[str, Any]:
-    command = [
+def command(name: str, peers: str, data: Path, out: Path, trials: int, epochs: int) -> list[str]:
+    if name in PROGRAMS:
+        return [peers, "-c", PROGRAMS[name], str(data), str(trials), str(epochs)]
+    return [
         *(sys.executable, "-m", "netloom", "tune", "cifar10", "--recipe", "cifar10-bayes-cnn"),
-        *("--space", "dropout=0.1..0.5", "--space", "learning_rate=1e-4..1e-2", "--sampler", sampler),
-        *("--init-points", "2", "--pruner", pruner, "--trials", str(trials), "--final-seeds", "0"),
-        *("--set", f"epochs={epochs}", "--out", str(out), "--json", "--quiet"),
+        *("--space", "dropout=0.1..0.5", "--space", "learning_rate=1e-4..1e-2", "--sampler", "gp"),
+        *("--init-points", "2", "--pruner", OURS[name], "--trials", str(trials), "--final-seeds", "0"),
+        *("--set", f"epochs={epochs}", "--out", str(out)),
     ]
+
+
+def measure(name: str, line: list[str]) -> dict[str, Any]:
+    """Run a contender; what it reached, and when, in seconds since its start."""
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    return {
-        "seconds": time.perf_counter() - started,
-        "best": found["best"]["value"],
-        "search_seconds": found["seconds"],
-        "jobs": found["jobs"],
-    }
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    reached, said = [], []
+    for text in process.stdout:
+        said.append(text)
+        reached += [(time.perf_counter() - started, value) for value in values_in(text, ours=name in OURS)]
+    if process.wait():
+        raise SystemExit(f"{name} failed:\n{''.join(said[-20:])}")
+    return {"seconds": time.perf_counter() - started, "best": max(v for _, v in reached), "reached": reached}
+
+
+def values_in(text: str, *, ours: bool) -> Iterator[float]:
+    if ours and (row := _ROW.match(text)):
+        yield float(row[1])
+    elif text.startswith("REACHED "):
+        yield float(text.split()[1])
+
+
+def seconds_to(found: dict[str, Any], target: float) -> float | None:
+    # A table's row has four digits, so that a value may be shown up to half a ten-thousandth lower than it is.
+    return next((seconds for seconds, value in found["reached"] if value >= target - 5e-5), None)
 
 
 def save_pictures(path: Path) -> None:
-    """The pictures of netloom's own training part, 40,000 and 10,000 of them, as one file for the other."""
+    """The pictures of netloom's own split as one file for the others."""
     from netloom.progress import Reporter
     from netloom.recipe import load_recipe
     from netloom.workflows.prepare import prepare_data
 
     data = prepare_data("cifar10", load_recipe("cifar10-bayes-cnn"), Reporter(quiet=True))
-    images = data.image_set.images.permute(0, 2, 3, 1).numpy()
-    targets = data.image_set.targets.numpy()
-    split = data.split
-    np.savez(
-        path,
-        x_train=images[split.train],
-        y_train=targets[split.train],
-        x_val=images[split.validation],
-        y_val=targets[split.validation],
-    )
+    images, targets = data.image_set.images.permute(0, 2, 3, 1).numpy(), data.image_set.targets.numpy()
+    train, validation = data.split.train, data.split.validation
+    np.savez(path, x_train=images[train], y_train=targets[train], x_val=images[validation], y_val=targets[validation])
 
 
 def main() -> None:
+    names = [*PROGRAMS, *OURS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", required=True, help="Python with tensorflow, keras and bayesian-optimization")
+    parser.add_argument("--peers", required=True, metavar="PYTHON", help="interpreter with the other libraries")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--trials", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--sampler", default="gp")
-    parser.add_argument("--pruner", default="none")
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
     arguments = parser.parse_args()
-    rows: dict[str, list[dict[str, Any]]] = {"theirs": [], "ours": []}
+    rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         save_pictures(Path(scratch) / "cifar10.npz")
         for number in range(arguments.rounds):
-            found = ours(Path(scratch), arguments.trials, arguments.epochs, arguments.sampler, arguments.pruner)
-            rows["ours"].append(found)
-            print(number, "ours", found, flush=True)
-            found = theirs(arguments.peers, Path(scratch) / "cifar10.npz", arguments.trials, arguments.epochs)
-            rows["theirs"].append(found)
-            print(number, "theirs", found, flush=True)
-    seconds = {who: statistics.median(row["seconds"] for row in rows[who]) for who in rows}
-    print(json.dumps({"ratio": seconds["theirs"] / seconds["ours"], "seconds": seconds, "rows": rows}, indent=1))
+            found = {}
+            for name in arguments.only:
+                line = command(
+                    name,
+                    arguments.peers,
+                    Path(scratch) / "cifar10.npz",
+                    Path(scratch) / "runs",
+                    arguments.trials,
+                    arguments.epochs,
+                )
+                found[name] = measure(name, line)
+                print(number, name, f"{found[name]['seconds']:.1f} s, best {found[name]['best']:.4f}", flush=True)
+            if "bayes_opt" in found:
+                for values in found.values():
+                    values["seconds_to_theirs"] = seconds_to(values, found["bayes_opt"]["best"])
+            rounds.append(found)
+    summary = {
+        name: {
+            "seconds": statistics.median(r[name]["seconds"] for r in rounds),
+            "best": statistics.median(r[name]["best"] for r in rounds),
+            "seconds_to_theirs": [r[name].get("seconds_to_theirs") for r in rounds],
+        }
+        for name in arguments.only
+    }
+    print(json.dumps({"n": arguments.rounds, "trials": arguments.trials, "summary": summary}, indent=1))
 
 
 if __name__ == "__main__":
