@@ -227,6 +227,37 @@ def test_conditions_and_architectures(photos: Path, tmp_path: Path) -> None:
     assert len(set(parameters.values())) == len(parameters)
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_size_of_the_pictures_can_be_searched_over(jobs: int, photos: Path, tmp_path: Path) -> None:
+    found = search(
+        photos,
+        tmp_path / "study",
+        space=["image_size=6,12", "color=rgb,grey", "input_scaling=standardize,unit"],
+        sampler="grid",
+        n_trials=8,
+        final_seeds=1,
+        jobs=jobs,
+    )
+    assert {t["state"] for t in found.trials} == {"complete"}
+    assert found.trials[0]["from"] == "sampler"  # the recipe's colour is automatic, which is none of the choices
+    trial = next(t for t in found.trials if t["overrides"]["image_size"] == 6 and t["overrides"]["color"] == "grey")
+    run = netloom.train(photos, plan=PLAN, out=tmp_path, quiet=True, settings={**QUICK, **trial["overrides"]})
+    assert [row["validation_accuracy"] for row in run.history] == trial["values"]
+    assert found.run is not None
+    assert found.run.data.image_size == (found.best_overrides["image_size"],) * 2
+    assert found.run.data.channels == (1 if found.best_overrides["color"] == "grey" else 3)
+    again = netloom.resume_tune(found.path, jobs=1, quiet=True)
+    assert again.result["test"] == found.result["test"]
+    more = netloom.resume_tune(found.path, n_trials=9, jobs=1, quiet=True)
+    assert more.result["n_trials"] == 9
+
+
+def test_the_recipes_own_size_is_the_first_trial(photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, space=["image_size=6,12"], n_trials=1)
+    assert found.trials[0]["from"] == "recipe"
+    assert found.trials[0]["overrides"] == {"image_size": 12}
+
+
 def test_the_best_of_an_earlier_study_are_tried_first(study: Study, photos: Path, tmp_path: Path) -> None:
     found = search(photos, tmp_path, warm_start=[study.path], n_trials=3)
     assert found.trials[1]["from"] == f"study {study.path}"

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -124,21 +124,26 @@ def pictures_of(pixels: Pixels, labels: Mapping[str, Any]) -> ImageSet:
     )
 
 
+@contextlib.contextmanager
+def sharing_all(image_sets: Sequence[tuple[ImageSet, Path | None]]) -> Iterator[list[SharedPictures]]:
+    """As `sharing`, for several sets and the files that their pixels are mapped from."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(sharing(image_set, pixels_file)) for image_set, pixels_file in image_sets]
+
+
 def received_pictures(
     *,
-    pictures: Mapping[str, str] | None = None,
-    pixels: Pixels | None = None,
-    labels: Mapping[str, Any] | None = None,
-) -> ImageSet:
-    """The pictures in a worker, however they came: as files of this machine, or as arrays from another.
+    pictures: Sequence[Mapping[str, str]] = (),
+    labels: Sequence[Mapping[str, Any]] = (),
+    **pixels: Pixels,
+) -> list[ImageSet]:
+    """The sets of pictures in a worker, however they came: as files of this machine, or as arrays from another.
 
     Args:
-        pictures: Arguments of `map_pictures`.
-        pixels: As `pixels_of` gave them; with `labels`.
-        labels: As `labels_of` gave them.
+        pictures: Arguments of `map_pictures` for each.
+        labels: As `labels_of` gave them, in place of `pictures`.
+        **pixels: For each of `labels`, `pixels_0` and so on, as `pixels_of` gave them.
     """
-    if pictures is not None:
-        return map_pictures(**pictures)
-    assert pixels is not None
-    assert labels is not None
-    return pictures_of(pixels, labels)
+    if pictures:
+        return [map_pictures(**files) for files in pictures]
+    return [pictures_of(pixels[f"pixels_{number}"], each) for number, each in enumerate(labels)]

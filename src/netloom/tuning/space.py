@@ -331,13 +331,24 @@ def grid_of(dimensions: Sequence[Dimension], points: int) -> list[dict[str, Any]
 
 
 def _grid_values(dimension: Dimension, points: int) -> list[Any]:
+    if dimension.kind == "choice" or dimension.step:
+        return values_of_dimension(dimension)
+    values = [dimension._between(dimension.low, dimension.high, i / (points - 1)) for i in range(points)]
+    values[-1] = dimension.high
+    return list(dict.fromkeys(round(v) if dimension.kind == "int" else v for v in values))
+
+
+def values_of_dimension(dimension: Dimension) -> list[Any]:
+    """All values of choices, steps, and whole numbers.
+
+    Raises:
+        RecipeError: There is no end of them.
+    """
     if dimension.kind == "choice":
         return list(dimension.choices)
-    if dimension.step:
-        n = round((dimension.high - dimension.low) / dimension.step) + 1
-        values = [dimension.low + i * dimension.step for i in range(n)]
-    else:
-        values = [dimension._between(dimension.low, dimension.high, i / (points - 1)) for i in range(points)]
-        values[-1] = dimension.high
-    whole = dimension.kind == "int"
-    return list(dict.fromkeys(round(v) if whole else v for v in values))
+    if dimension.kind == "float" and not dimension.step:
+        raise RecipeError(f"The values of {dimension} cannot be listed; give it a step, or choices.")
+    step = dimension.step or 1
+    n = round((dimension.high - dimension.low) / step) + 1
+    values = [dimension.low + i * step for i in range(n)]
+    return [round(value) for value in values] if dimension.kind == "int" else values

@@ -11,13 +11,16 @@ from typing import Any
 from netloom.errors import RecipeError, did_you_mean
 from netloom.plain_yaml import parse_yaml
 from netloom.recipe import Recipe, key_problem
-from netloom.tuning.space import Dimension, arrange, parse_dimension
+from netloom.tuning.space import Dimension, arrange, parse_dimension, values_of_dimension
 
 DEFAULT_SPACE = "default"
 SpaceLike = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
 
 _OF_THE_DATA = ("validation_fraction", "test_fraction", "split_seed")
-_OF_THE_PICTURES = ("image_size", "resize", "color")
+OF_THE_PICTURES = ("image_size", "resize", "color")
+"""Keys whose values each need a set of decoded pictures of their own."""
+
+_MOST_SETS = 8
 _OF_THE_EXECUTION = ("precision", "shards")
 _WITHOUT_EFFECT = ("name", "description", "custom_model", "tensorboard", "keep_every", "test_time_augmentation")
 
@@ -48,7 +51,37 @@ def space_for(given: SpaceLike, recipe: Recipe) -> tuple[Dimension, ...]:
             _refuse(key)
             dimensions.pop(key, None)
             dimensions[key] = parse_dimension(key, value, key_problem)
-    return arrange(dimensions.values())
+    arranged = arrange(dimensions.values())
+    settings_of_pictures(arranged)
+    return arranged
+
+
+def settings_of_pictures(dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+    """The combinations of values for each of which pictures are decoded; just an empty one where none is searched.
+
+    Raises:
+        RecipeError: They are too many, or depend on a condition.
+    """
+    searched = [dimension for dimension in dimensions if dimension.key in OF_THE_PICTURES]
+    for dimension in searched:
+        if dimension.when is not None:
+            raise RecipeError(
+                f"{dimension.key} cannot be searched under a condition: all its pictures are decoded first."
+            )
+        if len(values_of_dimension(dimension)) > _MOST_SETS:
+            raise RecipeError(
+                f"{dimension.key} has {len(values_of_dimension(dimension))} values, for each of which all pictures are "
+                f"decoded. Name at most {_MOST_SETS}: {dimension.key}=64,96,128"
+            )
+    combinations: list[dict[str, Any]] = [{}]
+    for dimension in searched:
+        combinations = [{**c, dimension.key: value} for c in combinations for value in values_of_dimension(dimension)]
+    if len(combinations) > _MOST_SETS:
+        raise RecipeError(
+            f"{' and '.join(d.key for d in searched)} have {len(combinations)} combinations, for each of which all "
+            f"pictures are decoded. Search over at most {_MOST_SETS}."
+        )
+    return combinations
 
 
 def _values(part: str | Path | Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -102,8 +135,6 @@ def _refuse(key: str) -> None:
     why = None
     if key in _OF_THE_DATA:
         why = "the trials of a study are compared on the same pictures"
-    elif key in _OF_THE_PICTURES:
-        why = "all trials share one copy of the decoded pictures. Make one study for each value, with --set"
     elif key in _OF_THE_EXECUTION:
         why = "it belongs to the execution plan, which is the same for all trials"
     elif key in _WITHOUT_EFFECT:

@@ -117,6 +117,8 @@ def values_of(recipe: Recipe, dimensions: Sequence[Dimension]) -> dict[str, Any]
         value: Any = mapping
         for part in dimension.key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
+        if dimension.key == "image_size" and isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]  # of squares the recipe holds both sides, people write one
         if dimension.kind == "choice":
             same = [c for c in dimension.choices if _plain(dimension.key, c) == value]
             value = same[0] if same else value

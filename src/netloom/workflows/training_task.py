@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,10 @@ class Resources:
     model: CustomModel | None
 
 
-def set_up(*, pictures: Mapping[str, str], model: str | None) -> Resources:
+def set_up(*, pictures: Sequence[Mapping[str, str]], model: str | None) -> Resources:
     """Map the pictures of `parallel.pictures.sharing`; `model` is as `parallel.tasks.name_of` gives it."""
     keep_freed_memory()
-    return Resources(map_pictures(**pictures), None if model is None else find(model))
+    return Resources(map_pictures(**pictures[0]), None if model is None else find(model))
 
 
 def set_up_on_cluster(

@@ -14,7 +14,7 @@ from netloom.errors import ModelError, NetloomError, TrainingError
 from netloom.files import writing
 from netloom.models.heads import Head
 from netloom.parallel.local import LocalExecutor
-from netloom.parallel.pictures import labels_of, pixels_of, sharing
+from netloom.parallel.pictures import labels_of, pixels_of, sharing_all
 from netloom.parallel.planning import candidate_threads, choose_jobs, cpus_of_workers
 from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Event, Executor, Failed, Finished, Reported, Retried, Task, name_of
@@ -199,8 +199,7 @@ def run_trainings(
         listening() as interruption,
         reporter.bars() as bars,
         executor_for(
-            image_set,
-            pixels_file,
+            [(image_set, pixels_file)],
             jobs=min(jobs, len(tasks)),
             plan=plan,
             here=Resources(image_set, model),
@@ -220,8 +219,7 @@ def run_trainings(
 
 @contextlib.contextmanager
 def executor_for(
-    image_set: ImageSet,
-    pixels_file: Path | None,
+    image_sets: Sequence[tuple[ImageSet, Path | None]],
     *,
     jobs: int,
     plan: ExecutionPlan,
@@ -234,8 +232,7 @@ def executor_for(
     """What runs trainings under one plan: this process, several that share the pictures, or those of a Ray cluster.
 
     Args:
-        image_set: The pictures.
-        pixels_file: The file that their pixels are mapped from, if any.
+        image_sets: The pictures, one or more sets, with the files that their pixels are mapped from, if any.
         jobs: Trainings at once; one is done in this process.
         plan: Of every training.
         here: What tasks find as `context.shared` in this process.
@@ -256,8 +253,8 @@ def executor_for(
             cpus_per_task=plan.cpus,
             gpus_per_task=0 if plan.device == "cpu" else 1,
             setup=setup,
-            arguments={**arguments, "labels": labels_of(image_set)},
-            arrays={"pixels": pixels_of(image_set)},
+            arguments={**arguments, "labels": [labels_of(image_set) for image_set, _ in image_sets]},
+            arrays={f"pixels_{number}": pixels_of(image_set) for number, (image_set, _) in enumerate(image_sets)},
             say=None if reporter is None else reporter.say,
         ) as executor:
             yield executor
@@ -266,13 +263,13 @@ def executor_for(
         yield SerialExecutor(shared=here)
         return
     with (
-        sharing(image_set, pixels_file) as pictures,
+        sharing_all(image_sets) as pictures,
         LocalExecutor(
             jobs,
             cpus=cpus_of_workers(jobs, plan.cpus) if plan.device == "cpu" else [],
             setup=setup,
-            arguments={"pictures": pictures.to_json(), **arguments},
-            remove=[pictures.folder],
+            arguments={"pictures": [shared.to_json() for shared in pictures], **arguments},
+            remove=[shared.folder for shared in pictures],
         ) as executor,
     ):
         yield executor

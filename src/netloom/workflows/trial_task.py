@@ -37,22 +37,39 @@ _STATE = "trial.json"
 
 
 @dataclass(frozen=True)
+class TrialPictures:
+    """The pictures as some trials see them: where their size is searched over, there is a set for each.
+
+    Attributes:
+        settings: Recipe keys with the values that these pictures are for; none where they are for all trials.
+        image_set: In the order of all others.
+        facts: Of them.
+    """
+
+    settings: Mapping[str, Any]
+    image_set: ImageSet
+    facts: DataFacts
+
+    def are_for(self, overrides: Mapping[str, Any]) -> bool:
+        """Whether a trial with these values uses them."""
+        return all(overrides.get(key) == value for key, value in self.settings.items())
+
+
+@dataclass(frozen=True)
 class TrialResources:
     """What all trials share in one process.
 
     Attributes:
-        image_set: The pictures of every split.
+        pictures: Those of every split, a set for each size that is searched over.
         recipe: What the trials change.
         splits: One for a hold-out score, several for a cross-validated one.
-        facts: Of the pictures.
         objective: What a trial's value is.
         model: The function making the network, where it is the user's own.
     """
 
-    image_set: ImageSet
+    pictures: Sequence[TrialPictures]
     recipe: Recipe
     splits: Sequence[Split]
-    facts: DataFacts
     objective: Objective
     model: CustomModel | None
 
@@ -65,7 +82,7 @@ def plain_resources(resources: TrialResources) -> dict[str, Any]:
             {part: getattr(split, part).tolist() for part in ("train", "validation", "test")}
             for split in resources.splits
         ],
-        "facts": resources.facts.to_json(),
+        "kinds": [{"settings": dict(p.settings), "facts": p.facts.to_json()} for p in resources.pictures],
         "objective": resources.objective,
     }
 
@@ -75,14 +92,17 @@ def set_up(
     model: str | None,
     recipe: Mapping[str, Any],
     splits: Sequence[Mapping[str, Sequence[int]]],
-    facts: Mapping[str, Any],
+    kinds: Sequence[Mapping[str, Any]],
     objective: Objective,
     **pictures: Any,
 ) -> TrialResources:
     """Take the pictures as `received_pictures` does; the rest is as `plain_resources` and `name_of` give it."""
     keep_freed_memory()
     return TrialResources(
-        image_set=received_pictures(**pictures),
+        pictures=[
+            TrialPictures(kind["settings"], image_set, DataFacts.from_json(kind["facts"]))
+            for kind, image_set in zip(kinds, received_pictures(**pictures), strict=True)
+        ],
         recipe=Recipe.from_mapping(recipe),
         splits=[
             Split(
@@ -94,7 +114,6 @@ def set_up(
             )
             for split in splits
         ],
-        facts=DataFacts.from_json(facts),
         objective=objective,
         model=None if model is None else find(model),
     )
@@ -251,12 +270,13 @@ class _Score:
         trial: _TrialFolder,
     ) -> None:
         self.context, self.resources, self.recipe, self.number = context, resources, recipe, number
+        self.pictures = next(p for p in resources.pictures if p.are_for(trial.overrides))
         self.plan, self.trial, self.split = plan, trial, resources.splits[number]
         self.cross_validated = len(resources.splits) > 1
 
     def train(self) -> dict[str, Any] | None:
         """The score, or None if the trial was asked to stop."""
-        recipe, image_set, facts = self.recipe, self.resources.image_set, self.resources.facts
+        recipe, image_set, facts = self.recipe, self.pictures.image_set, self.pictures.facts
         heads = build.build_heads(recipe, facts.class_names)
         network = build.build_model(
             recipe,
@@ -308,7 +328,7 @@ class _Score:
 
     def _held_out(self, fitting: Fitting) -> float:
         """The score on the fold that the training did not see."""
-        targets = self.resources.image_set.targets.numpy()
+        targets = self.pictures.image_set.targets.numpy()
         found = evaluate_model(
             fitting.network,
             fitting.part(self.split.test).epoch(),

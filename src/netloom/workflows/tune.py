@@ -35,6 +35,7 @@ from netloom.workflows.runs import Run, load
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.study import Study
 from netloom.workflows.study_manifest import OBJECTIVES, StudyManifest, create_study, open_study
+from netloom.workflows.study_pictures import StudyPictures, study_pictures
 from netloom.workflows.study_result import REPORT_FILE, RESULT_FILE, describe_result, study_result, values_of
 from netloom.workflows.study_views import HParamsLog, Watchers
 from netloom.workflows.train import recipe_for
@@ -147,6 +148,7 @@ def tune(
     earlier = [_best_of_earlier(folder, dimensions) for folder in warm_start]
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
+    pictures = study_pictures(source, chosen, data, dimensions, reporter)
     splits = _splits(data, chosen, cv)
     network, heads = _network(chosen, data, model)
     plan, n_jobs = plan_trainings(
@@ -190,7 +192,7 @@ def tune(
     manifest.write(folder.path)
     for dimension in dimensions:
         reporter.say(f"  {dimension}")
-    search = _Search(folder, manifest, study, data, splits, chosen, model, n_jobs, reporter, cluster)
+    search = _Search(folder, manifest, study, pictures, splits, chosen, model, n_jobs, reporter, cluster)
     return search.run(time_limit=limit)
 
 
@@ -233,6 +235,7 @@ def resume_tune(
     changed = replace(manifest, n_trials=n_trials or manifest.n_trials, time_limit=limit or manifest.time_limit)
     recipe = run_folder.recipe
     data = reopen_data(run_folder, source, reporter)
+    pictures = study_pictures(source or data.facts.source_location, recipe, data, manifest.space, reporter)
     network, heads = _network(recipe, data, model)
     study = open_study(run_folder.path, changed, recipe, storage)
     left = max(1, (changed.n_trials or 10**6) - study.n_ended())
@@ -251,7 +254,7 @@ def resume_tune(
         changed.write(run_folder.path)
     splits = _splits(data, recipe, changed.cv)
     cluster = _cluster(ray, at_once, reporter)
-    search = _Search(run_folder, changed, study, data, splits, recipe, model, n_jobs, reporter, cluster)
+    search = _Search(run_folder, changed, study, pictures, splits, recipe, model, n_jobs, reporter, cluster)
     return search.run(time_limit=changed.time_limit)
 
 
@@ -372,7 +375,7 @@ class _Search:
         folder: RunFolder,
         manifest: StudyManifest,
         study: SearchStudy,
-        data: PreparedData,
+        pictures: StudyPictures,
         splits: Sequence[Split],
         recipe: Recipe,
         model: CustomModel | None,
@@ -380,7 +383,8 @@ class _Search:
         reporter: Reporter,
         cluster: _Cluster | None,
     ) -> None:
-        self.path, self.manifest, self.study, self.data, self.splits = folder.path, manifest, study, data, splits
+        self.path, self.manifest, self.study, self.splits = folder.path, manifest, study, splits
+        self.pictures, self.data = pictures, pictures.data
         self.recipe, self.model, self.jobs, self.reporter = recipe, model, jobs, reporter
         self.cluster = cluster
         on_a_server = manifest.storage is not None and not manifest.storage.startswith("sqlite")
@@ -445,9 +449,8 @@ class _Search:
         return result
 
     def _search(self, time_limit: float | None) -> None:
-        resources = TrialResources(
-            self.data.image_set, self.recipe, self.splits, self.data.facts, self.manifest.objective, self.model
-        )
+        kinds = [kind for kind, _ in self.pictures.kinds]
+        resources = TrialResources(kinds, self.recipe, self.splits, self.manifest.objective, self.model)
         n = self.manifest.n_trials
         if n is not None and self.study.n_asked() >= n and not self._any_open():
             return
@@ -455,8 +458,7 @@ class _Search:
             listening() as interruption,
             self.reporter.bars() as bars,
             executor_for(
-                self.data.image_set,
-                self.data.pixels_file,
+                self.pictures.image_sets(),
                 jobs=self.jobs if self.cluster is None else self.cluster.most,
                 plan=self.manifest.plan,
                 here=resources,
@@ -530,7 +532,7 @@ class _Search:
         n = self.manifest.final_seeds
         if n == 0:
             return []
-        wanted = best.replace(seed=self.recipe.seed)
+        wanted, data = best.replace(seed=self.recipe.seed), self.pictures.prepared_for(best)
         for folder in sorted(self.path.glob(f"*-{_FINAL}*")):
             if is_job(folder, "seeds") and load(folder / f"seed-{wanted.seed + 1}").recipe.replace(
                 seed=wanted.seed
@@ -538,7 +540,7 @@ class _Search:
                 job = resume_job(
                     folder,
                     "seeds",
-                    source=self.data.image_set,
+                    source=data.image_set,
                     jobs=self.jobs,
                     model=self.model,
                     reporter=self.reporter,
@@ -551,8 +553,8 @@ class _Search:
             seeds = range(self.recipe.seed + 1, self.recipe.seed + 1 + n)
             job = start_job(
                 "seeds",
-                [Member(f"seed-{seed}", best.replace(seed=seed), self.data.split, {"seed": seed}) for seed in seeds],
-                replace(self.data, facts=self._facts_for(best)),
+                [Member(f"seed-{seed}", best.replace(seed=seed), data.split, {"seed": seed}) for seed in seeds],
+                data,
                 out=self.path,
                 name=_FINAL,
                 details={},
@@ -570,7 +572,3 @@ class _Search:
                 f"with: {self.go_on_with}"
             )
         return list(job.runs)
-
-    def _facts_for(self, recipe: Recipe) -> Any:
-        scaling = build.build_scaling(recipe, self.data.image_set.images, self.data.split.train)
-        return replace(self.data.facts, mean=scaling.mean, std=scaling.std)

@@ -1,0 +1,81 @@
+"""The pictures of a search: one set, or one for each size, way of resizing and colour that is searched over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from netloom.data.imageset import ImageSet
+from netloom.errors import DataError
+from netloom.progress import Reporter
+from netloom.recipe import Recipe, load_recipe
+from netloom.tuning.space import Dimension
+from netloom.workflows import build
+from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
+from netloom.workflows.spaces import settings_of_pictures
+from netloom.workflows.trial_task import TrialPictures
+
+
+@dataclass(frozen=True, eq=False)
+class StudyPictures:
+    """What the trials of a study and the trainings of its winner see.
+
+    Attributes:
+        data: The pictures as the recipe has them, and their split, which is that of all.
+        kinds: Those of the trials, with the files that their pixels are mapped from, if any.
+    """
+
+    data: PreparedData
+    kinds: Sequence[tuple[TrialPictures, Path | None]]
+
+    def image_sets(self) -> list[tuple[ImageSet, Path | None]]:
+        """As `executor_for` takes them."""
+        return [(kind.image_set, file) for kind, file in self.kinds]
+
+    def prepared_for(self, recipe: Recipe) -> PreparedData:
+        """The pictures for a training of `recipe`, one of the study's trials'."""
+        values = recipe.to_mapping()
+        kind, file = next((k, f) for k, f in self.kinds if k.are_for({**values, "image_size": _side(values)}))
+        scaling = build.build_scaling(recipe, kind.image_set.images, self.data.split.train)
+        facts = replace(kind.facts, mean=scaling.mean, std=scaling.std)
+        return PreparedData(kind.image_set, self.data.split, facts, file)
+
+
+def study_pictures(
+    source: str | Path | ImageSet,
+    recipe: Recipe,
+    data: PreparedData,
+    dimensions: Sequence[Dimension],
+    reporter: Reporter,
+) -> StudyPictures:
+    """Decode what the dimensions ask for.
+
+    Args:
+        source: Of the pictures.
+        recipe: What the trials change.
+        data: The pictures as that recipe has them.
+        dimensions: Of the space.
+        reporter: Shows progress.
+
+    Raises:
+        DataError: The pictures cannot be decoded so, or have changed in between.
+    """
+    combinations = settings_of_pictures(dimensions)
+    if combinations == [{}]:
+        return StudyPictures(data, [(TrialPictures({}, data.image_set, data.facts), data.pixels_file)])
+    kinds = []
+    for settings in combinations:
+        changed = load_recipe(recipe, settings)
+        loaded, report = load_pictures(source, changed, reporter)
+        if loaded.image_set.ids != data.image_set.ids:
+            raise DataError(f"The pictures of {data.facts.source_name} have changed while they were read. Start again.")
+        facts = data_facts(loaded, report, changed, data.split)
+        kinds.append((TrialPictures(settings, loaded.image_set, facts), loaded.pixels_file))
+    return StudyPictures(data, kinds)
+
+
+def _side(values: dict[str, object]) -> object:
+    """The recipe's size as a space has it: one number for squares."""
+    size = values["image_size"]
+    return size[0] if isinstance(size, list) and len(set(size)) == 1 else size
