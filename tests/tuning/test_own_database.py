@@ -47,7 +47,7 @@ def run(study: SearchStudy) -> None:
 
 def figures(study: SearchStudy) -> list[Any]:
     found = []
-    for record, trial in zip(study.records(), study.optuna_study.get_trials(), strict=True):
+    for record, trial in zip(study.records(), study._study.get_trials(), strict=True):
         untimed = replace(record, finished_after=None)
         found.append((untimed, trial.params, trial.distributions, trial.intermediate_values, trial.user_attrs))
     return found
@@ -99,7 +99,7 @@ def test_any_beginning_of_the_changes_leads_to_the_same_trials(tmp_path: Path, m
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     study = study_in(tmp_path / "study.db", new=True)
     run(study)
-    database = study.optuna_study._storage
+    database = study._study._storage
     assert isinstance(database, OwnDatabase)
     database.flush()
     with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as other:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from netloom.tuning.samplers import (
     create_sampler,
     describe_sampler,
     grid_size,
+    resolve_pruner,
     resolve_sampler,
 )
 from netloom.tuning.space import Dimension, arrange, parse_dimension
@@ -217,3 +221,93 @@ def test_gaussian_processes_learn_from_pruned_trials() -> None:
 
     assert np.mean(proposals(far_better=True)) > 0.6
     assert np.mean(proposals(far_better=False)) < 0.6
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])
+def test_every_sampler_works_with_every_pruner(sampler: str, pruner: str) -> None:
+    study, _ = SearchStudy.create(
+        in_memory(),
+        "both",
+        DIMENSIONS,
+        direction="maximize",
+        sampler=create_sampler(sampler, DIMENSIONS, seed=0, init_points=2, n_trials=8),
+        pruner=create_pruner(pruner, epochs=4),
+    )
+    for _ in range(8):
+        proposal = study.ask()
+        value = target(proposal.overrides)
+        if any(study.report(proposal.number, epoch, value + epoch) for epoch in range(1, 5)):
+            study.prune(proposal.number, {})
+        else:
+            study.complete(proposal.number, value, {})
+    assert {record.state for record in study.records()} <= {"complete", "pruned"}
+    assert len(study.records()) == 8
+
+
+@pytest.mark.parametrize("name", ["tpe", "evolution", "cmaes"])
+def test_trials_may_end_in_one_thread_while_another_asks(name: str) -> None:
+    """And the values are those of one thread, as long as what was known at each asking is the same."""
+
+    def ask_all(study: SearchStudy, *, at_once: bool) -> list[Any]:
+        open_trials = [study.ask() for _ in range(30)]
+        done = threading.Event()
+
+        def end_all() -> None:
+            for proposal in open_trials:
+                study.fail(proposal.number, {})
+                time.sleep(0.001)
+            done.set()
+
+        teller = threading.Thread(target=end_all)
+        teller.start()
+        if not at_once:
+            teller.join()
+        asked = []
+        while not done.is_set() or len(asked) < 15:
+            asked.append(study.ask().overrides)
+        teller.join()
+        return asked
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for at_once in (True, False):
+            study = study_of(name)
+            search(study, 8)
+            assert len(ask_all(study, at_once=at_once)) >= 15
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_grid_goes_on_where_other_trials_have_taken_combinations() -> None:
+    small = [parse_dimension("kind", "one,two,three", whole), parse_dimension("a", "1,2", whole)]
+
+    def opened(storage: Any, n_trials: int, *, new: bool) -> SearchStudy:
+        options: Any = {
+            "sampler": create_sampler("grid", small, seed=0, init_points=1, n_trials=n_trials),
+            "pruner": create_pruner("none", epochs=1),
+        }
+        if new:
+            return SearchStudy.create(storage, "grid", small, direction="maximize", **options)[0]
+        return SearchStudy.open(storage, "grid", small, **options)
+
+    storage = in_memory()
+    study = opened(storage, 3, new=True)
+    assert study.enqueue({"kind": "two", "a": 2}, "recipe") is None
+    found = [tuple(study.ask().overrides.values()) for _ in range(3)]
+    assert found[0] == ("two", 2)
+    found += [tuple(opened(storage, 6, new=False).ask().overrides.values()) for _ in range(3)]
+    assert len(set(found)) == 6
+
+
+def test_cma_es_needs_two_ranges() -> None:
+    with pytest.raises(RecipeError, match="two ranges"):
+        create_sampler("cmaes", DIMENSIONS[1:2], seed=0, init_points=1, n_trials=5)
+
+
+def test_the_automatic_pruner_does_not_compare_trials_of_different_lengths() -> None:
+    epochs = parse_dimension("epochs", "5,50", whole)
+    assert resolve_pruner("auto", DIMENSIONS) == "median"
+    assert resolve_pruner("auto", [*DIMENSIONS, epochs]) == "none"
+    assert resolve_pruner("asha", [epochs]) == "asha"

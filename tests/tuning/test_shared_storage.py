@@ -180,7 +180,7 @@ def test_a_trial_that_was_given_up_meanwhile_stays_so(tmp_path: Path, opened: An
 def test_a_driver_that_dies_before_it_gives_its_name_leaves_nothing_running(tmp_path: Path, opened: Any) -> None:
     url = sqlite_url(tmp_path / "study.db")
     dead, other = opened(url, "shared", "dead"), opened(url, "shared", "other", grace=1)
-    dead.optuna_study.ask()  # what `ask` does first
+    dead._study.ask()  # what `ask` does first
     other.heartbeat()
     assert [record.state for record in other.records()] == ["running"]
     time.sleep(1.2)

@@ -8,6 +8,7 @@ from netloom.errors import RecipeError
 from netloom.recipe import key_problem, load_recipe
 from netloom.tuning.space import Condition, Dimension, arrange, grid_of, label_of, parse_dimension
 from netloom.workflows.spaces import space_for, space_names
+from netloom.workflows.study_result import values_of
 
 
 def parsed(key: str, value: Any) -> Dimension:
@@ -34,6 +35,9 @@ def parsed(key: str, value: Any) -> Dimension:
             "0.5..0.99 if optimizer=sgd,rmsprop",
             Dimension("momentum", "float", 0.5, 0.99, when=Condition("optimizer", ("sgd", "rmsprop"))),
         ),
+        ("dropout", (0.1, 0.5), Dimension("dropout", "float", 0.1, 0.5)),
+        ("optimizer", ("adam", "muon"), Dimension("optimizer", "choice", choices=("adam", "muon"))),
+        ("optimizer", {"choices": ("adam", "muon")}, Dimension("optimizer", "choice", choices=("adam", "muon"))),
         ("optimizer", ["adam", "muon"], Dimension("optimizer", "choice", choices=("adam", "muon"))),
         ("dropout", {"low": 0, "high": 0.5, "step": 0.1}, Dimension("dropout", "float", 0, 0.5, step=0.1)),
         (
@@ -100,7 +104,10 @@ def test_a_mistake_is_told_with_the_key(key: str, value: Any, words: str) -> Non
         (["image_size=8,16,32", "resize=stretch,crop,pad"], "9 combinations"),
         (["image_size=32,64 if optimizer=adam", "optimizer=adam,sgd"], "under a condition"),
         (["split_seed=0..9"], "compared on the same pictures"),
-        (["shards=0,4"], "execution plan"),
+        (["seed=0..9"], "the luckiest seed"),
+        (["time_limit_minutes=1..9"], "how a trial is executed"),
+        (["augmentation=null", "augmentation.rotation=0..40"], "one replaces the other"),
+        (["shards=0,4"], "how a trial is executed"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(spaces: list[str], words: str) -> None:
@@ -127,6 +134,13 @@ def test_the_values_of_a_shipped_space_are_values_of_the_recipe(name: str) -> No
         for position in (0.0, 0.5, 0.999):
             assert key_problem(dimension.key, dimension.at(position)) is None
     load_recipe(recipe, {d.key: d.at(0.5) for d in dimensions if d.when is None})
+
+
+def test_the_default_recipe_lies_in_the_default_space() -> None:
+    recipe = load_recipe("photos")
+    dimensions = space_for("default", recipe)
+    values = values_of(recipe, dimensions)
+    assert all(dimension.to_storage(values[dimension.key]) is not None for dimension in dimensions)
 
 
 def test_a_shipped_space_leaves_out_what_the_model_does_not_have() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,12 @@ def test_the_dashboard_shows_the_trials_on_this_machine_alone(study: Study) -> N
         assert [s["study_name"] for s in summaries] == [study.path.name]
         with urllib.request.urlopen(f"{base}/api/studies/{summaries[0]['study_id']}") as answer:
             trials = json.load(answer)["trials"]
+        for request in (
+            urllib.request.Request(f"{base}/api/studies/{summaries[0]['study_id']}", method="DELETE"),
+            urllib.request.Request(f"{base}/api/studies", headers={"Host": "evil.example:80"}),
+        ):
+            with pytest.raises(urllib.error.HTTPError, match=r"40[35]"):
+                urllib.request.urlopen(request)
     states = [t["state"] for t in trials]
     assert sorted(states) == ["Complete", "Complete", "Fail", "Fail"]
 

@@ -182,6 +182,7 @@ def test_pruned_trials_end_early_and_say_so(photos: Path, tmp_path: Path) -> Non
     assert pruned
     assert all(t["epochs"] < 6 and t["reason"] == "by the pruner" for t in pruned)
     assert all(t["overrides"]["learning_rate"] < 1e-5 for t in pruned)
+    assert not list(found.path.glob("trials/*/checkpoint*"))
     assert found.best_overrides["learning_rate"] > 1e-3
 
 
@@ -304,9 +305,11 @@ def test_shuffled_labels_leave_the_tested_winner_at_chance(tmp_path: Path) -> No
         ({"sampler": "rndom"}, RecipeError, "Did you mean 'random'"),
         ({"pruner": "medain"}, RecipeError, "Did you mean 'median'"),
         ({"objective": "accuracy"}, RecipeError, "validation_accuracy"),
-        ({"n_trials": 0}, RecipeError, "--trials must be at least 1"),
-        ({"cv": 1}, RecipeError, "--cv must be at least 2"),
+        ({"n_trials": 0}, RecipeError, "--trials must be a whole number of at least 1"),
+        ({"cv": 1}, RecipeError, "--cv must be a whole number of at least 2"),
         ({"cv": 40}, NetloomError, "fold"),
+        ({"cv": 2.5}, RecipeError, "--cv must be a whole number"),
+        ({"sampler": "cmaes", "space": {"dropout": "0..0.5"}}, RecipeError, "two ranges"),
         ({"time_limit": "soon"}, RecipeError, "no duration"),
         ({"space": {"dropuot": "0..1"}}, RecipeError, "Did you mean 'dropout'"),
         ({"warm_start": ["nowhere"]}, RunError, "no finished study"),
@@ -322,6 +325,44 @@ def test_mistakes_are_told_and_leave_nothing_behind(
         search(photos, tmp_path / "out", **options)
     assert words in str(caught.value)
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("name", ["why?", "{new}", "50% #1", "가 나"])
+def test_folders_of_any_name_hold_studies(name: str, photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path / name, n_trials=1)
+    assert (found.path / "study.db").is_file()
+    assert table(netloom.resume_tune(found.path, n_trials=2, jobs=1, quiet=True))[0] == table(found)[0]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_numbers_of_numpy_are_numbers(photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, n_trials=np.int64(1), final_seeds=np.int64(0))
+    assert netloom.resume_tune(found.path, n_trials=np.int64(2), jobs=1, quiet=True).result["n_trials"] == 2
+
+
+def test_a_typo_when_resuming_leaves_the_study_free(study: Study) -> None:
+    with pytest.raises(NetloomError, match="jobs must be"):
+        netloom.resume_tune(study.path, jobs="x", quiet=True)
+    assert table(netloom.resume_tune(study.path, jobs=1, quiet=True)) == table(study)
+
+
+def test_a_search_limited_by_time_is_not_begun_again_by_resuming(photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, n_trials=None, time_limit=0.5)
+    again = netloom.resume_tune(found.path, jobs=1, quiet=True)
+    assert again.result["n_trials"] == found.result["n_trials"]
+    assert again.result["seconds"] == found.result["seconds"]
+    more = netloom.resume_tune(found.path, time_limit=0.5, jobs=1, quiet=True)
+    assert more.result["n_trials"] > found.result["n_trials"]
+
+
+def test_a_second_winner_says_that_the_test_part_was_met_before(photos: Path, tmp_path: Path) -> None:
+    rates = {"space": {"learning_rate": [1e-7, 1e-2]}, "sampler": "grid", "final_seeds": 1}
+    first = search(photos, tmp_path, n_trials=1, **rates, settings={**QUICK, "learning_rate": 1e-7})
+    assert first.result["earlier_winners"] == 0
+    second = netloom.resume_tune(first.path, n_trials=2, jobs=1, quiet=True)
+    assert second.best_overrides != first.best_overrides
+    assert second.result["earlier_winners"] == 1
+    assert "1 earlier winner" in " ".join(Page((second.path / "report.html").read_text(encoding="utf-8")).text)
 
 
 def test_durations() -> None:
@@ -360,9 +401,10 @@ def test_the_command_line(photos: Path, tmp_path: Path) -> None:
     assert more.exit_code == 0, more.output
     assert "| trial |" in more.stderr
     assert "best.yaml" in more.stderr
-    wrong = CliRunner().invoke(app, ["tune", "--resume", found["study"], "--space", "dropout=0..0.1"])
-    assert wrong.exit_code == 2
-    assert "besides it only" in wrong.stderr
+    for option in (["--space", "dropout=0..0.1"], ["--sampler", "tpe"], ["--pruner", "none"], ["--out", "x"]):
+        wrong = CliRunner().invoke(app, ["tune", "--resume", found["study"], *option])
+        assert wrong.exit_code == 2
+        assert "besides it only" in wrong.stderr
     nothing = CliRunner().invoke(app, ["tune"])
     assert nothing.exit_code == 2
     assert "Say what to search on" in nothing.stderr

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from netloom.cli.app import RecipeCommand, app
-from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Out, Quiet, RecipeOption, Settings
+from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Quiet, RecipeOption, Settings
 from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
 
@@ -34,12 +34,17 @@ def tune(
         ),
     ] = None,
     sampler: Annotated[
-        str,
-        typer.Option("--sampler", help="auto, gp, tpe, random, grid, qmc, cmaes or evolution."),
-    ] = "auto",
+        str | None,
+        typer.Option("--sampler", help="auto, gp, tpe, random, grid, qmc, cmaes or evolution.", show_default="auto"),
+    ] = None,
     pruner: Annotated[
-        str, typer.Option("--pruner", help="Ends trials that promise little: none, median, asha or hyperband.")
-    ] = "median",
+        str | None,
+        typer.Option(
+            "--pruner",
+            help="Ends trials that promise little: auto, none, median, asha or hyperband.",
+            show_default="auto",
+        ),
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option("--trials", "-n", metavar="N", help="Trials in all.", show_default="50, or what the time allows"),
@@ -53,8 +58,9 @@ def tune(
         typer.Option("--init-points", metavar="N", help="Random trials before a model proposes.", show_default=False),
     ] = None,
     objective: Annotated[
-        str, typer.Option("--objective", help="validation_accuracy or validation_loss.")
-    ] = "validation_accuracy",
+        str | None,
+        typer.Option("--objective", help="validation_accuracy or validation_loss.", show_default="validation_accuracy"),
+    ] = None,
     cv: Annotated[
         int | None,
         typer.Option("--cv", metavar="K", help="Score each trial by K folds, not by the validation part."),
@@ -89,7 +95,9 @@ def tune(
         str | None,
         typer.Option("--ray", metavar="ADDRESS", help="Have trials done on a Ray cluster: auto, or HOST:PORT."),
     ] = None,
-    out: Out = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the study's folder.", show_default="runs")
+    ] = None,
     name: Name = None,
     device: DeviceOption = Device.auto,
     like: Annotated[
@@ -117,16 +125,17 @@ def tune(
     from netloom.workflows.tune import DEFAULT_FINAL_SEEDS, resume_tune
     from netloom.workflows.tune import tune as search
 
+    searched = (source, recipe, space, sampler, pruner, init_points, objective, cv, final_seeds, warm_start)
+    begun = [*searched, settings, out, name, like]
     if dashboard is not None:
         from netloom.progress import Reporter
         from netloom.workflows.study_views import serve_dashboard
 
-        if source is not None or resume is not None:
-            raise RecipeError("--dashboard shows a study; give it alone, and search in another terminal.")
+        if any(value is not None for value in (*begun, resume, trials, time_limit, ray)) or as_json:
+            raise RecipeError("--dashboard shows a study; beside it only --port and --storage can be given.")
         serve_dashboard(dashboard, port=port, storage=storage, reporter=Reporter())
         return
     if resume is not None:
-        begun = (source, recipe, space, init_points, cv, final_seeds, warm_start, settings, name, like)
         if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError(
                 "--resume goes on with what the study holds; besides it only --trials, --time-limit, --storage, --ray "
@@ -142,19 +151,19 @@ def tune(
             source,
             recipe,
             space=None if space is None else list(space),
-            sampler=sampler,
-            pruner=pruner,
+            sampler=sampler or "auto",
+            pruner=pruner or "auto",
             n_trials=trials,
             time_limit=time_limit,
             init_points=init_points,
-            objective=objective,
+            objective=objective or "validation_accuracy",
             cv=cv,
             final_seeds=DEFAULT_FINAL_SEEDS if final_seeds is None else final_seeds,
             warm_start=warm_start or (),
             storage=storage,
             jobs=jobs,
             ray=ray,
-            out=out,
+            out=out or "runs",
             name=name,
             device=device.value,
             quiet=quiet,

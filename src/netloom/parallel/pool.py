@@ -216,7 +216,7 @@ class WorkerPool(Executor, Generic[AnyWorker]):
             self._again.append((task, attempt + 1))
             on_event(Retried(task, reason))
         else:
-            on_event(Failed(task, reason, worker.last_words()))
+            on_event(Failed(task, reason, worker.last_words(), died=True))
 
     def _vacate(self, worker: AnyWorker) -> None:
         """The place of a dead worker is free for another."""
@@ -229,7 +229,7 @@ class WorkerPool(Executor, Generic[AnyWorker]):
             self._kill_all()
             raise NetloomError(reason)
         if worker.task is not None:
-            on_event(Failed(worker.task, reason, worker.last_words()))
+            on_event(Failed(worker.task, reason, worker.last_words(), died=True))
 
 
 def _event(task: Task, message: Mapping[str, Any]) -> Event:

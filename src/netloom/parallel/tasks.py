@@ -92,11 +92,14 @@ class Failed(Event):
 
     Attributes:
         reason: For people, one line.
-        details: The traceback, where the error is not one that a user can act on; else empty.
+        details: The traceback, where the error is not one that a user can act on, or the last words of a process that
+            died; else empty.
+        died: Its process died, so that the task itself may be without fault.
     """
 
     reason: str
     details: str = ""
+    died: bool = False
 
 
 OnEvent = Callable[[Event], None]

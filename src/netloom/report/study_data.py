@@ -92,6 +92,8 @@ class TestFacts(NamedTuple):
     """What always guessing the commonest class gives; NaN where unknown."""
     over_seeds: Sequence[float]
     """Accuracy of each training with a fresh seed; empty where there was one only."""
+    earlier_winners: int = 0
+    """Of the same search when it was shorter, which were tested on the same pictures."""
 
 
 class Winner(NamedTuple):
@@ -220,7 +222,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         importances={key: _number(value) for key, value in (result.get("importances") or {}).items()},
         best=_winner(result.get("best")),
         fresh=_fresh(result.get("fresh")),
-        test=_test(result.get("test"), result.get("test_over_seeds")),
+        test=_test(result),
         final_run=str(result.get("final_run") or ""),
         base=result.get("base") or as_it_is,
         recipe_file=str(result.get("best_recipe") or ""),
@@ -296,7 +298,8 @@ def _fresh(fresh: Mapping[str, Any] | None) -> FreshSeeds | None:
     )
 
 
-def _test(test: Mapping[str, Any] | None, over_seeds: Mapping[str, Any] | None) -> TestFacts | None:
+def _test(result: Mapping[str, Any]) -> TestFacts | None:
+    test, over_seeds = result.get("test"), result.get("test_over_seeds")
     if not test:
         return None
     _require(test, ("accuracy", "n"), "The test of the search")
@@ -305,7 +308,12 @@ def _test(test: Mapping[str, Any] | None, over_seeds: Mapping[str, Any] | None) 
         majority = majority["accuracy"]
     seeds = [_number(value) for value in (over_seeds or {}).get("values") or ()]
     return TestFacts(
-        _number(test["accuracy"]), int(test["n"]), _interval(test.get("interval")), _number(majority), seeds
+        _number(test["accuracy"]),
+        int(test["n"]),
+        _interval(test.get("interval")),
+        _number(majority),
+        seeds,
+        int(result.get("earlier_winners", 0)),
     )
 
 

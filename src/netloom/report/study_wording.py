@@ -122,9 +122,13 @@ def test_result(study: StudyFacts) -> str:
         if math.isnan(test.majority)
         else f"; always guessing the commonest class would be right on {percent(test.majority)}"
     )
+    looked = "looked at once, after the search"
+    if test.earlier_winners:
+        winners = counted(test.earlier_winners, "earlier winner")
+        looked = f"which met {winners} of this search, too: choosing by these figures would make them too good"
     return (
         f"Right on {percent(test.accuracy)} of {counted(test.n, 'test picture')}{interval}, "
-        f"looked at once, after the search{guessing}.{_test_over_seeds(test.over_seeds)}"
+        f"{looked}{guessing}.{_test_over_seeds(test.over_seeds)}"
     )
 
 

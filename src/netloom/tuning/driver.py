@@ -170,8 +170,8 @@ class Driver:
         elif isinstance(event, Finished):
             self._on_finish(name, proposal, event.value)
         elif isinstance(event, Failed):
-            if self._interruption() is not None and not event.details:
-                return  # it was killed because its time was up; it is gone on with
+            if self._interruption() is not None and event.died:
+                return  # killed because its time was up, or by the signal that this process got; it is gone on with
             outcome = {"reason": event.reason, "seconds": self._seconds_of(name)}
             self.study.fail(proposal.number, outcome)
             self._tell(name, proposal, "failed", None, {**outcome, "details": event.details})

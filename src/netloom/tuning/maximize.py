@@ -9,7 +9,7 @@ from typing import Any
 from netloom.errors import NetloomError
 from netloom.progress import Reporter
 from netloom.tuning.samplers import check_names, create_pruner, create_sampler
-from netloom.tuning.space import Dimension, arrange, parse_dimension
+from netloom.tuning.space import arrange, parse_dimension
 from netloom.tuning.storage import in_memory
 from netloom.tuning.study import SearchStudy
 
@@ -57,7 +57,7 @@ def maximize(
     check_names(sampler, "none")
     if init_points + n_iter < 1:
         raise NetloomError("init_points and n_iter are both 0; there is nothing to do.")
-    dimensions = arrange(_dimension(key, bounds) for key, bounds in pbounds.items())
+    dimensions = arrange(parse_dimension(key, bounds, _any_value) for key, bounds in pbounds.items())
     total = init_points + n_iter
     study, _ = SearchStudy.create(
         in_memory(),
@@ -92,11 +92,8 @@ def maximize(
     return Maximum(best, tuple(results))
 
 
-def _dimension(key: str, bounds: Any) -> Dimension:
-    numbers = isinstance(bounds, tuple) and len(bounds) == 2
-    if numbers and all(isinstance(end, int | float) and not isinstance(end, bool) for end in bounds):
-        bounds = {"low": bounds[0], "high": bounds[1]}
-    return parse_dimension(key, bounds, lambda _key, _value: None)
+def _any_value(_key: str, _value: Any) -> str | None:
+    return None
 
 
 def _number(value: Any, f: Callable[..., float]) -> float:

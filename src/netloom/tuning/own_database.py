@@ -61,11 +61,12 @@ class OwnDatabase(InMemoryStorage):
     Args:
         database: Open; no other process writes to it.
         lock: An open file whose lock says so; closed in the end.
+        path: Of the database, for messages.
     """
 
-    def __init__(self, database: RDBStorage, lock: IO[bytes]) -> None:
+    def __init__(self, database: RDBStorage, lock: IO[bytes], path: Path) -> None:
         super().__init__()
-        self._database, self._lock_file = database, lock
+        self._database, self._lock_file, self._path = database, lock, path
         self._study_ids: dict[int, int] = {}
         self._trial_ids: dict[int, int] = {}  # of the database, by those in memory; used by the thread only
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="netloom-write")
@@ -119,7 +120,7 @@ class OwnDatabase(InMemoryStorage):
             cause: Any = error.__cause__ or error
             what = str(getattr(cause, "orig", None) or cause).strip().splitlines()
             self._error = RunError(
-                f"{self._database.engine.url.database} could not be written: {what[0] if what else cause}. Free some "
+                f"{self._path} could not be written: {what[0] if what else cause}. Free some "
                 "space if the disk is full; what was written before is unharmed, and can be gone on with."
             )
             self._error.__cause__ = error

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from netloom.randomness import derive_seed, permutation
 from netloom.tuning.space import Dimension, grid_of
 
 SamplerName = Literal["auto", "gp", "tpe", "random", "grid", "qmc", "cmaes", "evolution"]
-PrunerName = Literal["none", "median", "asha", "hyperband"]
+PrunerName = Literal["auto", "none", "median", "asha", "hyperband"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 PRUNERS: tuple[str, ...] = get_args(PrunerName)
 
@@ -60,9 +61,21 @@ def resolve_sampler(sampler: str, dimensions: Sequence[Dimension], n_trials: int
     return "tpe" if conditional or (n_trials or 0) > _MOST_GP_TRIALS else "gp"
 
 
+def resolve_pruner(pruner: str, dimensions: Sequence[Dimension]) -> str:
+    """What `auto` means: the median, but nothing where trials differ in length, of which it would end the longer."""
+    if pruner != "auto":
+        return pruner
+    return "none" if any(dimension.key == "epochs" for dimension in dimensions) else "median"
+
+
 def grid_size(dimensions: Sequence[Dimension]) -> int:
     """Combinations of `--sampler grid`."""
     return len(grid_of(dimensions, _GRID_POINTS))
+
+
+def is_in_grid(values: Mapping[str, Any], dimensions: Sequence[Dimension]) -> bool:
+    """Whether these values are one of the grid's combinations."""
+    return any(all(values.get(k) == v for k, v in c.items()) for c in grid_of(dimensions, _GRID_POINTS))
 
 
 def create_sampler(
@@ -76,6 +89,9 @@ def create_sampler(
         seed: Of all that is random in it.
         init_points: Random trials before a model of the earlier ones proposes.
         n_trials: How many there will be, where that is known: a grid that is longer is visited in random order.
+
+    Raises:
+        RecipeError: The sampler is not for such a space.
     """
     if name == "random":
         return _ByNumber(dimensions, lambda number: _random_row(seed, number, len(dimensions)))
@@ -84,6 +100,8 @@ def create_sampler(
     if name == "grid":
         return _Grid(dimensions, seed, n_trials)
     if name == "cmaes":
+        if sum(dimension.kind != "choice" and dimension.when is None for dimension in dimensions) < 2:
+            raise RecipeError("--sampler cmaes needs at least two ranges to search over; use gp, tpe or random here.")
         return _Cmaes(dimensions, seed, init_points)
     start = _ByNumber(dimensions, lambda number: _random_row(seed, number, len(dimensions)))
     if name == "gp":
@@ -168,22 +186,32 @@ class _ByNumber(BaseSampler):
 
 
 class _Grid(_ByNumber):
-    """All combinations, one after the other."""
+    """All combinations, each once: the first in order that no earlier trial has, whoever asked for that.
+
+    A search that is shorter than the grid takes them in an order that depends on the seed.
+    """
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int, n_trials: int | None) -> None:
         super().__init__(dimensions, lambda number: np.zeros(len(dimensions)))
-        self._combinations = grid_of(dimensions, _GRID_POINTS)
-        n = len(self._combinations)
+        combinations = grid_of(dimensions, _GRID_POINTS)
+        n = len(combinations)
         in_order = n_trials is None or n_trials >= n
-        self._order = np.arange(n) if in_order else permutation(seed, "grid", 0, n)
+        order = np.arange(n) if in_order else permutation(seed, "grid", 0, n)
+        self._combinations = [
+            {key: self._places[key][1].to_storage(value) for key, value in combinations[i].items()} for i in order
+        ]
+        self._chosen: dict[int, dict[str, Any]] = {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """The value of one dimension."""
-        combination = self._combinations[self._order[trial.number % len(self._order)]]
-        _, dimension = self._places[param_name]
-        return dimension.to_storage(combination[param_name])
+        if trial.number not in self._chosen:
+            earlier = [t.params for t in study.get_trials(deepcopy=False) if t.number < trial.number]
+            free = (c for c in self._combinations if c not in earlier and c.items() >= trial.params.items())
+            again = self._combinations[trial.number % len(self._combinations)]
+            self._chosen = {trial.number: next(free, again)}
+        return self._chosen[trial.number][param_name]
 
 
 class _Reseeded(BaseSampler):
@@ -191,16 +219,20 @@ class _Reseeded(BaseSampler):
 
     def __init__(self, seed: int, make: Callable[[int], BaseSampler], *, with_pruned: bool = False) -> None:
         self._seed, self._make, self._with_pruned = seed, make, with_pruned
-        self._made: dict[int, BaseSampler] = {}
+        self._asking = threading.local()  # one trial at a time in each thread that asks
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
-        if trial.number not in self._made:
-            with _without_experimental_warnings():
-                self._made = {trial.number: self._make(derive_seed(self._seed, "sampler", trial.number) % 2**32)}
-        return self._made[trial.number]
+        if getattr(self._asking, "number", None) != trial.number:
+            self._asking.number, self._asking.sampler = trial.number, self._new(trial)
+        sampler: BaseSampler = self._asking.sampler
+        return sampler
+
+    def _new(self, trial: FrozenTrial) -> BaseSampler:
+        with _without_experimental_warnings():
+            return self._make(derive_seed(self._seed, "sampler", trial.number) % 2**32)
 
     def _seen(self, study: Study) -> Study:
-        return _WithPruned.of(study) if self._with_pruned else study
+        return cast(Study, _WithPruned(study)) if self._with_pruned else study
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The inner sampler's."""
@@ -223,28 +255,31 @@ class _Reseeded(BaseSampler):
         self._of(trial).before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """The inner sampler's."""
-        self._of(trial).after_trial(study, trial, state, values)
+        """The inner sampler's; told from another thread than the one that may be asking, of another trial."""
+        self._new(trial).after_trial(study, trial, state, values)
 
 
-class _WithPruned(Study):
+class _WithPruned:
     """A study in which pruned trials are complete, with the last value that they reported.
 
-    Optuna's Gaussian processes leave pruned trials out, and so propose again and again what was pruned before.
+    Optuna's Gaussian processes leave pruned trials out, and so propose again and again what was pruned before. All but
+    the trials is the study's own; that may be one of Hyperband's brackets, which shows some of the trials only.
     """
 
-    @classmethod
-    def of(cls, study: Study) -> _WithPruned:
-        """The same study, seen so."""
-        seen = copy.copy(study)
-        seen.__class__ = cls
-        assert isinstance(seen, cls)
-        return seen
+    def __init__(self, study: Study) -> None:
+        self._seen = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._seen, name)
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """Trials of these states, pruned ones counting as complete."""
+        return self._get_trials(deepcopy, states)
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        trials = [_completed(t) for t in super()._get_trials(deepcopy, None, use_cache)]
+        trials = [_completed(t) for t in self._seen._get_trials(deepcopy, None, use_cache)]
         return [t for t in trials if states is None or t.state in states]
 
 
@@ -316,10 +351,13 @@ def _position(dimension: Dimension, value: float) -> float:
     return (value - low) / (high - low)
 
 
+_WARNINGS = threading.Lock()
+
+
 @contextlib.contextmanager
 def _without_experimental_warnings() -> Iterator[None]:
     """Optuna warns of options that may change; they are pinned, and tested here."""
-    with warnings.catch_warnings():
+    with _WARNINGS, warnings.catch_warnings():  # which changes the filters of all threads
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 

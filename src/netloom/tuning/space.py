@@ -173,8 +173,8 @@ def parse_dimension(key: str, value: Any, problem_of: KeyProblem) -> Dimension:
     Args:
         key: What it changes.
         value: A text such as `0.1..0.5`, `1e-4..1e-2:log`, `16..128:step=16`, `adam,sgd`, any of them followed by
-            ` if optimizer=sgd`; or a list of choices; or a mapping with `low` and `high` or `choices`, and optionally
-            `log`, `step` and `when: {key: [values]}`.
+            ` if optimizer=sgd`; or a tuple of a range's ends; or a list of choices; or a mapping with `low` and `high`
+            or `choices`, and optionally `log`, `step` and `when: {key: [values]}`.
         problem_of: Says what is wrong with a value for the key.
 
     Raises:
@@ -184,6 +184,8 @@ def parse_dimension(key: str, value: Any, problem_of: KeyProblem) -> Dimension:
         raise RecipeError(f"The space names {problem}")
     if isinstance(value, Mapping):
         return _from_mapping(key, value, problem_of)
+    if isinstance(value, tuple) and len(value) == 2 and all(type(end) in (int, float) for end in value):
+        return _range(key, value[0], value[1], log=False, step=None, when=None, problem_of=problem_of)
     if isinstance(value, list | tuple):
         return _choices(key, list(value), None, problem_of)
     text, when = str(value).strip(), None
@@ -232,11 +234,11 @@ def _from_mapping(key: str, value: Mapping[str, Any], problem_of: KeyProblem) ->
         if not isinstance(given, Mapping) or len(given) != 1:
             raise RecipeError(f"The space of {key}: when must be one `key: [values]`, found {given!r}.")
         ((other, values),) = given.items()
-        when = Condition(str(other), tuple(values) if isinstance(values, list) else (values,))
+        when = Condition(str(other), tuple(values) if isinstance(values, list | tuple) else (values,))
     if "choices" in value:
-        if not isinstance(value["choices"], list) or {"low", "high", "log", "step"} & set(value):
+        if not isinstance(value["choices"], list | tuple) or {"low", "high", "log", "step"} & set(value):
             raise RecipeError(f"The space of {key}: choices must be a list, and have no low, high, log or step.")
-        return _choices(key, value["choices"], when, problem_of)
+        return _choices(key, list(value["choices"]), when, problem_of)
     if not {"low", "high"} <= set(value):
         raise RecipeError(f"The space of {key} needs low and high, or choices, found {dict(value)!r}.")
     log, step = bool(value.get("log", False)), value.get("step")
@@ -303,6 +305,13 @@ def arrange(dimensions: Iterable[Dimension]) -> tuple[Dimension, ...]:
             raise RecipeError(
                 f"{dimension.key} is searched only if {when.key} is {', '.join(map(label_of, foreign))}, which is none "
                 f"of its choices: {', '.join(map(label_of, other.choices))}."
+            )
+    for dimension in waiting:
+        group = known.get(dimension.key.partition(".")[0])
+        if group is not None and group is not dimension:
+            raise RecipeError(
+                f"{group.key} and {dimension.key} cannot both be searched over: one replaces the other. Search "
+                f"over the keys of {group.key} alone, with values that turn each of them off."
             )
     arranged: dict[str, Dimension] = {}
     while waiting:

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ GRACE_SECONDS = 180
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a database file."""
+    """The URL of a database file whose path has no `?`."""
     return f"sqlite:///{path.resolve().as_posix()}"
 
 
@@ -46,15 +47,34 @@ def open_own(path: Path) -> OwnDatabase:
     """
     lock = lock_file(path.with_suffix(".lock"))
     try:
-        database = open_storage(sqlite_url(path), shared=False)
+        database = open_file(path)
         try:
-            return OwnDatabase(database, lock)
+            return OwnDatabase(database, lock, path)
         except BaseException:
             close_storage(database)
             raise
     except BaseException:
         lock.close()
         raise
+
+
+def open_file(path: Path) -> RDBStorage:
+    """Open a database file, whatever characters its path has, and make its tables where there are none.
+
+    Raises:
+        NetloomError: It cannot be opened.
+    """
+    quiet_optuna()
+    file = str(path.resolve())
+    options = {
+        "creator": lambda: sqlite3.connect(file, timeout=_SECONDS_TO_WAIT, check_same_thread=False),
+        "poolclass": sqlalchemy.pool.QueuePool,
+    }
+    with _refusals(str(path)):
+        _use_write_ahead_log(file)
+        storage = _made("sqlite://", options, {})
+        _lock_at_the_start(storage.engine)
+        return storage
 
 
 def open_storage(
@@ -87,14 +107,24 @@ def open_storage(
         {"connect_args": {"timeout": _SECONDS_TO_WAIT}} if file_based else {"pool_pre_ping": True}
     )
     heartbeat = {"heartbeat_interval": heartbeat_seconds, "grace_period": grace_seconds} if shared else {}
-    shown = without_password(url)
-    try:
+    with _refusals(without_password(url)):
         if not file_based:
             return _made(url, engine_options, heartbeat)
         _use_write_ahead_log(parsed.database)
         storage = _made(url, engine_options, heartbeat)
         _lock_at_the_start(storage.engine)
         return storage
+
+
+@contextlib.contextmanager
+def _refusals(shown: str) -> Iterator[None]:
+    """Turn what a database, its driver or the system refuses into one message.
+
+    Raises:
+        NetloomError: In all these cases.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise NetloomError(
             f"The database {shown} needs the Python package {error.name}, which is not installed: "
@@ -134,7 +164,7 @@ def _try_to_make(url: str, engine_options: dict[str, Any], heartbeat: dict[str, 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return RDBStorage(
-                url,
+                url.replace("{", "{{").replace("}", "}}"),  # Optuna takes braces for a template
                 engine_options,
                 heartbeat_interval=heartbeat.get("heartbeat_interval"),
                 grace_period=heartbeat.get("grace_period"),

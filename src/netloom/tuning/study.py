@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from netloom.errors import NetloomError, RunError
-from netloom.tuning.space import Dimension
+from netloom.tuning.space import Dimension, label_of
 from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage, missing_study
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
@@ -154,16 +154,11 @@ class SearchStudy:
         """
         return cls(_joined(storage, name, sampler, pruner), dimensions, driver)
 
-    @property
-    def optuna_study(self) -> optuna.Study:
-        """Optuna's own, for its analyses."""
-        return self._study
-
-    def enqueue(self, overrides: Mapping[str, Any], origin: str) -> bool:
+    def enqueue(self, overrides: Mapping[str, Any], origin: str) -> str | None:
         """Have a trial with these values before any that the sampler proposes; keys outside of the space are ignored.
 
         Returns:
-            Whether the values fit the space; where they do not, nothing is done.
+            None, or why the values do not fit the space; then nothing is done.
         """
         params: dict[str, Any] = {}
         seen: dict[str, Any] = {}
@@ -171,14 +166,14 @@ class SearchStudy:
             if not dimension.matters(seen):
                 continue
             if dimension.key not in overrides:
-                return False
+                return f"it says nothing of {dimension.key}"
             try:
                 params[dimension.key] = dimension.to_storage(overrides[dimension.key])
             except ValueError:
-                return False
+                return f"{dimension.key}={label_of(overrides[dimension.key])} lies outside of {dimension}"
             seen[dimension.key] = dimension.from_storage(params[dimension.key])
         self._study.enqueue_trial(params, user_attrs={_SOURCE: origin}, skip_if_exists=True)
-        return True
+        return None
 
     def unfinished(self) -> list[Proposal]:
         """The trials of this driver that were begun by an earlier process and have no end, to be gone on with."""
@@ -315,7 +310,7 @@ class SearchStudy:
         )
 
     def importances(self) -> dict[str, float] | None:
-        """How much of the values' spread each dimension explains (PED-ANOVA's or fANOVA's shares), or None.
+        """How much of the values' spread each dimension explains (fANOVA's shares), or None.
 
         Source: Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance", 2014.
         """

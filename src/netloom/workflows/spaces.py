@@ -21,7 +21,7 @@ OF_THE_PICTURES = ("image_size", "resize", "color")
 """Keys whose values each need a set of decoded pictures of their own."""
 
 _MOST_SETS = 8
-_OF_THE_EXECUTION = ("precision", "shards")
+_OF_THE_EXECUTION = ("precision", "shards", "time_limit_minutes")
 _WITHOUT_EFFECT = ("name", "description", "custom_model", "tensorboard", "keep_every", "test_time_augmentation")
 
 
@@ -136,7 +136,9 @@ def _refuse(key: str) -> None:
     if key in _OF_THE_DATA:
         why = "the trials of a study are compared on the same pictures"
     elif key in _OF_THE_EXECUTION:
-        why = "it belongs to the execution plan, which is the same for all trials"
+        why = "how a trial is executed is the same for all of them, and no part of what is searched for"
+    elif key == "seed":
+        why = "the luckiest seed is no better than others; --final-seeds tells how much seeds matter"
     elif key in _WITHOUT_EFFECT:
         why = "it has no effect on a trial's score"
     if why is not None:

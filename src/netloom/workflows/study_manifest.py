@@ -37,6 +37,8 @@ _PLAIN: Mapping[str, tuple[tuple[type, ...], int | None]] = {
     "time_limit": ((int, float, NoneType), 0),
     "cv": ((int, NoneType), 2),
     "final_seeds": ((int,), 0),
+    "searched": ((bool,), None),
+    "seconds": ((int, float), 0),
 }
 """The types and least values of what is plain in the manifest."""
 
@@ -59,6 +61,8 @@ class StudyManifest:
         cv: Folds that score a trial; None for the validation part.
         final_seeds: Trainings of the winner.
         plan: How every trial is executed.
+        searched: The search has ended by its number of trials or its time, so that the winner's trainings are next.
+        seconds: That it has taken so far.
     """
 
     study: str
@@ -74,6 +78,8 @@ class StudyManifest:
     cv: int | None
     final_seeds: int
     plan: ExecutionPlan
+    searched: bool = False
+    seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -215,5 +221,7 @@ def _sampler(manifest: StudyManifest, recipe: Recipe) -> Any:
 def _reports_per_trial(manifest: StudyManifest, recipe: Recipe) -> int:
     if manifest.cv is not None:
         return manifest.cv
-    searched = [d for d in manifest.space if d.key == "epochs" and d.kind != "choice"]
-    return int(searched[0].high) if searched else recipe.epochs
+    searched = next((d for d in manifest.space if d.key == "epochs"), None)
+    if searched is None:
+        return recipe.epochs
+    return int(max(searched.choices) if searched.kind == "choice" else searched.high)

@@ -34,6 +34,7 @@ def study_result(
     best_recipe: Recipe | None,
     best_recipe_file: Path,
     runs: Sequence[Run],
+    earlier_winners: int,
     importances: Mapping[str, float] | None,
     seconds: float,
     jobs: int,
@@ -51,6 +52,7 @@ def study_result(
         best_recipe: Its recipe.
         best_recipe_file: Where that is.
         runs: Of the winner, with fresh seeds.
+        earlier_winners: Of this search when it was shorter, which were tested on the same pictures.
         importances: Of the dimensions.
         seconds: Of the search, without the winner's trainings.
         jobs: Trials at once.
@@ -86,6 +88,7 @@ def study_result(
         },
         "fresh": _fresh(runs, manifest),
         "test": dict(runs[0].result["test"]) if runs else None,
+        "earlier_winners": earlier_winners,
         "test_over_seeds": None if summary is None else summary["test_accuracy"],
         "final_run": str(runs[0].path) if runs else None,
         "best_recipe": None if best_recipe is None else str(best_recipe_file),

@@ -13,7 +13,7 @@ from netloom.progress import Reporter
 from netloom.training.callbacks import require_tensorboard
 from netloom.tuning.driver import TrialEnd, Watcher
 from netloom.tuning.space import label_of
-from netloom.tuning.storage import close_storage, open_storage, sqlite_url
+from netloom.tuning.storage import close_storage, open_file, open_storage
 from netloom.workflows.study_manifest import DATABASE, StudyManifest
 
 DEFAULT_PORT = 8080
@@ -73,10 +73,11 @@ def dashboard_server(
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class' name
             """Nothing."""
 
-    opened = open_storage(storage or manifest.storage or sqlite_url(database), shared=False)
+    url = storage or manifest.storage
+    opened = open_file(database) if url is None else open_storage(url, shared=False)
     try:
         try:
-            server = make_server(host, port, wsgi(opened), handler_class=Quiet)
+            server = make_server(host, port, _looking_only(wsgi(opened), host), handler_class=Quiet)
         except OSError as error:
             raise NetloomError(
                 f"Nothing can listen on {host}:{port} ({error.strerror or error}). Give another --port, or 0 for any."
@@ -85,6 +86,28 @@ def dashboard_server(
             yield f"http://{host}:{server.server_port}/dashboard", server.serve_forever
     finally:
         close_storage(opened)
+
+
+def _looking_only(application: Any, host: str) -> Any:
+    """A WSGI application that lets nobody change a study, and answers no page of another site.
+
+    The dashboard can delete studies and end trials, in a database that a running search takes for its own. A page of
+    another site may reach a server of this machine through a name of its own, but not without telling that name.
+    """
+    names = {host, "localhost", _LOOPBACK}
+
+    def answer(environment: dict[str, Any], start: Callable[..., Any]) -> Any:
+        if environment["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return refuse(start, "405 Method Not Allowed", "This page shows the study; it cannot change it.")
+        if host == _LOOPBACK and environment.get("HTTP_HOST", "").rpartition(":")[0] not in names:
+            return refuse(start, "403 Forbidden", f"This page is at http://{_LOOPBACK} alone.")
+        return application(environment, start)
+
+    def refuse(start: Callable[..., Any], status: str, why: str) -> list[bytes]:
+        start(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [why.encode()]
+
+    return answer
 
 
 class Watchers(Watcher):

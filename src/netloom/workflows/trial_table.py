@@ -25,7 +25,8 @@ class TrialTable(Watcher):
         direction: Of the value.
         n_trials: In all; None where only time limits them.
         seconds: Time limit.
-        earlier: Trials of earlier processes.
+        earlier: Trials of earlier processes, other drivers' too.
+        n_ended: Of them this driver's that have ended.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class TrialTable(Watcher):
         n_trials: int | None,
         seconds: float | None,
         earlier: Sequence[TrialRecord],
+        n_ended: int,
     ) -> None:
         self._reporter, self._bars, self._keys, self._direction = reporter, bars, list(keys), direction
         self._n_trials, self._seconds = n_trials, seconds
@@ -45,7 +47,7 @@ class TrialTable(Watcher):
         best = best_of(earlier, direction)
         self._best = None if best is None else best.value
         self._best_number = None if best is None else best.number
-        self._ended_before = sum(r.state in ("complete", "pruned", "failed") for r in earlier)
+        self._ended_before = n_ended
         self.n_ended = self._ended_before
         self._widths = [min(max(len(key), _NARROWEST), _WIDEST) for key in self._keys]
         self._header_shown = False

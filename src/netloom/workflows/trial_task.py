@@ -178,6 +178,17 @@ def _figures(trial: _TrialFolder, started: float) -> dict[str, Any]:
     }
 
 
+def trial_name(number: int) -> str:
+    """Of a trial's task and folder."""
+    return f"trial-{number:04d}"
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what a trial has left for going on."""
+    for file in [*folder.glob("checkpoint-*"), *partial_files(folder)]:
+        file.unlink(missing_ok=True)
+
+
 class _TrialFolder:
     """What a trial leaves on the disk: its values, the scores of folds that are done, a checkpoint of the current one.
 
@@ -248,8 +259,7 @@ class _TrialFolder:
 
     def _remove_checkpoints(self) -> None:
         if self.path is not None:
-            for file in [*self.path.glob("checkpoint-*"), *partial_files(self.path)]:
-                file.unlink(missing_ok=True)
+            remove_checkpoints(self.path)
 
 
 def _is_score(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from netloom.data.folds import Scheme, make_folds
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
+from netloom.errors import RecipeError, RunError, TrainingError
 from netloom.files import read_json, write_atomically, write_json, writing
 from netloom.parallel.planning import parse_jobs
 from netloom.parallel.tasks import Task
@@ -21,8 +22,8 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
-from netloom.tuning.driver import Driver, Watcher
-from netloom.tuning.samplers import check_names, grid_size
+from netloom.tuning.driver import Driver, TrialEnd, Watcher
+from netloom.tuning.samplers import check_names, create_sampler, grid_size, is_in_grid, resolve_pruner
 from netloom.tuning.samplers import resolve_sampler as sampler_for
 from netloom.tuning.space import Dimension
 from netloom.tuning.storage import without_password
@@ -49,7 +50,14 @@ from netloom.workflows.trainings import (
     plan_trainings,
 )
 from netloom.workflows.trial_table import TrialTable
-from netloom.workflows.trial_task import TrialResources, plain_resources, run_trial, set_up
+from netloom.workflows.trial_task import (
+    TrialResources,
+    plain_resources,
+    remove_checkpoints,
+    run_trial,
+    set_up,
+    trial_name,
+)
 
 BEST_RECIPE_FILE = "best.yaml"
 DEFAULT_TRIALS = 50
@@ -58,6 +66,8 @@ DEFAULT_FINAL_SEEDS = 3
 _TRIALS = "trials"
 _FINAL = "final"
 _FIRST_FROM_EARLIER = 5
+_LEAST = {"n_trials": 1, "init_points": 1, "cv": 2, "final_seeds": 0}
+_SHOWN = {"n_trials": "--trials", "init_points": "--init-points", "cv": "--cv", "final_seeds": "--final-seeds"}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -67,7 +77,7 @@ def tune(
     *,
     space: SpaceLike | None = None,
     sampler: str = "auto",
-    pruner: str = "median",
+    pruner: str = "auto",
     n_trials: int | None = None,
     time_limit: float | str | None = None,
     init_points: int | None = None,
@@ -101,7 +111,8 @@ def tune(
             `architecture`), a YAML file, or a sequence of all these. See docs/tuning.md.
         sampler: `gp`, `tpe`, `random`, `grid`, `qmc`, `cmaes` or `evolution`; `auto` takes Gaussian processes, or TPE
             where the space has conditions.
-        pruner: `none`, `median`, `asha` or `hyperband`: ends trials early that promise little.
+        pruner: `none`, `median`, `asha` or `hyperband`: ends trials early that promise little; `auto` takes the median,
+            or none where `epochs` is searched over, since it would end the longer trials.
         n_trials: In all; without it 50, or with a grid all combinations, or with a time limit as many as it allows.
         time_limit: Seconds, or a text such as `10m` or `1h30m`, for the search itself.
         init_points: Random trials before a model of the earlier ones proposes.
@@ -131,14 +142,16 @@ def tune(
     if isinstance(model, str):
         overrides, model = {**overrides, "model": model}, None
     check_names(sampler, pruner)
-    _check_numbers(n_trials=n_trials, init_points=init_points, cv=cv, final_seeds=final_seeds)
+    n_trials, init_points = _whole("n_trials", n_trials), _whole("init_points", init_points)
+    cv, final_seeds = _whole("cv", cv), _whole("final_seeds", final_seeds) or 0
     if objective not in OBJECTIVES:
         raise RecipeError(f"There is no objective {objective!r}; there are {' and '.join(OBJECTIVES)}.")
     limit = parse_duration(time_limit)
     at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
     chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
     dimensions = space_for(DEFAULT_SPACE if space is None else space, chosen)
-    sampler = sampler_for(sampler, dimensions, n_trials)
+    sampler, pruner = sampler_for(sampler, dimensions, n_trials), resolve_pruner(pruner, dimensions)
+    create_sampler(sampler, dimensions, seed=0, init_points=1, n_trials=n_trials)  # tells what it is not for
     if n_trials is None and sampler == "grid":
         n_trials = grid_size(dimensions)
     elif n_trials is None and limit is None:
@@ -180,20 +193,38 @@ def tune(
     )
     with writing(folder.path / _TRIALS, "Choose another folder with --out."):
         (folder.path / _TRIALS).mkdir()
-    try:
-        study, is_new = create_study(folder.path, manifest, chosen, data, storage)
-        if is_new:
-            study.enqueue(values_of(chosen, dimensions), "recipe")
-            for origin, values in (pair for found in earlier for pair in found):
-                study.enqueue(values, origin)
-    except NetloomError:
-        _remove_begun(folder.path)
-        raise
-    manifest.write(folder.path)
     for dimension in dimensions:
         reporter.say(f"  {dimension}")
-    search = _Search(folder, manifest, study, pictures, splits, chosen, model, n_jobs, reporter, cluster)
-    return search.run(time_limit=limit)
+    try:
+        study, is_new = create_study(folder.path, manifest, chosen, data, storage)
+    except BaseException:
+        _remove_begun(folder.path)
+        raise
+    with contextlib.closing(study):
+        if is_new:
+            _enqueue_first(study, sampler, dimensions, values_of(chosen, dimensions), earlier, reporter)
+        manifest.write(folder.path)
+        search = _Search(folder, manifest, study, pictures, splits, chosen, model, n_jobs, reporter, cluster)
+        return search.run(time_limit=limit)
+
+
+def _enqueue_first(
+    study: SearchStudy,
+    sampler: str,
+    dimensions: Sequence[Dimension],
+    of_recipe: Mapping[str, Any],
+    earlier: Sequence[Sequence[tuple[str, Mapping[str, Any]]]],
+    reporter: Reporter,
+) -> None:
+    """Have the recipe itself tried first, and what was best in earlier studies; say what cannot be."""
+    in_place = sampler != "grid" or is_in_grid(of_recipe, dimensions)
+    why_not = study.enqueue(of_recipe, "recipe") if in_place else "it is none of the grid's combinations"
+    if why_not is not None:
+        reporter.say(f"  note: the recipe itself is not among the trials: {why_not}")
+    for found in earlier:
+        refused = [why for origin, values in found if (why := study.enqueue(values, origin)) is not None]
+        if refused:
+            reporter.say(f"  note: {len(refused)} of the best trials of {found[0][0]} are not tried: {refused[0]}")
 
 
 def resume_tune(
@@ -228,34 +259,37 @@ def resume_tune(
     """
     reporter = Reporter(quiet=quiet)
     keep_freed_memory()
+    n_trials, limit = _whole("n_trials", n_trials), parse_duration(time_limit)
+    at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
     manifest = StudyManifest.read(Path(folder))
     run_folder = RunFolder.open(folder)
-    _check_numbers(n_trials=n_trials)
-    limit = parse_duration(time_limit)
-    changed = replace(manifest, n_trials=n_trials or manifest.n_trials, time_limit=limit or manifest.time_limit)
+    changed = replace(
+        manifest,
+        n_trials=n_trials or manifest.n_trials,
+        time_limit=limit or manifest.time_limit,
+        searched=manifest.searched and n_trials is None and limit is None,
+    )
     recipe = run_folder.recipe
     data = reopen_data(run_folder, source, reporter)
     pictures = study_pictures(source or data.facts.source_location, recipe, data, manifest.space, reporter)
-    network, heads = _network(recipe, data, model)
-    study = open_study(run_folder.path, changed, recipe, storage)
-    left = max(1, (changed.n_trials or 10**6) - study.n_ended())
-    at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
-    _, n_jobs = plan_trainings(
-        recipe,
-        data,
-        network,
-        heads,
-        n_trainings=left,
-        jobs=at_once,
-        device=manifest.plan.device,
-        plan=manifest.plan,
-    )
-    if changed != manifest:
-        changed.write(run_folder.path)
     splits = _splits(data, recipe, changed.cv)
+    network, heads = _network(recipe, data, model)
     cluster = _cluster(ray, at_once, reporter)
-    search = _Search(run_folder, changed, study, pictures, splits, recipe, model, n_jobs, reporter, cluster)
-    return search.run(time_limit=changed.time_limit)
+    with contextlib.closing(open_study(run_folder.path, changed, recipe, storage)) as study:
+        _, n_jobs = plan_trainings(
+            recipe,
+            data,
+            network,
+            heads,
+            n_trainings=max(1, (changed.n_trials or 10**6) - study.n_ended()),
+            jobs=at_once,
+            device=manifest.plan.device,
+            plan=manifest.plan,
+        )
+        if changed != manifest:
+            changed.write(run_folder.path)
+        search = _Search(run_folder, changed, study, pictures, splits, recipe, model, n_jobs, reporter, cluster)
+        return search.run(time_limit=changed.time_limit)
 
 
 def parse_duration(value: float | str | None) -> float | None:
@@ -279,12 +313,21 @@ def parse_duration(value: float | str | None) -> float | None:
     return seconds
 
 
-def _check_numbers(**numbers: int | None) -> None:
-    least = {"n_trials": 1, "init_points": 1, "cv": 2, "final_seeds": 0}
-    shown = {"n_trials": "--trials", "init_points": "--init-points", "cv": "--cv", "final_seeds": "--final-seeds"}
-    for what, number in numbers.items():
-        if number is not None and number < least[what]:
-            raise RecipeError(f"{shown[what]} must be at least {least[what]}, not {number}.")
+def _whole(what: str, number: int | None) -> int | None:
+    """The number as a plain one.
+
+    Raises:
+        RecipeError: It is no whole number, or too small.
+    """
+    if number is None:
+        return None
+    try:
+        plain = operator.index(number)
+    except TypeError:
+        plain = -1
+    if isinstance(number, bool) or plain < _LEAST[what]:
+        raise RecipeError(f"{_SHOWN[what]} must be a whole number of at least {_LEAST[what]}, not {number!r}.")
+    return plain
 
 
 def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> Any:
@@ -347,6 +390,22 @@ def _remove_begun(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Cleaner(Watcher):
+    """Removes the checkpoints of trials that were pruned or failed, and will not go on.
+
+    Args:
+        folder: Of all trials.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ended(self, end: TrialEnd) -> None:
+        """Remove what the trial has left for going on."""
+        if end.state != "complete":
+            remove_checkpoints(self._folder / trial_name(end.number))
+
+
 @dataclass(frozen=True)
 class _Cluster:
     """Where trials are done, if not here.
@@ -393,26 +452,30 @@ class _Search:
 
     def run(self, *, time_limit: float | None) -> Study:
         """Search, train the winner, report."""
-        with contextlib.closing(self.study):
-            return self._run(time_limit)
-
-    def _run(self, time_limit: float | None) -> Study:
-        earlier = self._earlier_seconds()
-        started = time.perf_counter()
-        self._search(time_limit)
-        seconds = earlier + time.perf_counter() - started
+        if not self.manifest.searched:
+            started = time.perf_counter()
+            try:
+                self._search(time_limit)
+            finally:
+                self._note(seconds=self.manifest.seconds + time.perf_counter() - started)
         records = self.study.records()
         best = best_of(records, self.manifest.direction)
         if best is None:
-            self._report(records, None, None, [], seconds)
+            self._report(records, None, None, [])
             raise TrainingError(self._why_nothing(records))
+        self._note(searched=True)
         best_recipe = load_recipe(self.recipe, best.overrides)
         write_atomically(self.path / BEST_RECIPE_FILE, best_recipe.to_yaml())
         runs = self._final_runs(best_recipe)
-        result = self._report(records, best, best_recipe, runs, seconds)
+        result = self._report(records, best, best_recipe, runs)
         for line in describe_result(result):
             self.reporter.say(line)
         return Study(self.path, best_recipe, runs[0] if runs else None, result)
+
+    def _note(self, **changes: Any) -> None:
+        """Write into the manifest how far the search is."""
+        self.manifest = replace(self.manifest, **changes)
+        self.manifest.write(self.path)
 
     def _report(
         self,
@@ -420,7 +483,6 @@ class _Search:
         best: TrialRecord | None,
         best_recipe: Recipe | None,
         runs: Sequence[Run],
-        seconds: float,
     ) -> dict[str, Any]:
         """Write figures and page."""
         n = len(self.data.split.validation)
@@ -437,8 +499,9 @@ class _Search:
             best_recipe=best_recipe,
             best_recipe_file=self.path / BEST_RECIPE_FILE,
             runs=runs,
+            earlier_winners=self._earlier_winners(runs),
             importances=self.study.importances(),
-            seconds=seconds,
+            seconds=self.manifest.seconds,
             jobs=self.jobs,
         )
         write_json(self.path / RESULT_FILE, result)
@@ -479,8 +542,9 @@ class _Search:
                 n_trials=n,
                 seconds=time_limit,
                 earlier=self.study.records(),
+                n_ended=self.study.n_ended(),
             )
-            watchers: list[Watcher] = [table]
+            watchers: list[Watcher] = [table, _Cleaner(self.path / _TRIALS)]
             if self.recipe.tensorboard:
                 watchers.append(HParamsLog(self.path / "tensorboard", self.manifest.objective))
             Driver(
@@ -503,7 +567,7 @@ class _Search:
         return any(record.state == "running" for record in self.study.records())
 
     def _task(self, proposal: Proposal) -> Task:
-        name = f"trial-{proposal.number:04d}"
+        name = trial_name(proposal.number)
         arguments = {
             "overrides": dict(proposal.overrides),
             "plan": self.manifest.plan.to_json(),
@@ -511,12 +575,12 @@ class _Search:
         }
         return Task(name, run_trial, arguments)
 
-    def _earlier_seconds(self) -> float:
-        """What the search took before, where this process goes on with a finished one."""
-        if not (self.path / RESULT_FILE).is_file():
-            return 0.0
-        found = read_json(self.path / RESULT_FILE)
-        return float(found.get("seconds", 0.0)) if isinstance(found, dict) else 0.0
+    def _earlier_winners(self, runs: Sequence[Run]) -> int:
+        """Winners of this search when it was shorter, which have met the test pictures."""
+        if not runs:
+            return 0
+        others = [f for f in self.path.glob(f"*-{_FINAL}*") if f.resolve() != runs[0].path.parent.resolve()]
+        return sum(any("test" in Run(run).result for run in folder.glob("seed-*")) for folder in others)
 
     def _why_nothing(self, records: Sequence[TrialRecord]) -> str:
         reasons = [str(r.outcome.get("reason")) for r in records if r.outcome.get("reason")]
