@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ from netloom.training.callbacks import (
     require_tensorboard,
 )
 from netloom.training.checkpoint import weights_bytes
+from netloom.training.freezing import Freezing
 from netloom.training.muon import MuonOptions
 from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.regularize import MaxNorm, WeightPenalty
@@ -73,7 +75,7 @@ def build_model(
     image_size: tuple[int, int],
     custom: CustomModel | None = None,
 ) -> nn.Module:
-    """The network of a recipe, its weights drawn from the seed.
+    """The network of a recipe, its weights drawn from the seed; what never trains requires no gradients.
 
     Raises:
         ModelError: The model does not fit the pictures or the options, or a custom one is missing.
@@ -103,6 +105,9 @@ def build_model(
         _check_custom(model, in_channels, num_outputs, image_size)
     if recipe.first_layer == "frozen_whitening":
         freeze_first_convolution(model)
+    freezing = build_freezing(recipe, model)
+    if freezing is not None:
+        freezing.prepare(model)
     if recipe.progressive_resizing is not None:
         _check_smallest(recipe, model, in_channels, image_size)
     return model
@@ -332,8 +337,44 @@ def plain_batches(
     )
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the model's trainable parameters."""
+def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
+    """Which stages of a model, as `build_model` gives it, train when; None where all do from the beginning.
+
+    Raises:
+        ModelError: The model has no stages, or not those that are to be unfrozen.
+    """
+    transfer = recipe.transfer
+    if transfer is None or transfer.mode == "features":
+        return None
+    if transfer.mode == "frozen":
+        return Freezing.of(model)
+    return Freezing.of(
+        model,
+        unfreeze=transfer.unfreeze,
+        head_epochs=transfer.head_epochs,
+        gradual=transfer.gradual,
+        batch_norm=transfer.batch_norm,
+    )
+
+
+def as_in_training(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """A copy of a model in the mode in which most steps of its training find it, to measure with."""
+    replica = copy.deepcopy(model).train()
+    freezing = build_freezing(recipe, replica)
+    if freezing is not None:
+        freezing.enter(replica, recipe.epochs - 1)
+    return replica
+
+
+def parameters_in_words(model: nn.Module) -> str:
+    """`16,812,353 parameters, of which 2,097,665 train`."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    total, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+    return f"{total:,} parameters" + ("" if trained == total else f", of which {trained:,} train")
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module, freezing: Freezing | None = None) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over the model's parameters that train, now or later."""
     muon = {} if recipe.muon is None else recipe.muon.model_dump()
     rest_learning_rate = muon.pop("rest_learning_rate", None)
     return create_optimizer(
@@ -343,9 +384,16 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
-        rate_for=rate_factors(model, bias=recipe.bias_rate, classifier=recipe.classifier_rate),
+        rate_for=rate_factors(
+            model,
+            bias=recipe.bias_rate,
+            classifier=recipe.classifier_rate,
+            depth=1.0 if recipe.transfer is None else recipe.transfer.depth_rate,
+            freezing=freezing,
+        ),
         muon=MuonOptions(**muon),
         rest_learning_rate=rest_learning_rate,
+        freezing=freezing,
     )
 
 

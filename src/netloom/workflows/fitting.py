@@ -99,7 +99,7 @@ class Fitting:
             TrainingError: Shards are asked for, but the model cannot be divided.
         """
         return choose_plan(
-            self.network,
+            build.as_in_training(self.recipe, self.network),
             next(iter(self.train.epoch(self.recipe.epochs - 1))),  # of whole pictures
             self.heads,
             device=self.device,
@@ -135,17 +135,19 @@ class Fitting:
             TrainingError: The loss is no longer a number.
         """
         recipe = self.recipe
+        freezing = build.build_freezing(recipe, self.network)
         return fit(
             self.network,
             train=self.train,
             validation=self.part(self.split.validation),
             heads=self.heads,
-            optimizer=build.build_optimizer(recipe, self.network),
+            optimizer=build.build_optimizer(recipe, self.network, freezing),
             plan=plan,
             epochs=recipe.epochs,
             seed=recipe.seed,
             schedule=build.build_schedule(recipe),
             **build.step_options(recipe, self.network),
+            freezing=freezing,
             callbacks=callbacks,
             checkpointer=checkpointer,
             resume=resume,
