@@ -3,8 +3,8 @@
     python scripts/backbone_list.py --results results-imagenet.csv   # timm's results/results-imagenet.csv
     python scripts/backbone_list.py --check                          # counts and licences as timm has them today
 
-Networks are built on the meta device, without weights; accuracies are looked up in timm's table for the very weights and
-size of pictures, those of other origin are named in `ELSEWHERE` with where they are published.
+Networks are built on the meta device, without weights. Accuracies are looked up in timm's table for the very weights
+and size of pictures; those that are published elsewhere are in `ELSEWHERE`.
 """
 
 from __future__ import annotations
@@ -75,11 +75,10 @@ CHOSEN: tuple[tuple[str, str, str], ...] = (
 )
 # DINOv2's own size of 518 costs nine times the arithmetic; its linear probes were published at 224.
 OTHER_SIZES = {"vit_small_patch14_dinov2": 224, "vit_base_patch14_dinov2": 224}
-TABLE = "timm, results/results-imagenet.csv as of August 2026: the row of the same weights and size of pictures (classifier)"
 SOURCES = (
-    TABLE,
-    "DINOv2's own list of models (Oquab et al., 2023; facebookresearch/dinov2, README): linear probes",
-    "OpenCLIP, docs/openclip_classification_results.csv: zero-shot of OpenAI's CLIP (Radford et al., 2021)",
+    "timm, results/results-imagenet.csv as of August 2026, row of the same weights and size of pictures: classifier",
+    "DINOv2's own list of models (Oquab et al., 2023; facebookresearch/dinov2, README): linear probe",
+    "OpenCLIP, docs/openclip_classification_results.csv, OpenAI's CLIP (Radford et al., 2021): zero-shot",
 )
 ELSEWHERE = {
     "vit_small_patch14_dinov2": (81.1, "linear probe"),

@@ -9,11 +9,10 @@ done between their convolutions costs more than these.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from netloom.models.backbone_list import Backbone
 from netloom.runtime import keep_freed_memory, on_device
@@ -21,8 +20,10 @@ from netloom.runtime import keep_freed_memory, on_device
 TRAINING_COST = 4
 """Forward passes that a training step costs: of 27 listed networks that timm publishes both rates of, 1.9 to 6.5
 times, 3.9 in the middle."""
-_REPEATS = 5
-_BATCH, _SIDE, _CHANNELS = 16, 28, 128
+_GAIN_OF_THREAD = 0.8
+"""What each further thread adds: less than the first, since threads share memory and processors' clocks slow down."""
+_REPEATS, _SHORTEST_SECONDS = 3, 0.12
+_BATCH, _SIDE, _CHANNELS = 8, 28, 128
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,11 @@ the listed networks: the rule is 0.5 to 2.1 times those."""
 
 
 def measure_cpu(threads: int) -> Speed:
-    """The rates of this machine's processor in float32, from about half a second of work.
+    """The rates of this machine's processor in float32 for `threads` threads, from about a second of work.
 
     Convolutions of 3x3 and 1x1 stand for arithmetic; a depthwise one, a batch norm and a SiLU for what networks do
-    between. The fastest of several repetitions counts, so that other work on the machine changes little.
+    between. One thread is measured, by the time that the processor gave to it, since on a busy machine several threads
+    wait for each other, up to 50 times as long: the time expected is that of a machine that does nothing else.
     """
     keep_freed_memory()
     wide = 4 * _CHANNELS
@@ -66,26 +68,30 @@ def measure_cpu(threads: int) -> Speed:
     )
     places = _BATCH * _SIDE * _SIDE
     multiply_adds = places * (9 * _CHANNELS**2 + 2 * _CHANNELS * wide)
-    x = torch.ones(_BATCH, _CHANNELS, _SIDE, _SIDE).contiguous(memory_format=torch.channels_last)
+    together = 1 + (threads - 1) * _GAIN_OF_THREAD
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         return Speed(
-            multiply_adds / _fastest(arithmetic, x),
-            3 * x.numel() / _fastest(between, x),
-            f"this machine, {threads} {'thread' if threads == 1 else 'threads'}",
+            together * multiply_adds / _pass_seconds(arithmetic),
+            together * 3 * places * _CHANNELS / _pass_seconds(between),
+            f"this machine with {threads} {'thread' if threads == 1 else 'threads'}",
         )
     finally:
         torch.set_num_threads(before)
 
 
 @torch.inference_mode()
-def _fastest(layers: nn.Sequential, x: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of the fastest of some passes, behind one to warm up."""
+def _pass_seconds(layers: nn.Sequential) -> float:
+    """Processor seconds of a pass: the fewest of some repetitions, each long enough for clocks of 16 ms."""
     net = on_device(layers.eval(), "cpu")
+    x = torch.ones(_BATCH, _CHANNELS, _SIDE, _SIDE).contiguous(memory_format=torch.channels_last)
+    net(x)
     times = []
-    for _ in range(_REPEATS + 1):
-        start = clock()
-        net(x)
-        times.append(clock() - start)
-    return min(times[1:])
+    for _ in range(_REPEATS):
+        start, passes = time.thread_time(), 0
+        while (spent := time.thread_time() - start) < _SHORTEST_SECONDS:
+            net(x)
+            passes += 1
+        times.append(spent / passes)
+    return min(times)
