@@ -29,6 +29,7 @@ from netloom.recipe_groups import (
     ProgressiveResizing,
     ReduceOnPlateau,
     Side,
+    Transfer,
     Units,
     as_list,
 )
@@ -47,7 +48,9 @@ class Recipe(Group):
     name: str = Field("", description="name of the recipe")
     description: str = Field("", description="one line for people")
 
-    model: str = Field("convnet", description="a model's name, see `netloom models`")
+    model: str = Field(
+        "convnet", description="a model's name, see `netloom models`; `timm/NAME` is a network of timm's"
+    )
     custom_model: str | None = Field(
         None,
         description="for `model: custom`, the class that was given from Python; information only",
@@ -69,6 +72,8 @@ class Recipe(Group):
         None, description="how the last feature map meets the dense layers"
     )
 
+    transfer: Transfer | None = Field(None, description="start from a pretrained network, see docs/transfer.md")
+
     identity_start: bool | None = Field(None, description="kernels start by passing their channels on unchanged")
     first_layer: Literal["random", "whitening", "frozen_whitening"] = Field(
         "random",
@@ -76,13 +81,15 @@ class Recipe(Group):
     )
 
     image_size: Side | tuple[Side, Side] | None = Field(
-        None, description="pixels, a side or [height, width]; null takes it from the pictures"
+        None,
+        description="pixels, a side or [height, width]; null takes it from the pictures, or from a pretrained network",
     )
     resize: Literal["stretch", "crop", "pad"] = Field("stretch", description="how pictures become that size")
     color: Literal["auto", "rgb", "grey"] = Field("auto", description="auto is grey if every picture is grey")
-    input_scaling: Literal["standardize", "unit", "none"] = Field(
+    input_scaling: Literal["standardize", "unit", "none", "pretrained"] = Field(
         "standardize",
-        description="mean 0 and deviation 1 per channel, 0..1, or 0..255 as they are",
+        description="mean 0 and deviation 1 per channel, 0..1, 0..255 as they are, or what the pretrained network "
+        "was trained with",
     )
     validation_fraction: float = Field(
         0.2,
@@ -221,14 +228,17 @@ MODEL_OPTIONS = (
 
 def _model_problems(value: Mapping[str, Any]) -> list[str]:
     """What is wrong with the model's name and options."""
-    from netloom.models.registry import model_names, model_options, validate_options
+    from netloom.models.registry import is_family_member, model_names, model_options, validate_options
 
     name = value.get("model", Recipe.model_fields["model"].default)
     if name == CUSTOM_MODEL or not isinstance(name, str):
         return []
-    if name not in model_names():
+    if name not in model_names() and not is_family_member(name):
         return [f"model: there is no model {name!r}.{did_you_mean(name, model_names())}"]
-    accepted = model_options(name)
+    try:
+        accepted = model_options(name)
+    except ModelError as error:
+        return [f"model: {error}"]
     given = {k: value[k] for k in MODEL_OPTIONS if value.get(k) is not None}
     foreign = [k for k in given if k not in accepted]
     problems = [f"{k}: {name} has no such option; it has {', '.join(accepted)}" for k in foreign]
@@ -377,9 +387,9 @@ def load_recipe(name_or_file: str | Path | Recipe, overrides: Mapping[str, Any] 
 def _change(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `changes`; where these name another model, options of `base` that it does not have are dropped."""
     if "model" in changes and not base.keys().isdisjoint(MODEL_OPTIONS):
-        from netloom.models.registry import model_names, model_options
+        from netloom.models.registry import is_model, model_options
 
-        if changes["model"] in model_names():
+        if is_model(str(changes["model"])):
             foreign = set(MODEL_OPTIONS) - set(model_options(changes["model"]))
             base = {k: v for k, v in base.items() if k not in foreign}
     return _merge(base, changes)

@@ -133,6 +133,45 @@ class ProgressiveResizing(Group):
     until: float = Field(0.75, gt=0, le=1, description="share of the epochs after which they are whole")
 
 
+class Transfer(Group):
+    """Start from a network that has been trained on other pictures."""
+
+    weights: str = Field(
+        "published",
+        min_length=1,
+        description="`published` with the network, `random`, a `.safetensors` file, or a run's folder",
+    )
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="digest of the weights; noted by the first training, and others are refused from then on"
+    )
+    mode: Literal["features", "frozen", "finetune"] = Field(
+        "features",
+        description="a classifier on features computed once, a head trained in front of the frozen network, or all of "
+        "it trained from the top down",
+    )
+    classifier: Literal["logistic", "network", "knn"] = Field(
+        "logistic", description="of mode `features`; `network` is the head of `dense_units` and `dropout`"
+    )
+    views: int = Field(0, ge=0, le=64, description="augmented views of each training picture beside it, for `features`")
+    unfreeze: Literal["all"] | Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1)] = Field(
+        "all", description="of mode `finetune`: all, so many stages from the top, or from the named stage upwards"
+    )
+    gradual: bool = Field(False, description="unfreeze one stage more with each epoch, from the top")
+    head_epochs: int = Field(1, ge=0, description="epochs of mode `finetune` in which the head alone is trained")
+    depth_rate: float = Field(
+        0.8, gt=0, le=1, description="factor on the learning rate for each stage further down, of mode `finetune`"
+    )
+    batch_norm: Literal["frozen", "trained"] = Field(
+        "frozen",
+        description="whether batch normalizations of unfrozen stages keep their statistics; frozen stages always do",
+    )
+    cut: str | None = Field(
+        None,
+        description="of a run's network: the last stage that is kept, what follows is drawn anew; null is all but the "
+        "head",
+    )
+
+
 class LearningRateSchedule(Group):
     """How the learning rate moves during training."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Imported because that registers their models.
-from netloom.models import alexnet, convnet, lenet, mlp, resnet, speednet, vgg  # noqa: F401
+from netloom.models import alexnet, backbones, convnet, lenet, mlp, resnet, speednet, vgg  # noqa: F401
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.models.registry import (

@@ -31,7 +31,7 @@ class ImageModel(nn.Module):
     Args:
         trunk: Stages in order, by name. Pictures float `[B, C, H, W]` in; the last feature map out,
             before any flattening or global pooling: `[B, num_features, h, w]`, in dense networks
-            `[B, num_features]`.
+            `[B, num_features]`. A trunk that is no chain of stages names them itself (`stages()`).
         head: From there to what the classifier sees, `[B, classifier_features]`; may be empty.
         num_features: Channels of the trunk's output.
         classifier_features: Numbers per picture that the head gives.
@@ -41,7 +41,7 @@ class ImageModel(nn.Module):
     def __init__(
         self,
         *,
-        trunk: nn.Sequential,
+        trunk: nn.Module,
         head: nn.Sequential,
         num_features: int,
         classifier_features: int,
@@ -84,5 +84,7 @@ class ImageModel(nn.Module):
 
     def stages(self) -> list[tuple[str, nn.Module]]:
         """The parts with parameters, by name, from input to output; `head`, `classifier` last."""
-        parts = [*self.trunk.named_children(), ("head", self.head), ("classifier", self.classifier)]
+        own = getattr(self.trunk, "stages", None)
+        stages = list(self.trunk.named_children()) if own is None else own()
+        parts = [*stages, ("head", self.head), ("classifier", self.classifier)]
         return [(name, part) for name, part in parts if any(True for _ in part.parameters())]

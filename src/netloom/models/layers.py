@@ -155,10 +155,15 @@ def initialize(model: ImageModel, activation: Activation) -> ImageModel:
     its own (`output_layer`), batch normalization its scale of one and shift of zero.
     """
     for part in (model.trunk, model.head):
-        for module in part.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                _initialize_layer(module, activation)
+        initialize_layers(part, activation)
     return model
+
+
+def initialize_layers(part: nn.Module, activation: Activation) -> None:
+    """Draw the weights of the convolutions and dense layers in `part` as `initialize` does, in place."""
+    for module in part.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            _initialize_layer(module, activation)
 
 
 def _initialize_layer(layer: nn.Conv2d | nn.Linear, activation: Activation) -> None:

@@ -44,6 +44,7 @@ class _Entry:
 
 
 _ENTRIES: dict[str, _Entry] = {}
+_FAMILIES: dict[str, Callable[[str], None]] = {}
 
 
 def register_model(
@@ -82,9 +83,26 @@ def register_model(
     return register
 
 
+def register_family(prefix: str, resolve: Callable[[str], None]) -> None:
+    """Let `resolve` register models whose names begin with `prefix` when one is first asked for.
+
+    It calls `register_model` for the name that it is given, or raises ModelError where there is no such model.
+    """
+    _FAMILIES[prefix] = resolve
+
+
 def model_names() -> list[str]:
-    """The names of all models, sorted."""
-    return sorted(_ENTRIES)
+    """The names of this house's models, sorted; those of families (`timm/…`) are not listed."""
+    return sorted(name for name in _ENTRIES if not is_family_member(name))
+
+
+def is_model(name: str) -> bool:
+    """Whether there is such a model, here or in a family."""
+    try:
+        _entry(name)
+    except ModelError:
+        return False
+    return True
 
 
 def describe_models() -> list[ModelDescription]:
@@ -180,7 +198,16 @@ def _refuse_oversized(name: str, build: Callable[[], ImageModel]) -> None:
         )
 
 
+def is_family_member(name: str) -> bool:
+    """Whether `name` is written as those of a family of models are (`timm/…`)."""
+    return any(name.startswith(prefix) for prefix in _FAMILIES)
+
+
 def _entry(name: str) -> _Entry:
+    if name not in _ENTRIES:
+        for prefix, resolve in _FAMILIES.items():
+            if name.startswith(prefix):
+                resolve(name)
     try:
         return _ENTRIES[name]
     except KeyError:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from netloom.errors import ModelError, did_you_mean
-from netloom.models.registry import create_model, model_names
+from netloom.models.registry import create_model, is_family_member, is_model, model_names
 from netloom.models.summary import ModelSummary, summarize
 from netloom.recipe import Recipe, load_recipe, recipe_names
 from netloom.workflows.build import build_heads
@@ -57,7 +57,7 @@ def summary(
 
 
 def _recipe_of(name: str, settings: Mapping[str, Any]) -> Recipe:
-    if name in model_names():
+    if is_model(name) or is_family_member(name):  # of a family, the recipe tells what is wrong with the name
         return Recipe.from_mapping({"model": name, **settings})
     if name in recipe_names() or name.endswith((".yaml", ".yml")):
         return load_recipe(name, settings)
