@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from netloom.data.augment import Augmenter
-from netloom.data.batches import Batch, ImageBatches, InputScaling
+from netloom.data.batches import Batch, ImageBatches, InputScaling, batch_bounds
 from netloom.data.feature_cache import KEY_BYTES, FeatureCache, Features, Keys
 from netloom.errors import ModelError
 from netloom.inference import Prediction, inference_batch_size, predict_outputs
 from netloom.models.contract import ImageModel
 from netloom.progress import OnProgress
+from netloom.randomness import permutation
 from netloom.runtime import ExecutionPlan, executing, package_versions, usable_cpus
 
 FEATURES = "features"
@@ -41,16 +42,25 @@ class FeatureExtractor(nn.Module):
     Args:
         model: Its head is taken apart in front of the first layer that is trained on features: the first dropout or
             dense layer. Modules are shared, not copied.
+
+    Attributes:
+        num_features: D, numbers per picture.
     """
 
     def __init__(self, model: ImageModel) -> None:
         super().__init__()
         self.trunk = model.trunk
         self.pooling = nn.Sequential()
+        self.num_features = int(model.classifier.in_features)
         for name, part in model.head.named_children():
             if _is_of_head(part):
                 break
             self.pooling.add_module(name, part)
+        behind = list(model.head.children())[len(self.pooling) :]
+        for module in (module for part in behind for module in part.modules()):
+            if isinstance(module, nn.Linear):
+                self.num_features = module.in_features
+                break
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, D]` of pictures `[B, C, H, W]`."""
@@ -161,6 +171,19 @@ def _digest(start: hashlib._Hash, content: bytes | memoryview) -> bytes:
     return digest.digest()[:KEY_BYTES]
 
 
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """Features, and how many pictures had to be looked at for them.
+
+    Attributes:
+        features: Float32 `[n, D]`.
+        computed: Pictures that went through the network; the others were known.
+    """
+
+    features: Features
+    computed: int
+
+
 class _StoppedError(Exception):
     """The extraction was asked to stop between two batches."""
 
@@ -177,8 +200,8 @@ def extract_features(
     view: View | None = None,
     on_progress: OnProgress = lambda done, total: None,
     interruption: Callable[[], str | None] = lambda: None,
-) -> Features | None:
-    """Features of `images[indices]`, float32 `[n, D]`; None if the extraction was asked to stop.
+) -> Extraction | None:
+    """Features of `images[indices]`; None if the extraction was asked to stop.
 
     What the cache holds is taken from there; what it does not is computed in batches, and kept every few seconds, so
     that nothing is lost by an interruption.
@@ -237,7 +260,7 @@ def extract_features(
         features[missing] = computed[np.searchsorted(order, first[again.reshape(-1)])]
     if features is None:
         raise ModelError("There are no pictures to take features of.")
-    return features
+    return Extraction(features, len(rows))
 
 
 class _Work:
@@ -296,3 +319,34 @@ class FeatureBatches:
         shuffle: A new order in every epoch.
         weights: Float32 `[N]`, beside the features.
     """
+
+    def __init__(
+        self,
+        features: Tensor,
+        targets: dict[str, Tensor],
+        indices: npt.NDArray[np.int64],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.features, self.targets, self.indices, self.weights = features, targets, indices, weights
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+
+    def __len__(self) -> int:
+        return len(batch_bounds(len(self.indices), self.batch_size))
+
+    def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch `skip` on."""
+        order = self.indices
+        if self.shuffle:
+            order = order[permutation(self.seed, "order", epoch, len(order))]
+        rows = torch.from_numpy(order).to(self.features.device)
+        for start, stop in batch_bounds(len(order), self.batch_size)[skip:]:
+            chosen = rows[start:stop]
+            yield Batch(
+                {FEATURES: self.features.index_select(0, chosen)},
+                {name: values.index_select(0, chosen) for name, values in self.targets.items()},
+                None if self.weights is None else self.weights.index_select(0, chosen),
+            )

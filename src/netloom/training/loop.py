@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from netloom.data.batches import ImageBatches
+from netloom.data.batches import Batches
 from netloom.inference import predict_outputs
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, executing
@@ -31,8 +31,8 @@ class _InterruptedError(Exception):
 def fit(
     model: nn.Module,
     *,
-    train: ImageBatches,
-    validation: ImageBatches,
+    train: Batches,
+    validation: Batches,
     heads: Sequence[Head],
     optimizer: torch.optim.Optimizer,
     plan: ExecutionPlan,
@@ -120,8 +120,8 @@ class _Fitting:
         step: TrainingStep,
         callbacks: CallbackList,
         factor: Callable[[int], float],
-        train: ImageBatches,
-        validation: ImageBatches,
+        train: Batches,
+        validation: Batches,
         checkpointer: Checkpointer | None,
     ) -> None:
         self.state, self.step, self.callbacks, self.factor = state, step, callbacks, factor
