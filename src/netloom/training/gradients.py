@@ -24,6 +24,9 @@ class Gradients(Protocol):
         `step` counts optimizer steps from the start; dropout is a function of it.
         """
 
+    def renew(self) -> None:
+        """Take notice that other parameters train than before, or other modules are in training mode."""
+
     def close(self) -> None:
         """Give back what is held."""
 
@@ -57,6 +60,9 @@ class WholeBatchGradients:
         head = self.heads[0]
         with torch.no_grad():
             return loss.detach(), head.correct(outputs[head.name].detach(), batch.targets[head.name])
+
+    def renew(self) -> None:
+        """Autograd looks at every step anew."""
 
     def close(self) -> None:
         """Nothing is held."""

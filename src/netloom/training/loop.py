@@ -15,6 +15,7 @@ from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, executing
 from netloom.training.callbacks.base import Callback, CallbackList
 from netloom.training.checkpoint import Checkpoint, Checkpointer, EpochProgress
+from netloom.training.freezing import Freezing
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import Schedule
 from netloom.training.state import TrainingState
@@ -45,6 +46,7 @@ def fit(
     max_norm: MaxNorm | None = None,
     mixup_alpha: float = 0.0,
     cutmix_alpha: float = 0.0,
+    freezing: Freezing | None = None,
     callbacks: Sequence[Callback] = (),
     checkpointer: Checkpointer | None = None,
     resume: Checkpoint | None = None,
@@ -68,6 +70,7 @@ def fit(
         max_norm: Limit on the norms of kernels, or None.
         mixup_alpha: Of mixup, see `mix_batch`; 0 is off.
         cutmix_alpha: Of cutmix, likewise.
+        freezing: Which stages train when; `optimizer` must know of it, too. Without it all do that require gradients.
         callbacks: Called in their order.
         checkpointer: Where to save what a resumption needs.
         resume: A checkpoint to go on from.
@@ -92,9 +95,8 @@ def fit(
         cutmix_alpha=cutmix_alpha,
     )
     watchers = CallbackList(callbacks)
-    factor = (schedule or Schedule()).factor(epochs=epochs, steps_per_epoch=len(train))
-    fitting = _Fitting(state, step, watchers, factor, train, validation, checkpointer)
-    fitting.interruption = interruption
+    fitting = _Fitting(state, step, watchers, schedule or Schedule(), train, validation, checkpointer)
+    fitting.interruption, fitting.freezing = interruption, freezing
     with executing(plan), contextlib.closing(watchers), contextlib.closing(step):
         progress = resume.restore(state, watchers) if resume else EpochProgress()
         watchers.call("on_fit_start", state)
@@ -107,6 +109,8 @@ def fit(
             state.stop_reason = str(error)
         else:
             fitting.save()
+        if freezing is not None:
+            freezing.prepare(model)
         watchers.call("on_fit_end", state)
     return state
 
@@ -119,15 +123,23 @@ class _Fitting:
         state: TrainingState,
         step: TrainingStep,
         callbacks: CallbackList,
+<<<<<<< HEAD
         factor: Callable[[int], float],
         train: Batches,
         validation: Batches,
+=======
+        schedule: Schedule,
+        train: ImageBatches,
+        validation: ImageBatches,
+>>>>>>> transfer
         checkpointer: Checkpointer | None,
     ) -> None:
-        self.state, self.step, self.callbacks, self.factor = state, step, callbacks, factor
+        self.state, self.step, self.callbacks, self.schedule = state, step, callbacks, schedule
+        self.factor = schedule.factor(epochs=state.epochs, steps_per_epoch=len(train))
         self.train, self.validation, self.checkpointer = train, validation, checkpointer
         self.progress = EpochProgress()
         self.interruption: Callable[[], str | None] = lambda: None
+        self.freezing: Freezing | None = None
 
     def save(self) -> None:
         """Write a checkpoint of this very moment."""
@@ -149,7 +161,10 @@ class _Fitting:
 
     def _train(self, progress: EpochProgress) -> dict[str, float]:
         state, step = self.state, self.step
-        state.model.train()
+        if self.freezing is None:
+            state.model.train()
+        elif self.freezing.enter(state.model, state.epoch):
+            step.renew()
         torch.set_num_threads(step.plan.threads_between_steps)
         step.reset()
         step.loss_sum += progress.loss_sum
@@ -159,9 +174,7 @@ class _Fitting:
         started = time.perf_counter() - progress.seconds
         batches = progress.batches
         for batch in self.train.epoch(state.epoch, skip=progress.batches):
-            scale = self.factor(state.step) * state.learning_rate_scale
-            for group in state.optimizer.param_groups:
-                group["lr"] = group["base_lr"] * scale
+            self._set_rates()
             self.callbacks.call("on_batch_start", state)
             state.batch = step(batch, state.step)
             state.step += 1
@@ -180,6 +193,15 @@ class _Fitting:
             "seconds": seconds,
             "images_per_second": step.n_samples / seconds,
         }
+
+    def _set_rates(self) -> None:
+        """Give every group its rate for the next step."""
+        state, per_epoch = self.state, len(self.train)
+        scale = self.factor(state.step) * state.learning_rate_scale
+        for group in state.optimizer.param_groups:
+            joined = group.get("joins", 0) * per_epoch  # an optimizer of a user's own has no such key
+            rise = self.schedule.rise(state.step, joined=joined, steps_per_epoch=per_epoch)
+            group["lr"] = group["base_lr"] * scale * rise
 
     def _mark(self, batches: int, started: float) -> None:
         """Note where the epoch is, and save it if that is due."""

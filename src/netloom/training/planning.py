@@ -61,7 +61,7 @@ def choose_plan(
     ways. Weights, statistics and generators are left untouched.
 
     Args:
-        model: On `device`.
+        model: On `device`, in the mode in which most steps find it: what is frozen then costs no gradients.
         batch: A typical one, on `device`.
         heads: What the outputs mean.
         device: A torch device name.
@@ -123,7 +123,7 @@ class _ShardedStep:
         self, model: nn.Module, batch: Batch, heads: Sequence[Head], plan: ExecutionPlan, label_smoothing: float
     ) -> None:
         self.batch, self.heads, self.plan, self.label_smoothing = batch, heads, plan, label_smoothing
-        self.replica = copy.deepcopy(model).train()
+        self.replica = copy.deepcopy(model)
         self.gradients = ShardedGradients(self.replica, heads, plan=plan, seed=0, label_smoothing=label_smoothing)
 
     def __enter__(self) -> _ShardedStep:
@@ -244,7 +244,10 @@ def _fastest_threads(model: nn.Module, batch: Batch, heads: Sequence[Head]) -> i
 def seconds_by_threads(
     model: nn.Module, batch: Batch, heads: Sequence[Head], candidates: Sequence[int]
 ) -> dict[int, float]:
-    """Seconds of a training step on the CPU in float32 with each of the `candidates` for a number of threads."""
+    """Seconds of a training step on the CPU in float32 with each of the `candidates` for a number of threads.
+
+    The model is in the mode in which most steps find it.
+    """
     seconds: dict[int, float] = {}
     for threads in candidates:
         plan = ExecutionPlan("cpu", threads, "float32")
@@ -273,7 +276,7 @@ def _convolution(plan: ExecutionPlan) -> Callable[[], None]:
 
 
 def _step(model: nn.Module, batch: Batch, heads: Sequence[Head], plan: ExecutionPlan) -> Callable[[], None]:
-    replica = copy.deepcopy(model).train()
+    replica = copy.deepcopy(model)
 
     def run() -> None:
         replica.zero_grad(set_to_none=True)

@@ -47,6 +47,15 @@ class Schedule:
 
         return at
 
+    def rise(self, step: int, *, joined: int, steps_per_epoch: int) -> float:
+        """The factor, beside the schedule's own, on the rate of parameters that train from step `joined` on.
+
+        They have the warm-up, too: an adaptive optimizer's first steps, whose averages are of few gradients, are as
+        large as any (Liu et al., "On the variance of the adaptive learning rate and beyond", 2020).
+        """
+        warmup = max(1, round(self.warmup_epochs * steps_per_epoch))
+        return 1.0 if joined == 0 else min(1.0, max(0, step - joined + 1) / warmup)
+
 
 def _constant(_schedule: Schedule, _epochs: float, _progress: float) -> float:
     return 1.0

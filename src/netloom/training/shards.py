@@ -52,10 +52,14 @@ class ShardedGradients:
     ) -> None:
         self.model, self.heads, self.plan, self.seed = model, heads, plan, seed
         self.label_smoothing = label_smoothing
-        self._trained, self._frozen = split_parameters(model)
-        self._buffers = list(model.buffers())
-        self._compiled: dict[tuple[object, ...], _Compiled] = {}
         self._crew = _Crew(plan.shards)
+        self.renew()
+
+    def renew(self) -> None:
+        """Capture the step anew where other parameters train than before: of frozen ones no gradient is in the graph."""
+        self._trained, self._frozen = split_parameters(self.model)
+        self._buffers = list(self.model.buffers())
+        self._compiled: dict[tuple[object, ...], _Compiled] = {}
 
     def close(self) -> None:
         """End the threads."""

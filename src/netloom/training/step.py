@@ -84,6 +84,10 @@ class TrainingStep:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.reset()
 
+    def renew(self) -> None:
+        """Take notice that other parameters train than before."""
+        self._gradients.renew()
+
     def close(self) -> None:
         """End the threads that took shards."""
         self._gradients.close()

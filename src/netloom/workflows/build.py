@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,10 +42,12 @@ from netloom.training.callbacks import (
 )
 from netloom.training.checkpoint import weights_bytes
 from netloom.training.feature_heads import NearestNeighbours
+from netloom.training.freezing import Freezing
 from netloom.training.muon import MuonOptions
 from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
+from netloom.workflows.starting_weights import pretrained_scaling
 
 CustomModel = nn.Module | Callable[..., nn.Module]
 # Whitening needs moments of a few numbers, which this many pictures, or fewer large ones, fix well enough.
@@ -75,7 +78,7 @@ def build_model(
     image_size: tuple[int, int],
     custom: CustomModel | None = None,
 ) -> nn.Module:
-    """The network of a recipe, its weights drawn from the seed.
+    """The network of a recipe, its weights drawn from the seed; what never trains requires no gradients.
 
     Raises:
         ModelError: The model does not fit the pictures or the options, or a custom one is missing.
@@ -105,6 +108,9 @@ def build_model(
         _check_custom(model, in_channels, num_outputs, image_size)
     if recipe.first_layer == "frozen_whitening":
         freeze_first_convolution(model)
+    freezing = build_freezing(recipe, model)
+    if freezing is not None:
+        freezing.prepare(model)
     if recipe.progressive_resizing is not None:
         _check_smallest(recipe, model, in_channels, image_size)
     if learns_from_features(recipe):
@@ -238,10 +244,16 @@ def _check_custom(model: nn.Module, in_channels: int, num_outputs: int, image_si
 
 
 def build_scaling(recipe: Recipe, images: torch.Tensor, train: npt.NDArray[np.int64]) -> InputScaling:
-    """From pixels to network inputs; statistics come from the training part alone."""
+    """From pixels to network inputs; statistics come from the training part alone, or with a pretrained network.
+
+    Raises:
+        ModelError: The scaling of a pretrained network is wanted, and not known or for other channels.
+    """
     if recipe.input_scaling == "standardize":
         return InputScaling.standardizing(images, train)
     channels = images.shape[1]
+    if recipe.input_scaling == "pretrained":
+        return pretrained_scaling(recipe, channels)
     return InputScaling.unit(channels) if recipe.input_scaling == "unit" else InputScaling.none(channels)
 
 
@@ -362,8 +374,44 @@ def plain_batches(
     )
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the model's trainable parameters."""
+def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
+    """Which stages of a model, as `build_model` gives it, train when; None where all do from the beginning.
+
+    Raises:
+        ModelError: The model has no stages, or not those that are to be unfrozen.
+    """
+    transfer = recipe.transfer
+    if transfer is None or transfer.mode == "features":
+        return None
+    if transfer.mode == "frozen":
+        return Freezing.of(model)
+    return Freezing.of(
+        model,
+        unfreeze=transfer.unfreeze,
+        head_epochs=transfer.head_epochs,
+        gradual=transfer.gradual,
+        batch_norm=transfer.batch_norm,
+    )
+
+
+def as_in_training(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """A copy of a model in the mode in which most steps of its training find it, to measure with."""
+    replica = copy.deepcopy(model).train()
+    freezing = build_freezing(recipe, replica)
+    if freezing is not None:
+        freezing.enter(replica, recipe.epochs - 1)
+    return replica
+
+
+def parameters_in_words(model: nn.Module) -> str:
+    """`16,812,353 parameters, of which 2,097,665 train`."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    total, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+    return f"{total:,} parameters" + ("" if trained == total else f", of which {trained:,} train")
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module, freezing: Freezing | None = None) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over the model's parameters that train, now or later."""
     muon = {} if recipe.muon is None else recipe.muon.model_dump()
     rest_learning_rate = muon.pop("rest_learning_rate", None)
     return create_optimizer(
@@ -373,9 +421,16 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
-        rate_for=rate_factors(model, bias=recipe.bias_rate, classifier=recipe.classifier_rate),
+        rate_for=rate_factors(
+            model,
+            bias=recipe.bias_rate,
+            classifier=recipe.classifier_rate,
+            depth=1.0 if recipe.transfer is None else recipe.transfer.depth_rate,
+            freezing=freezing,
+        ),
         muon=MuonOptions(**muon),
         rest_learning_rate=rest_learning_rate,
+        freezing=freezing,
     )
 
 

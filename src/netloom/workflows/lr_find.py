@@ -48,7 +48,8 @@ def lr_find(
 ) -> RangeTest:
     """Find learning rates for a recipe by the exponential range test, see `training.lr_finder`.
 
-    All that the recipe says of training applies but its schedule and its learning rate. Only a copy of the network is
+    All that the recipe says of training applies but its schedule and its learning rate. Where stages are unfrozen in
+    the course of it, all that ever train do from the first step on. Only a copy of the network is
     trained: the model, generators and files stay as they are, and a training afterwards gives the same bits.
 
     Args:
@@ -90,8 +91,11 @@ def lr_find(
     measured = plan or fitting.choose_plan(n_steps=n_steps)
 
     def make_step(replica: nn.Module) -> TrainingStep:
-        optimizer = build.build_optimizer(chosen, replica)
+        freezing = build.build_freezing(chosen, replica)
+        optimizer = build.build_optimizer(chosen, replica, freezing)
         options = build.step_options(chosen, replica)
+        if freezing is not None:
+            freezing.enter(replica, chosen.epochs - 1)
         return TrainingStep(replica, heads, optimizer, plan=measured, seed=chosen.seed, **options)
 
     with reporter.bar("Trying learning rates") as on_progress:

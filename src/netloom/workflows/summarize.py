@@ -12,7 +12,7 @@ from netloom.errors import ModelError, did_you_mean
 from netloom.models.registry import create_model, is_family_member, is_model, model_names
 from netloom.models.summary import ModelSummary, summarize
 from netloom.recipe import Recipe, load_recipe, recipe_names
-from netloom.workflows.build import build_heads
+from netloom.workflows.build import build_freezing, build_heads
 
 _MOST_CLASSES = 1_000_000
 _DEFAULT_SIDE = {"rgb": 3, "auto": 3, "grey": 1}
@@ -53,6 +53,9 @@ def summary(
             seed=recipe.seed,
             options=recipe.model_options(),
         )
+        freezing = build_freezing(recipe, network)
+        if freezing is not None:
+            freezing.prepare(network)
         return summarize(network, input_shape=(channels, height, width), trunk_only=trunk)
 
 

@@ -94,9 +94,9 @@ class TrainingRun:
         plan = self.plan or self.fitting.choose_plan()
         self.run.write_plan(plan)
         self.run.write_result({"status": "running", "tests": self.earlier_tests})
-        parameters = sum(p.numel() for p in self.network.parameters())
         self.reporter.say(
-            f"{self.recipe.custom_model or self.recipe.model}: {parameters:,} parameters, on {plan.device} with "
+            f"{self.recipe.custom_model or self.recipe.model}: {build.parameters_in_words(self.network)}, on "
+            f"{plan.device} with "
             f"{plan.describe_threads()} in {plan.precision} ({plan.reason})"
         )
         try:
@@ -172,7 +172,11 @@ class TrainingRun:
 
     def _result(self, state: TrainingState, plan: ExecutionPlan, status: str) -> dict[str, Any]:
         seconds = sum(row["seconds"] for row in state.history)
-        parameters = list(self.network.parameters())
+        parameters = dict(self.network.named_parameters())
+        freezing = build.build_freezing(self.recipe, self.network)
+        trained = [name for name, p in parameters.items() if p.requires_grad]
+        if freezing is not None:
+            trained = freezing.trained_parameters(max(1, state.epoch))
         n = len(self.data.split.train)
         return {
             "run": str(self.run.path),
@@ -180,8 +184,14 @@ class TrainingRun:
             "source": self.data.facts.source_name,
             "recipe": self.recipe.name,
             "model": self.recipe.custom_model or self.recipe.model,
-            "parameters": sum(p.numel() for p in parameters),
-            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "parameters": sum(p.numel() for p in parameters.values()),
+            "trainable_parameters": sum(parameters[name].numel() for name in trained),
+            "trainable_tensors": len(trained),
+            "unfreezing": [
+                {"epoch": epoch + 1, "stages": names}
+                for epoch, names in (freezing.unfreezing(state.epoch) if freezing is not None else ())
+            ],
+            "frozen_stages": [] if freezing is None else freezing.frozen(max(1, state.epoch)),
             "epochs": state.epoch,
             "kept_epoch": kept_epoch(self.recipe, state.history),
             "stop_reason": state.stop_reason,

@@ -99,7 +99,7 @@ def plan_trainings(
         return plan, min(n_trainings, jobs or fitting)
     if device != "cpu":
         jobs = jobs or 1
-    on_it = on_device(network, device)
+    on_it = build.as_in_training(recipe, on_device(network, device))
     batches = build.training_batches(
         recipe,
         build.resident(data.image_set, device),
@@ -130,9 +130,8 @@ def plan_trainings(
 
 def describe_plan(recipe: Recipe, network: nn.Module, plan: ExecutionPlan, jobs: int) -> str:
     """One line for people."""
-    parameters = sum(p.numel() for p in network.parameters())
     return (
-        f"{recipe.custom_model or recipe.model}: {parameters:,} parameters, on {plan.device}, "
+        f"{recipe.custom_model or recipe.model}: {build.parameters_in_words(network)}, on {plan.device}, "
         f"{'one training after the other' if jobs == 1 else f'{jobs} trainings at once'} with "
         f"{plan.describe_threads()}{'' if jobs == 1 else ' each'} "
         f"in {plan.precision} ({plan.reason})"
