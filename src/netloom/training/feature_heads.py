@@ -159,7 +159,7 @@ class NearestNeighbours(nn.Module):
             value, own = state_dict.get(prefix + name), getattr(self, name)
             if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == own.shape[1] and len(value):
                 setattr(self, name, own.new_zeros(value.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if len(self.weight) != len(self.votes) or not 1 <= int(self.neighbours) <= len(self.weight):
             raise RuntimeError(f"{prefix}weight, votes and neighbours do not fit one another")
 
@@ -408,7 +408,9 @@ def fit_neighbours(
     if not sizes:
         classifier.neighbours = torch.ones((), dtype=torch.int64)
         return Choice("neighbours", 1, (), 0, "")
-    losses = torch.cat([_losses_by_size(classifier, part, unit_of, sizes) for part in queries.split(_QUERIES_AT_ONCE)])
+    losses = torch.cat(
+        [_losses_by_size(classifier, part, unit_of, sizes) for part in torch.split(queries, _QUERIES_AT_ONCE)]
+    )
     wanted = targets[queries].view(-1, 1, 1).expand(-1, len(sizes), 1)
     right = (losses.argmax(dim=2) == targets[queries].unsqueeze(1)).float().mean(dim=0)
     share = weight_of[queries] / weight_of[queries].sum().clamp_min(torch.finfo(torch.float32).tiny)
@@ -442,4 +444,3 @@ def _vote_logits(nearest: Tensor, votes: Tensor) -> Tensor:
     counts = ((nearest - nearest[:, :1]) / _TEMPERATURE).exp()
     of_class = (counts.unsqueeze(2) * votes).cumsum(dim=1) + _PRIOR_VOTES / votes.shape[2]
     return (of_class / of_class.sum(dim=2, keepdim=True)).log()
-

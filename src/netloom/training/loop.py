@@ -123,15 +123,9 @@ class _Fitting:
         state: TrainingState,
         step: TrainingStep,
         callbacks: CallbackList,
-<<<<<<< HEAD
-        factor: Callable[[int], float],
+        schedule: Schedule,
         train: Batches,
         validation: Batches,
-=======
-        schedule: Schedule,
-        train: ImageBatches,
-        validation: ImageBatches,
->>>>>>> transfer
         checkpointer: Checkpointer | None,
     ) -> None:
         self.state, self.step, self.callbacks, self.schedule = state, step, callbacks, schedule
