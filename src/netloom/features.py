@@ -1,7 +1,7 @@
 """Features of pictures: what a network gives in front of its head, computed once per picture and kept on disk.
 
-Razavian et al., "CNN features off-the-shelf: an astounding baseline for recognition", 2014; Kornblith et al., "Do better
-ImageNet models transfer better?", 2019.
+Razavian et al., "CNN features off-the-shelf: an astounding baseline for recognition", 2014; Kornblith et al., "Do
+better ImageNet models transfer better?", 2019.
 """
 
 from __future__ import annotations

@@ -61,6 +61,10 @@ class TrainingFacts:
     """Why training ended, as a sentence."""
     seconds: float | None = None
     images_per_second: float | None = None
+    solved: Sequence[str] = ()
+    """How a classifier without epochs was fitted, as sentences; there is no history then."""
+    tried: Sequence[tuple[str, float, float]] = ()
+    """What was tried for it: the value, its held-out log loss and accuracy (0..1)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -211,11 +211,12 @@ class TrainingRun:
     def _say_result(self, result: Mapping[str, Any]) -> None:
         test, validation = result["test"], result["validation"]
         low, high = test["interval"]
+        how = result.get("classifier", {}).get("how")
+        by = f"\n  {how}" if how else f" (weights of epoch {result['kept_epoch']})"
         self.reporter.say(
             f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures "
             f"(95% interval {low:.2%} to {high:.2%}); always guessing {test['majority_baseline']['class']!r}: "
-            f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%} "
-            f"(weights of epoch {result['kept_epoch']})"
+            f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%}{by}"
         )
         if self.recipe.test_time_augmentation != "none":
             self.reporter.say(
