@@ -95,8 +95,9 @@ class Choice:
         best = next(c for c in self.candidates if c.value == self.value)
         tried = f"{self.candidates[0].value:g} to {self.candidates[-1].value:g}"
         return (
-            f"{value} has the lowest log loss of {len(self.candidates)} values from {tried} on {self.held_out:,} "
-            f"training pictures held out ({self.scheme}): {best.log_loss:.4f}, {best.accuracy:.2%} of them right."
+            f"{value}: of {len(self.candidates)} values from {tried} the one with the lowest log loss on "
+            f"{self.held_out:,} held-out training pictures ({self.scheme}), {best.log_loss:.4f}; "
+            f"{best.accuracy:.2%} of them right."
         )
 
 
@@ -153,15 +154,16 @@ class NearestNeighbours(nn.Module):
         """Standardized features of length one."""
         return F.normalize((features.float() - self.mean) * self.scale, dim=1)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # How many pictures vote is not known before their features are there.
         for name in ("weight", "votes"):
             value, own = state_dict.get(prefix + name), getattr(self, name)
             if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == own.shape[1] and len(value):
                 setattr(self, name, own.new_zeros(value.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
         if len(self.weight) != len(self.votes) or not 1 <= int(self.neighbours) <= len(self.weight):
-            raise RuntimeError(f"{prefix}weight, votes and neighbours do not fit one another")
+            messages: list[str] = args[-1]
+            messages.append(f"{prefix}weight, votes and neighbours do not fit one another")
 
 
 def fit_logistic(
@@ -412,7 +414,7 @@ def fit_neighbours(
         [_losses_by_size(classifier, part, unit_of, sizes) for part in torch.split(queries, _QUERIES_AT_ONCE)]
     )
     wanted = targets[queries].view(-1, 1, 1).expand(-1, len(sizes), 1)
-    right = (losses.argmax(dim=2) == targets[queries].unsqueeze(1)).float().mean(dim=0)
+    right = (losses.argmax(dim=2) == targets[queries].unsqueeze(1)).double().mean(dim=0)
     share = weight_of[queries] / weight_of[queries].sum().clamp_min(torch.finfo(torch.float32).tiny)
     by_size = -(losses.gather(2, wanted).squeeze(2) * share.unsqueeze(1)).sum(dim=0)
     best = int(by_size.argmin())
