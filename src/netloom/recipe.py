@@ -260,6 +260,12 @@ def _combination_problems(recipe: Recipe) -> list[str]:
         problems.append(f"muon: is for optimizer muon, not for {recipe.optimizer}; muon=null turns it off")
     if recipe.label_smoothing and recipe.loss == "binary_cross_entropy":
         problems.append("label_smoothing: is for loss cross_entropy")
+    transfer = recipe.transfer
+    if transfer is not None and transfer.mode == "finetune" and transfer.head_epochs >= recipe.epochs:
+        problems.append(
+            f"transfer.head_epochs: {transfer.head_epochs} of {recipe.epochs} epochs leave none in which more than the "
+            "head trains; give fewer, or more epochs, or mode: frozen"
+        )
     return problems
 
 

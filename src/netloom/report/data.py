@@ -61,6 +61,10 @@ class TrainingFacts:
     """Why training ended, as a sentence."""
     seconds: float | None = None
     images_per_second: float | None = None
+    unfreezing: Sequence[tuple[int, Sequence[str]]] = ()
+    """Of a pretrained network: the first `epoch` that stages trained in, and their names, from the top."""
+    frozen: Sequence[str] = ()
+    """Names of the stages that did not train, from input to output."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -60,6 +60,9 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             stopped=_sentence(result["stop_reason"]),
             seconds=result["train_seconds"],
             images_per_second=result["train_images_per_second"],
+            # Runs of earlier versions have neither.
+            unfreezing=[(step["epoch"], step["stages"]) for step in result.get("unfreezing", ())],
+            frozen=result.get("frozen_stages", ()),
         ),
         test=None if test is None else test.scores,
         mistakes=() if test is None else _mistakes(image_set, split, test),
