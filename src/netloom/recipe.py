@@ -260,6 +260,10 @@ def _combination_problems(recipe: Recipe) -> list[str]:
         problems.append(f"muon: is for optimizer muon, not for {recipe.optimizer}; muon=null turns it off")
     if recipe.label_smoothing and recipe.loss == "binary_cross_entropy":
         problems.append("label_smoothing: is for loss cross_entropy")
+    if recipe.transfer is not None and recipe.model == CUSTOM_MODEL:
+        problems.append("transfer: is for models by name; a network of yours can load its own weights")
+    if recipe.transfer is not None and recipe.first_layer != "random":
+        problems.append("first_layer: a pretrained network has its own; random leaves that as it is")
     transfer = recipe.transfer
     if transfer is not None and transfer.mode == "finetune" and transfer.head_epochs >= recipe.epochs:
         problems.append(
@@ -398,7 +402,11 @@ def _change(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         if is_model(str(changes["model"])):
             foreign = set(MODEL_OPTIONS) - set(model_options(changes["model"]))
             base = {k: v for k, v in base.items() if k not in foreign}
-    return _merge(base, changes)
+    merged = _merge(base, changes)
+    others = not {"model", "transfer.weights"}.isdisjoint(changes) and "transfer.weights_sha256" not in changes
+    if others and isinstance(merged.get("transfer"), Mapping):  # the digest was that of the weights before
+        merged["transfer"] = {**merged["transfer"], "weights_sha256": None}
+    return merged
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def test_a_summary_tells_what_trains() -> None:
     [
         ({"head_epochs": 4}, "4 of 4 epochs leave none"),
         ({"unfreeze": "block9"}, "no stage 'block9'.*block1, block2, block3"),
-        ({"unfreeze": 7}, "7 stages are to be unfrozen; ImageModel has 3"),
+        ({"unfreeze": 7}, "7 stages are to be unfrozen, and 3 have"),
     ],
 )
 def test_what_cannot_be_unfrozen_is_told_before_training(

@@ -67,7 +67,7 @@ def backbone_name(name: str) -> str:
     return plain
 
 
-def default_weights_config(name: str) -> dict[str, Any]:
+def pretrained_config(name: str) -> dict[str, Any]:
     """What timm says of a network's published weights: `input_size`, `mean`, `std`, `license`, `hf_hub_id`, ….
 
     Raises:

@@ -32,7 +32,8 @@ class Stage(NamedTuple):
         parameters: Names of its parameters that may train.
         modules: Names of the modules in it, which run as they do in training or in evaluation.
         joins: The epoch (0 is the first) from which on it trains; None for never.
-        depth: Stages of the trunk from the head down: 0 is the head, 1 the stage in front of it.
+        depth: Stages of the trunk from the head down: 0 is the head, 1 the stage in front of it. What is drawn anew
+            counts as head.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Freezing:
 
     A stage that is frozen runs as in evaluation: its batch normalization uses the running statistics and leaves them
     as they are, its dropout is off, and autograd records nothing of it, since no frozen stage has a trained one in
-    front of it. What is outside of the trunk always trains.
+    front of it. What is outside of the trunk, or drawn anew in it, always trains.
 
     Attributes:
         stages: From input to output.
@@ -70,6 +71,7 @@ class Freezing:
         head_epochs: int = 0,
         gradual: bool = False,
         batch_norm: BatchNormPolicy = "frozen",
+        cut: str | None = None,
     ) -> Freezing:
         """The plan for a model as it was made; parameters that are frozen already stay so.
 
@@ -84,6 +86,7 @@ class Freezing:
             head_epochs: Epochs at the beginning in which the head trains alone.
             gradual: One stage more each epoch, instead of all at once.
             batch_norm: See the class.
+            cut: The last stage of the trunk whose weights are pretrained; None for all of them.
 
         Raises:
             ModelError: The model has no stages, or not those that are asked for.
@@ -97,9 +100,10 @@ class Freezing:
         in_trunk = {id(p) for p in staged.trunk.parameters()}
         found = staged.stages()
         trunk = [name for name, part in found if any(id(p) in in_trunk for p in part.parameters())]
-        count = _count_of(unfreeze, trunk, type(model).__name__)
-        places = _places(model, found)
-        depths = {name: len(trunk) - i for i, name in enumerate(trunk)}
+        places = _places(model, found, trunk[-1])
+        kept = trunk if cut is None else trunk[: _place_of(cut, "cut", trunk) + 1]
+        count = _count_of(unfreeze, kept)
+        depths = {name: len(kept) - i for i, name in enumerate(kept)}
         stages = []
         for name, _ in found:
             depth = depths.get(name, 0)
@@ -166,36 +170,38 @@ class Freezing:
         return [stage.name for stage in self.stages if not self._trains(stage, epochs - 1)]
 
 
-def _count_of(unfreeze: Literal["all"] | int | str, trunk: list[str], model: str) -> int:
-    """How many of the trunk's stages, whose names are given from input to output, train at the end."""
-    if unfreeze == "all":
-        return len(trunk)
-    if isinstance(unfreeze, str):
-        if unfreeze in trunk:
-            return len(trunk) - trunk.index(unfreeze)
-        hint = did_you_mean(unfreeze, trunk)
+def _place_of(name: str, key: str, stages: list[str]) -> int:
+    if name not in stages:
         raise ModelError(
-            f"transfer.unfreeze: {model} has no stage {unfreeze!r} to be unfrozen.{hint} Its stages, from input "
-            f"to output: {', '.join(trunk)}."
+            f"transfer.{key}: the network has no stage {name!r} with pretrained weights.{did_you_mean(name, stages)} "
+            f"It has, from input to output: {', '.join(stages)}."
         )
-    if not 0 <= unfreeze <= len(trunk):
+    return stages.index(name)
+
+
+def _count_of(unfreeze: Literal["all"] | int | str, stages: list[str]) -> int:
+    """How many of the pretrained stages, whose names are given from input to output, train at the end."""
+    if unfreeze == "all":
+        return len(stages)
+    if isinstance(unfreeze, str):
+        return len(stages) - _place_of(unfreeze, "unfreeze", stages)
+    if not 0 <= unfreeze <= len(stages):
         raise ModelError(
-            f"transfer.unfreeze: {unfreeze} stages are to be unfrozen; {model} has {len(trunk)}, from input to output: "
-            f"{', '.join(trunk)}. Give fewer, a name, or all."
+            f"transfer.unfreeze: {unfreeze} stages are to be unfrozen, and {len(stages)} have pretrained weights, from "
+            f"input to output: {', '.join(stages)}. Give fewer, a name, or all."
         )
     return unfreeze
 
 
-def _places(model: nn.Module, found: list[tuple[str, nn.Module]]) -> dict[str, tuple[list[str], list[str]]]:
+def _places(model: nn.Module, found: list[tuple[str, nn.Module]], last: str) -> dict[str, tuple[list[str], list[str]]]:
     """For each stage the names of its parameters that may train, and of its modules.
 
     What belongs to none is the first stage's, as a class token and position embeddings are; a module in the trunk
     without parameters, dropout say, that of the module in front of it. What a network of timm's does between its
-    last feature map and its classifier brings weights, too: it goes with the trunk's last stage.
+    last feature map and its classifier brings weights, too: it goes with the trunk's `last` stage.
     """
     trunk = cast(StagedModel, model).trunk
-    in_trunk = {id(p) for p in trunk.parameters()}
-    first, last = found[0][0], [n for n, part in found if any(id(p) in in_trunk for p in part.parameters())][-1]
+    first = found[0][0]
     published = [m for m in model.modules() if isinstance(m, NetworkHead)]
     stage_of = {id(x): name for name, part in found for x in (*part.parameters(), *part.modules())}
     stage_of |= {id(x): last for part in published for x in (*part.parameters(), *part.modules())}

@@ -44,6 +44,7 @@ from netloom.training.muon import MuonOptions
 from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
+from netloom.workflows.starting_weights import pretrained_scaling
 
 CustomModel = nn.Module | Callable[..., nn.Module]
 # Whitening needs moments of a few numbers, which this many pictures, or fewer large ones, fix well enough.
@@ -206,10 +207,16 @@ def _check_custom(model: nn.Module, in_channels: int, num_outputs: int, image_si
 
 
 def build_scaling(recipe: Recipe, images: torch.Tensor, train: npt.NDArray[np.int64]) -> InputScaling:
-    """From pixels to network inputs; statistics come from the training part alone."""
+    """From pixels to network inputs; statistics come from the training part alone, or with a pretrained network.
+
+    Raises:
+        ModelError: The scaling of a pretrained network is wanted, and not known or for other channels.
+    """
     if recipe.input_scaling == "standardize":
         return InputScaling.standardizing(images, train)
     channels = images.shape[1]
+    if recipe.input_scaling == "pretrained":
+        return pretrained_scaling(recipe, channels)
     return InputScaling.unit(channels) if recipe.input_scaling == "unit" else InputScaling.none(channels)
 
 
@@ -340,13 +347,14 @@ def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
     if transfer is None or transfer.mode == "features":
         return None
     if transfer.mode == "frozen":
-        return Freezing.of(model)
+        return Freezing.of(model, cut=transfer.cut)
     return Freezing.of(
         model,
         unfreeze=transfer.unfreeze,
         head_epochs=transfer.head_epochs,
         gradual=transfer.gradual,
         batch_norm=transfer.batch_norm,
+        cut=transfer.cut,
     )
 
 

@@ -21,6 +21,7 @@ from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
 from netloom.workflows import build
+from netloom.workflows.starting_weights import initialize_from_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +71,16 @@ class Fitting:
             split: Which pictures train and which validate.
             scaling: From pixels to network inputs.
             device: A torch device name.
-            initialized: Weights come from a checkpoint, so that none are to be set from the pictures.
+            initialized: Weights come from a checkpoint, so that none are to be set from pretrained ones or the
+                pictures.
 
         Raises:
-            ModelError: The recipe wants a whitened first convolution, and there is none.
+            ModelError: The recipe wants a whitened first convolution, and there is none; or pretrained weights, and
+                they are missing or another network's.
             RecipeError: A class weight is given for a class that does not exist.
         """
+        if not initialized:
+            initialize_from_weights(recipe, network)
         network = on_device(network, device)
         resident = build.resident(image_set, device)
         if not initialized:

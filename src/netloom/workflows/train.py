@@ -21,6 +21,7 @@ from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.runs import Run, load
+from netloom.workflows.starting_weights import initialize_from_weights, settle
 from netloom.workflows.training_run import TrainingRun
 
 
@@ -78,6 +79,7 @@ def train(
         image_size=data.facts.image_size,
         custom=model,
     )
+    initialize_from_weights(chosen, network)  # weights that do not fit are told before a run is made, too
     folder = RunFolder.create(out, name or data.facts.source_name)
     folder.write_setup(
         recipe=chosen,
@@ -176,16 +178,17 @@ def recipe_for(
     overrides: Mapping[str, Any],
     model: CustomModel | None = None,
 ) -> Recipe:
-    """The recipe that a user means: the named one, or the source's default, with keys changed.
+    """The recipe that a user means: the named one, or the source's default, with keys changed; its weights looked up.
 
     Raises:
         RecipeError: No such recipe, or mistakes in it or in the changes.
+        ModelError: It starts from pretrained weights that are nowhere to be found, or damaged.
     """
     if recipe is None:
         known = NAMED_SETS.get(str(source).casefold()) if isinstance(source, (str, Path)) else None
         recipe = known.default_recipe if known else DEFAULT_RECIPE
     if model is None:
-        return load_recipe(recipe, overrides)
+        return settle(load_recipe(recipe, overrides))
     label = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "a function")
     cleared = dict.fromkeys(MODEL_OPTIONS)
     return load_recipe(recipe, {**cleared, **overrides, "model": CUSTOM_MODEL, "custom_model": label})

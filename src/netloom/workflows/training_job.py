@@ -20,6 +20,7 @@ from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.prepare import PreparedData, reopen_data
 from netloom.workflows.runs import Run
+from netloom.workflows.starting_weights import initialize_from_weights
 from netloom.workflows.trainings import (
     create_run,
     describe_plan,
@@ -135,6 +136,7 @@ def start_job(
         image_size=facts.image_size,
         custom=model,
     )
+    initialize_from_weights(first.recipe, network)  # and so are weights that do not fit
     plan, jobs = plan_trainings(
         first.recipe, data, network, heads, n_trainings=len(members), jobs=jobs, device=device, plan=plan
     )

@@ -34,6 +34,7 @@ from netloom.workflows.interruption import listening
 from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
 from netloom.workflows.runs import Run, load
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
+from netloom.workflows.starting_weights import initialize_from_weights
 from netloom.workflows.study import Study
 from netloom.workflows.study_manifest import OBJECTIVES, StudyManifest, create_study, open_study
 from netloom.workflows.study_pictures import StudyPictures, study_pictures
@@ -340,6 +341,7 @@ def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> A
         image_size=data.facts.image_size,
         custom=model,
     )
+    initialize_from_weights(recipe, network)  # weights that do not fit are told before a study is made
     return network, heads
 
 
