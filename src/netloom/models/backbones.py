@@ -115,6 +115,18 @@ class BackboneTrunk(nn.Module):
         tokens = features[:, -self.grid[0] * self.grid[1] :]
         return tokens.transpose(1, 2).reshape(features.shape[0], -1, *self.grid)
 
+    def spatial_layer(self) -> nn.Module:
+        """The module whose output, seen through `spatial`, an explanation by place looks at.
+
+        That is the trunk itself, except where the head sees the class token only: the other tokens of the last block
+        then have no way to the outputs, and their gradient is zero. Those in front of its attention have one.
+        """
+        blocks = getattr(self.net, "blocks", None)
+        if self.layout == "NLC" and getattr(self.net, "global_pool", "") == "token" and hasattr(blocks, "__getitem__"):
+            last = blocks[-1]  # type: ignore[index]
+            return last.norm1 if isinstance(getattr(last, "norm1", None), nn.Module) else self
+        return self
+
     def stages(self) -> list[tuple[str, nn.Module]]:
         """The parts with parameters, from input to output: `stem`, `block1`, `block2`, …, `top`."""
         return [(name, _Part(parts)) for name, parts in _stages(self.net, self._stage_ends)]
