@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -11,13 +10,14 @@ import torch
 from netloom.errors import ModelError
 from netloom.models import ImageModel, create_model
 from netloom.models.backbone_list import Backbone, listed_backbones
-from netloom.models.backbones import HEAD_PREFIX, timm
+from netloom.models.backbones import HEAD_PREFIX, TRUNK_PREFIX, timm
 from netloom.models.pretrained import load_pretrained
 
 SIZE = (64, 96)  # height and width differ, so that nothing can take one for the other
 ODD = (75, 53)
-LARGE = 25_000_000
-REFUSES_ODD_SIZES: set[str] = set()
+LARGE = 12_000_000
+REFUSES_ODD_SIZES = {"dinov3"}
+RESAMPLED = ("pos_embed", "relative_position", "attention_bias")  # tables of positions go with the size of pictures
 
 
 def cheapest_of_each_family() -> list[Backbone]:
@@ -139,19 +139,26 @@ def test_places_of_the_explained_layer_reach_the_outputs(model: ImageModel) -> N
     assert (by_place > 0).all()
 
 
-def test_places_of_the_explained_layer_are_those_of_the_picture(model: ImageModel) -> None:
+def test_places_of_the_explained_layer_are_those_of_the_picture(backbone: Backbone) -> None:
     """A change in a corner changes the map there more than in the opposite corner, in each of the four."""
-    x = pictures(1)
+    size = (2 * SIZE[0], 2 * SIZE[1])
+    model = build(backbone, size=size).train()
     with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.weight.fill_(1.0)  # in some networks residual branches give nothing at first
+                layer.momentum = 1.0
+        model(pictures(2, size))  # statistics as after training: without them signals fade from layer to layer
+        model.eval()
+        x = pictures(1, size)
         before, _ = explained(model, x)
         for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
             changed = x.clone()
-            rows = slice(0, 20) if row == 0 else slice(-20, None)
-            columns = slice(0, 20) if column == 0 else slice(-20, None)
+            rows = slice(0, 32) if row == 0 else slice(-32, None)
+            columns = slice(0, 32) if column == 0 else slice(-32, None)
             changed[:, :, rows, columns] += 2.0
             difference = model.trunk.spatial(explained(model, changed)[0] - before).abs().sum(1)[0]
-            across = difference[-1 - row, -1 - column]
-            assert difference[row, column] > across, (row, column, difference)
+            assert difference[row, column] > difference[-1 - row, -1 - column], (row, column, difference)
 
 
 def test_pictures_of_odd_sizes_are_taken_or_refused(backbone: Backbone) -> None:
@@ -171,11 +178,10 @@ def test_published_names_of_tensors_are_loaded(backbone: Backbone) -> None:
     model = build(backbone)
     loaded = load_pretrained(model, dict(theirs.state_dict()), name=f"timm/{backbone.name}", where="FILE")
     assert loaded == [name for name, _ in model.stages() if name != "classifier"]
-    mine, state = model.state_dict(), theirs.state_dict()
-    same = 0
-    for name, value in mine.items():
-        plain = name.removeprefix("trunk.net.").removeprefix(HEAD_PREFIX)
-        if plain in state and state[plain].shape == value.shape and value.numel() > 1:
+    state = theirs.state_dict()
+    for name, value in model.state_dict().items():
+        plain = name.removeprefix(TRUNK_PREFIX).removeprefix(HEAD_PREFIX)
+        if plain in state and state[plain].shape == value.shape:
             assert torch.equal(value, state[plain]), name
-            same += 1
-    assert same > 0.9 * len([n for n in mine if not n.startswith("classifier.")]) - 60
+        else:
+            assert name.startswith("classifier.") or any(word in name for word in RESAMPLED), name

@@ -308,10 +308,10 @@ def _probe(backbone: str, net: Any, in_channels: int, image_size: tuple[int, int
 
 
 def _unfit(backbone: str, image_size: tuple[int, int], error: Exception, padding: str | None) -> str:
-    what = str(error).strip().splitlines() or [type(error).__name__]
+    what = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     also = f" with padding: {padding}" if padding else ""
     return (
-        f"{PREFIX}{backbone} does not take pictures of {image_size[0]}x{image_size[1]} pixels{also} ({what[0]}). "
+        f"{PREFIX}{backbone} does not take pictures of {image_size[0]}x{image_size[1]} pixels{also} ({what}). "
         "Use its own size (image_size: null with published weights) or another backbone."
     )
 
