@@ -12,13 +12,13 @@ os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1", _TYPER_FORCE_DISABLE
 
 sys.path.append(str(Path(__file__).parent.parent))
 
+from backbones_page import backbones_page
 from benchmarks.suite.page import performance_page
 from cookbook_page import cookbook_page
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from netloom.cli import app
-from netloom.models.backbone_list import Backbone, listed_backbones, published_sources
 from netloom.recipe import Recipe, describe_recipes
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -98,72 +98,11 @@ def cli_page() -> str:
     return "\n".join(lines)
 
 
-def backbones_page() -> str:
-    """The listed backbones and what is known of them."""
-    rows = [backbone_row(found) for found in listed_backbones()]
-    lines = [
-        "# Backbones",
-        "",
-        NOTE,
-        "Pretrained networks that are worth trying on hundreds to thousands of pictures; any other of timm's",
-        "classification networks can be named, too ([transfer](transfer.md)). `netloom backbones` shows this list with the",
-        "time that each takes on your machine and says which one to take; `--fits cpu` or `--fits gpu` keeps those that",
-        "take at most two minutes, a source or `--pictures N` tells for how many pictures.",
-        "",
-        "- **params**: millions of parameters without the classifier; VGG's dense layers are left out.",
-        "- **GMACs**: thousand million multiply-adds for one picture of that **size**, side in pixels.",
-        "- **features**: numbers per picture that a classifier sees.",
-        "- **top-1**: percent of ImageNet-1k's 50,000 validation pictures, as published: of the network's own classifier;",
-        "  *linear*: of a linear probe on frozen features; *zero-shot*: with names of classes as text. It goes with",
-        "  accuracy on other pictures (Kornblith et al., 2019), though not exactly: networks trained with stronger",
-        "  regularization are often better on ImageNet and no better as a source of features (Kornblith et al., 2021).",
-        "- **licence**: of the weights, as timm tells it. `cc-by-nc-4.0` forbids commercial use; `mobileone-license` and",
-        "  `dinov3-license` have conditions of their own. Such networks are listed, never recommended.",
-        "",
-        "| backbone | weights | size | params | GMACs | features | top-1 | trained on | licence |",
-        "|---|---|---:|---:|---:|---:|---:|---|---|",
-        *rows,
-        "",
-        "Where the accuracies come from:",
-        "",
-        *(f"- {source}." for source in published_sources()),
-        "",
-        "## How times are reckoned",
-        "",
-        "A network's time is that of its multiply-adds and of the numbers that its operations write, each over a rate. For",
-        "the CPU both rates are measured on your machine in about a second, on one thread and by the processor's clock,",
-        "so that other work does not count, and each further thread counts for 0.8 of one. Of 39 listed networks on one",
-        "core of an AVX2 server the rule gave 0.78 to 1.39 times the measured time in float32; multiply-adds alone would",
-        "give 0.35 to 1.34 times. The time is that of the features of all pictures, once, without decoding. For a GPU,",
-        "rates are those of an RTX 3090 as timm publishes them (0.6 to 1.8 times the published time), and the time is that",
-        "of ten epochs of fine-tuning, each step as long as four forward passes.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def backbone_row(found: Backbone) -> str:
-    """A row of the table of backbones."""
-    size = f"{found.image_size}" if found.image_size == found.own_size else f"{found.image_size} of {found.own_size}"
-    how = {"linear probe": " linear", "zero-shot": " zero-shot"}.get(found.top1_by or "", "")
-    cells = (
-        f"`{found.name}`",
-        f"`{found.weights}`",
-        size,
-        f"{found.parameters / 1e6:.1f}",
-        f"{found.multiply_adds / 1e9:.2f}",
-        f"{found.features:,}",
-        "" if found.top1 is None else f"{found.top1:.1f}{how}",
-        found.pretraining,
-        found.licence,
-    )
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> int:
     stale = []
     pages = {
         "recipes.md": recipes_page(),
-        "backbones.md": backbones_page(),
+        "backbones.md": backbones_page(NOTE),
         "cli.md": cli_page(),
         "cookbook.md": cookbook_page(NOTE),
         "performance.md": performance_page(),
