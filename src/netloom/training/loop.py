@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from netloom.data.batches import ImageBatches
+from netloom.data.batches import Batches
 from netloom.inference import predict_outputs
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, executing
@@ -32,8 +32,8 @@ class _InterruptedError(Exception):
 def fit(
     model: nn.Module,
     *,
-    train: ImageBatches,
-    validation: ImageBatches,
+    train: Batches,
+    validation: Batches,
     heads: Sequence[Head],
     optimizer: torch.optim.Optimizer,
     plan: ExecutionPlan,
@@ -124,8 +124,8 @@ class _Fitting:
         step: TrainingStep,
         callbacks: CallbackList,
         schedule: Schedule,
-        train: ImageBatches,
-        validation: ImageBatches,
+        train: Batches,
+        validation: Batches,
         checkpointer: Checkpointer | None,
     ) -> None:
         self.state, self.step, self.callbacks, self.schedule = state, step, callbacks, schedule

@@ -30,6 +30,7 @@ from netloom.tuning.storage import without_password
 from netloom.tuning.study import Proposal, SearchStudy, TrialRecord, best_of
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.feature_fitting import cache_features
 from netloom.workflows.interruption import listening
 from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
 from netloom.workflows.runs import Run, load
@@ -169,6 +170,9 @@ def tune(
         chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=at_once, device=device, plan=plan
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
+    for kind, _ in pictures.kinds:
+        changed = load_recipe(chosen, kind.settings)
+        cache_features(changed, network, heads, kind.image_set, splits, plan=plan, reporter=reporter)
     cluster = _cluster(ray, at_once, reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
