@@ -101,7 +101,7 @@ class FeatureFitting(Fitting):
         if recipe.transfer.views and build.build_augmenter(recipe) is None:
             raise RecipeError("transfer.views: augmented views need an augmentation, and the recipe has none.")
         own = {name: getattr(fitting, name) for name in Fitting.__dataclass_fields__}
-        return cls(**own, reporter=reporter, extractor=FeatureExtractor(network), head=FeatureHead(network))
+        return cls(**{**own, "reporter": reporter}, extractor=FeatureExtractor(network), head=FeatureHead(network))
 
     @property
     def scored(self) -> nn.Module:
