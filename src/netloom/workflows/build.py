@@ -384,13 +384,14 @@ def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
     if transfer is None or transfer.mode == "features":
         return None
     if transfer.mode == "frozen":
-        return Freezing.of(model)
+        return Freezing.of(model, cut=transfer.cut)
     return Freezing.of(
         model,
         unfreeze=transfer.unfreeze,
         head_epochs=transfer.head_epochs,
         gradual=transfer.gradual,
         batch_norm=transfer.batch_norm,
+        cut=transfer.cut,
     )
 
 

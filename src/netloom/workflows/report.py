@@ -63,6 +63,9 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             images_per_second=result["train_images_per_second"],
             solved=_how_solved(result) if build.is_solved_at_once(recipe) else (),
             tried=_what_was_tried(result),
+            # Runs of earlier versions have neither.
+            unfreezing=[(step["epoch"], step["stages"]) for step in result.get("unfreezing", ())],
+            frozen=result.get("frozen_stages", ()),
         ),
         test=None if test is None else test.scores,
         mistakes=() if test is None else _mistakes(image_set, split, test),

@@ -176,9 +176,10 @@ class TrainingRun:
         seconds = sum(row["seconds"] for row in state.history)
         parameters = dict(self.network.named_parameters())
         freezing = build.build_freezing(self.recipe, self.network)
+        begun = max(1, -(-state.step // state.steps_per_epoch))  # the epochs that had a step
         trained = [name for name, p in parameters.items() if p.requires_grad]
         if freezing is not None:
-            trained = freezing.trained_parameters(max(1, state.epoch))
+            trained = freezing.trained_parameters(begun)
         n = len(self.data.split.train)
         return {
             "run": str(self.run.path),
@@ -191,9 +192,9 @@ class TrainingRun:
             "trainable_tensors": len(trained),
             "unfreezing": [
                 {"epoch": epoch + 1, "stages": names}
-                for epoch, names in (freezing.unfreezing(state.epoch) if freezing is not None else ())
+                for epoch, names in (freezing.unfreezing(begun) if freezing is not None else ())
             ],
-            "frozen_stages": [] if freezing is None else freezing.frozen(max(1, state.epoch)),
+            "frozen_stages": [] if freezing is None else freezing.frozen(begun),
             "epochs": state.epoch,
             "kept_epoch": kept_epoch(self.recipe, state.history),
             "stop_reason": state.stop_reason,
