@@ -15,6 +15,7 @@ from netloom.evaluation.holdout import Evaluation
 from netloom.models.registry import describe_models
 from netloom.report.data import Mistake, ModelFacts, ReportData, SourceFacts, TrainingFacts
 from netloom.report.report import render_report
+from netloom.report.wording import counted
 from netloom.run import RunFolder
 from netloom.workflows import build
 
@@ -60,11 +61,11 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             stopped=_sentence(result["stop_reason"]),
             seconds=result["train_seconds"],
             images_per_second=result["train_images_per_second"],
+            solved=_how_solved(result) if build.is_solved_at_once(recipe) else (),
+            tried=_what_was_tried(result),
             # Runs of earlier versions have neither.
             unfreezing=[(step["epoch"], step["stages"]) for step in result.get("unfreezing", ())],
             frozen=result.get("frozen_stages", ()),
-            solved=_how_solved(result) if build.is_solved_at_once(recipe) else (),
-            tried=_what_was_tried(result),
         ),
         test=None if test is None else test.scores,
         mistakes=() if test is None else _mistakes(image_set, split, test),
@@ -88,7 +89,7 @@ def _how_solved(result: Mapping[str, Any]) -> list[str]:
     if features is None or classifier is None:
         return ["The training did not get as far as its classifier."]
     views = classifier["views"]
-    seen = f" and {views} augmented views of each of them" if views else ""
+    seen = f" and {counted(views, 'augmented view')} of each of them" if views else ""
     return [
         f"The network was left as it was: it gives {features['numbers']:,} features of each picture. "
         f"{_CLASSIFIERS[classifier['kind']]} the {result['train_n']:,} training pictures{seen}.",
