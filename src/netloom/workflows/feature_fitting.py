@@ -101,7 +101,7 @@ class FeatureFitting(Fitting):
         if recipe.transfer.views and build.build_augmenter(recipe) is None:
             raise RecipeError("transfer.views: augmented views need an augmentation, and the recipe has none.")
         own = {name: getattr(fitting, name) for name in Fitting.__dataclass_fields__}
-        return cls(**own, reporter=reporter, extractor=FeatureExtractor(network), head=FeatureHead(network))
+        return cls(**{**own, "reporter": reporter}, extractor=FeatureExtractor(network), head=FeatureHead(network))
 
     @property
     def scored(self) -> nn.Module:
@@ -190,10 +190,11 @@ class FeatureFitting(Fitting):
         computed = sum(part.computed for part in parts)
         seconds = time.perf_counter() - started
         self.known.append(_Known(features, row_of, np.arange(len(indices), total), computed=computed, seconds=seconds))
-        views = f" and {transfer.views} views of each training picture" if transfer.views else ""
+        views = f" and {total - len(indices):,} augmented views" if transfer.views else ""
+        known = "" if computed == total else f", {total - computed:,} of them known already"
         self.reporter.say(
-            f"Features: {features.shape[1]:,} numbers for each of {len(indices):,} pictures{views}; {computed:,} of "
-            f"{total:,} computed, the others found in the cache; {seconds:.1f} s"
+            f"Features: {features.shape[1]:,} numbers for each of {len(indices):,} pictures{views}{known}; "
+            f"{seconds:.1f} s"
         )
         return True
 

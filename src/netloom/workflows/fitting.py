@@ -24,6 +24,7 @@ from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
 from netloom.workflows import build
+from netloom.workflows.starting_head import start_from_features, starts_from_features
 from netloom.workflows.starting_weights import initialize_from_weights
 
 
@@ -40,6 +41,7 @@ class Fitting:
         scaling: From pixels to network inputs.
         device: A torch device name.
         train: Batches of the training part.
+        reporter: Tells a person how it goes.
     """
 
     recipe: Recipe
@@ -50,6 +52,7 @@ class Fitting:
     scaling: InputScaling
     device: str
     train: ImageBatches
+    reporter: Reporter
 
     @classmethod
     def prepare(
@@ -93,13 +96,14 @@ class Fitting:
         if not initialized:
             build.initialize_from_pictures(recipe, network, resident, split.train, scaling=scaling)
         train = build.training_batches(recipe, resident, split.train, scaling=scaling, device=device)
-        fitting = cls(recipe, network, heads, resident, split, scaling, device, train)
+        reporter = reporter or Reporter(quiet=True)
+        fitting = cls(recipe, network, heads, resident, split, scaling, device, train, reporter)
         if not by_features:
             return fitting
         # Imported late, since it is made of this module.
         from netloom.workflows.feature_fitting import FeatureFitting
 
-        return FeatureFitting.of(fitting, reporter or Reporter(quiet=True))
+        return FeatureFitting.of(fitting, reporter)
 
     @property
     def scored(self) -> nn.Module:
@@ -150,6 +154,21 @@ class Fitting:
             device=self.device,
         )
 
+    def start_head(self, plan: ExecutionPlan) -> None:
+        """Have a linear head behind pretrained features start from the logistic regression on them, in place."""
+        if not starts_from_features(self.recipe, self.network):
+            return
+        how = start_from_features(
+            self.recipe,
+            self.network,  # type: ignore[arg-type]
+            self.heads[0],
+            self.image_set,
+            self.split.train,
+            scaling=self.scaling,
+            plan=plan,
+        )
+        self.reporter.say(f"The head starts from the logistic regression on the features. {how}")
+
     def fit(
         self,
         plan: ExecutionPlan,
@@ -165,6 +184,8 @@ class Fitting:
             TrainingError: The loss is no longer a number.
         """
         recipe = self.recipe
+        if resume is None:
+            self.start_head(plan)
         freezing = build.build_freezing(recipe, self.network)
         return fit(
             self.network,

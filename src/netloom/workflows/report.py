@@ -15,6 +15,7 @@ from netloom.evaluation.holdout import Evaluation
 from netloom.models.registry import describe_models
 from netloom.report.data import Mistake, ModelFacts, ReportData, SourceFacts, TrainingFacts
 from netloom.report.report import render_report
+from netloom.report.wording import counted
 from netloom.run import RunFolder
 from netloom.workflows import build
 
@@ -88,7 +89,7 @@ def _how_solved(result: Mapping[str, Any]) -> list[str]:
     if features is None or classifier is None:
         return ["The training did not get as far as its classifier."]
     views = classifier["views"]
-    seen = f" and {views} augmented views of each of them" if views else ""
+    seen = f" and {counted(views, 'augmented view')} of each of them" if views else ""
     return [
         f"The network was left as it was: it gives {features['numbers']:,} features of each picture. "
         f"{_CLASSIFIERS[classifier['kind']]} the {result['train_n']:,} training pictures{seen}.",

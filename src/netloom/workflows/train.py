@@ -155,6 +155,8 @@ def resume(
 def _extended(run: RunFolder, recipe: Recipe, epochs: int | None) -> Recipe:
     if epochs is None or epochs == recipe.epochs:
         return recipe
+    if build.is_solved_at_once(recipe):
+        raise RunError(f"{run.path} has no epochs that could be more: its classifier was fitted in one go.")
     extended, done = recipe.replace(epochs=epochs), len(run.history)
     if extended.epochs < done:
         raise RunError(f"{run.path} has trained {done} epochs already; it cannot be resumed to have {epochs}.")
