@@ -18,6 +18,13 @@ class Device(str, Enum):
     mps = "mps"
 
 
+class Machine(str, Enum):
+    """What kind of machine is asked about."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
 class Part(str, Enum):
     """Which part of a run's data."""
 
