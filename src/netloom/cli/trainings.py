@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from netloom.cli.app import RecipeCommand, app
-from netloom.cli.options import AsJSON, Device, DeviceOption, Jobs, Name, Out, Quiet, RecipeOption, Settings
+from netloom.cli.options import (
+    AsJSON,
+    Device,
+    DeviceOption,
+    Jobs,
+    Name,
+    Out,
+    PerClass,
+    Quiet,
+    RecipeOption,
+    Settings,
+    changes_of,
+)
 from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
 
@@ -34,6 +46,7 @@ def cv(
         typer.Option("--holdout", metavar="FRACTION", help="In place of folds: hold out so much in each repeat."),
     ] = None,
     settings: Settings = None,
+    per_class: PerClass = None,
     jobs: Jobs = "auto",
     out: Out = Path("runs"),
     name: Name = None,
@@ -50,12 +63,11 @@ def cv(
     quiet: Quiet = False,
 ) -> None:
     """Cross-validate a recipe: how good it is, and how sure that is, from many trainings at once."""
-    from netloom.recipe import parse_overrides
     from netloom.workflows.cross_validate import cross_validate, describe, resume_cross_validation
     from netloom.workflows.runs import load
 
     if resume is not None:
-        begun = (source, recipe, folds, repeats, holdout, settings, name, like)
+        begun = (source, recipe, folds, repeats, holdout, settings, per_class, name, like)
         if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError("--resume goes on with what the folder holds; besides it only --jobs can be given.")
         found = resume_cross_validation(resume, jobs=jobs, quiet=quiet)
@@ -74,6 +86,6 @@ def cv(
             device=device.value,
             quiet=quiet,
             plan=None if like is None else load(like).plan,
-            settings=parse_overrides(settings or []),
+            settings=changes_of(settings, per_class),
         )
     show(dict(found.result), describe(found.result) if quiet else [], as_json=as_json)

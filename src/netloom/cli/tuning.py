@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from netloom.cli.app import RecipeCommand, app
-from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Quiet, RecipeOption, Settings
+from netloom.cli.options import AsJSON, Device, DeviceOption, Name, PerClass, Quiet, RecipeOption, Settings, changes_of
 from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
 
@@ -88,6 +88,7 @@ def tune(
         ),
     ] = None,
     settings: Settings = None,
+    per_class: PerClass = None,
     jobs: Annotated[
         str, typer.Option("--jobs", "-j", metavar="N", help="Trials at once; auto takes what ends the soonest.")
     ] = "auto",
@@ -119,14 +120,13 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Search for the values of recipe keys that train best, many trials at once, and test the winner once."""
-    from netloom.recipe import parse_overrides
     from netloom.workflows.runs import load
     from netloom.workflows.study_result import describe_result
     from netloom.workflows.tune import DEFAULT_FINAL_SEEDS, resume_tune
     from netloom.workflows.tune import tune as search
 
     searched = (source, recipe, space, sampler, pruner, init_points, objective, cv, final_seeds, warm_start)
-    begun = [*searched, settings, out, name, like]
+    begun = [*searched, settings, per_class, out, name, like]
     if dashboard is not None:
         from netloom.progress import Reporter
         from netloom.workflows.study_views import serve_dashboard
@@ -168,6 +168,6 @@ def tune(
             device=device.value,
             quiet=quiet,
             plan=None if like is None else load(like).plan,
-            settings=parse_overrides(settings or []),
+            settings=changes_of(settings, per_class),
         )
     show(dict(found.result), describe_result(found.result) if quiet else [], as_json=as_json)

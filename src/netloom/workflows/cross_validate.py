@@ -129,7 +129,7 @@ def cross_validate(
     build.check_extras(chosen)
     with without_garbage_collection():
         loaded, audit = load_pictures(source, chosen, reporter)
-        drawn = _draw(loaded.image_set, chosen, scheme)
+        drawn = make_folds(scheme, parts=loaded.image_set.splits, **build.split_options(chosen, loaded.image_set))
     height, width = loaded.image_set.images.shape[2:]
     chosen = chosen.replace(image_size=[height, width])
     members = [
@@ -213,19 +213,6 @@ def _scheme_of(job: TrainingJob) -> Scheme:
     raise damaged_manifest(job.path, "its trainings need repeats, and it a list of notes")
 
 
-def _draw(image_set: ImageSet, recipe: Recipe, scheme: Scheme) -> list[Fold]:
-    return make_folds(
-        scheme,
-        targets=image_set.targets.numpy(),
-        parts=image_set.splits,
-        groups=image_set.groups,
-        content_hashes=image_set.content_hashes,
-        class_names=image_set.class_names,
-        validation_fraction=recipe.validation_fraction,
-        seed=recipe.split_seed,
-    )
-
-
 def _notes(image_set: ImageSet, drawn: Sequence[Fold]) -> list[str]:
     """What a user should know of these folds, a sentence each."""
     notes = []
@@ -239,6 +226,11 @@ def _notes(image_set: ImageSet, drawn: Sequence[Fold]) -> list[str]:
         notes.append("The source's validation part is pooled with its training part, and the folds drawn from both.")
     if image_set.groups is not None:
         notes.append("Pictures of one group are in one fold.")
+    if (n := drawn[0].split.per_class) is not None:
+        notes.append(
+            f"Each training uses {n:,} pictures of each class, drawn from its own training part; the pictures that "
+            "choose the epoch and those that test are whole."
+        )
     of_folds = [f"{fold.name}: {note}" for fold in drawn for note in fold.split.notes]
     if len(of_folds) > _NOTES_SHOWN:
         of_folds = [*of_folds[:_NOTES_SHOWN], f"And {len(of_folds) - _NOTES_SHOWN} more notes like these."]

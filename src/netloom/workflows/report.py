@@ -66,9 +66,19 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         recipe_yaml=recipe.to_yaml(),
         environment=environment_facts(folder),
         command=_command(folder),
-        notes=[*split.notes, *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
+        notes=[*split.notes, *_how_few(split), *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
     )
     folder.write_report(render_report(report))
+
+
+def _how_few(split: Split) -> list[str]:
+    if split.per_class is None:
+        return []
+    return [
+        f"It was trained on {split.per_class:,} pictures of each class, drawn from the training part by split_seed "
+        f"{split.seed}; the others were not used. Validation and test are whole, so that scores can be compared with "
+        "those of trainings on more."
+    ]
 
 
 def _how_tested(test_time_augmentation: str, *, tested: bool) -> list[str]:

@@ -350,17 +350,7 @@ def _splits(data: PreparedData, recipe: Recipe, cv: int | None) -> list[Split]:
     parts: list[str | None] = [None] * len(data.image_set)
     for index in data.split.test:
         parts[index] = "test"
-    image_set = data.image_set
-    folds = make_folds(
-        Scheme(cv),
-        targets=image_set.targets.numpy(),
-        parts=parts,
-        groups=image_set.groups,
-        content_hashes=image_set.content_hashes,
-        class_names=image_set.class_names,
-        validation_fraction=recipe.validation_fraction,
-        seed=recipe.split_seed,
-    )
+    folds = make_folds(Scheme(cv), parts=parts, **build.split_options(recipe, data.image_set))
     return [fold.split for fold in folds]
 
 
