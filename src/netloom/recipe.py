@@ -86,9 +86,10 @@ class Recipe(Group):
     )
     validation_fraction: float = Field(
         0.2,
-        gt=0,
+        ge=0,
         lt=1,
-        description="of what is not test, where the source brings no validation part",
+        description="of what is not test, where the source brings no validation part; 0 for none, which takes "
+        "`keep: last` and nothing that watches validation",
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="where the source brings no test part")
     per_class: int | None = Field(

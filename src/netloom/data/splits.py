@@ -30,6 +30,7 @@ class Split:
 
     `method` is one of `given`, `stratified`, `given test, stratified validation` and `given
     validation, stratified test`; `notes` says in plain words what a user should know of this split.
+    The validation part may be empty, where nothing is chosen by it.
     Where `per_class` is a number, so many pictures of each class train, and the others of the training
     part are in no part.
     """
@@ -80,7 +81,7 @@ def _refuse_impossible_ids(names: Mapping[str, list[str]], position: Mapping[str
     listed = [name for members in names.values() for name in members]
     if len(set(listed)) < len(listed):
         raise DataError("The split manifest is damaged: a picture is in it more than once.")
-    if not all(names.values()):
+    if not (names["train"] and names["test"]):
         raise DataError("The split manifest is damaged: a part is empty.")
     missing = [name for name in listed if name not in position]
     if missing:
@@ -107,7 +108,7 @@ def make_split(
 
     Parts that the source gives are used as they are. Where it gives no test part, `test_fraction`
     of the rest becomes one, or none is made if that is None, because the caller holds one out; where
-    it gives no validation part, `validation_fraction` of what is not test does. What is drawn has
+    it gives no validation part, `validation_fraction` of what is not test does, none if that is 0. What is drawn has
     the classes in proportion (within one picture of the exact share, where no duplicates or groups
     tie pictures together), and every class is in the training part.
     With `per_class`, so many pictures of each class stay in the training part (`data/per_class.py`); the
@@ -119,7 +120,7 @@ def make_split(
             a class, or have too few pictures of one for `per_class`.
     """
     labels = np.asarray(targets, dtype=np.int64)
-    fractions = {"validation": validation_fraction}
+    fractions = {"validation": validation_fraction} if validation_fraction else {}
     if test_fraction is not None:
         fractions["test"] = test_fraction
     for part, fraction in fractions.items():

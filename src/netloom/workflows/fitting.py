@@ -32,7 +32,7 @@ class Fitting:
         network: On the device.
         heads: What its outputs mean.
         image_set: On the device, or where the pictures fit.
-        split: Of `image_set`; the test part is not looked at.
+        split: Of `image_set`; the test part is not looked at, and there may be no validation part.
         scaling: From pixels to network inputs.
         device: A torch device name.
         train: Batches of the training part.
@@ -74,8 +74,10 @@ class Fitting:
 
         Raises:
             ModelError: The recipe wants a whitened first convolution, and there is none.
-            RecipeError: A class weight is given for a class that does not exist.
+            RecipeError: A class weight is given for a class that does not exist, or what the recipe watches is not
+                measured.
         """
+        build.check_monitors(recipe, split)
         network = on_device(network, device)
         resident = build.resident(image_set, device)
         if not initialized:
@@ -133,7 +135,7 @@ class Fitting:
         return fit(
             self.network,
             train=self.train,
-            validation=self.part(self.split.validation),
+            validation=self.part(self.split.validation) if len(self.split.validation) else None,
             heads=self.heads,
             optimizer=build.build_optimizer(recipe, self.network),
             plan=plan,

@@ -99,7 +99,9 @@ def _source(folder: RunFolder, image_set: ImageSet, split: Split) -> SourceFacts
     return SourceFacts(
         name=facts.source_name,
         location=facts.source_location,
-        class_counts={part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items()},
+        class_counts={
+            part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items() if len(indices)
+        },
         class_weights=() if weights is None else weights.tolist(),
         split_method=_HOW_SPLIT.get(split.method, f"Parts: {split.method}."),
         rejected=[(item["path"], item["reason"]) for item in facts.audit.get("rejected", [])],

@@ -142,12 +142,21 @@ def summarize_seeds(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
         "runs": [str(run.path) for run in runs],
         "test_n": results[0]["test"]["n"],
         "test_accuracy": spread([r["test"]["accuracy"] for r in results]),
-        "validation_n": results[0]["validation"]["n"],
-        "validation_accuracy": spread([r["validation"]["accuracy"] for r in results]),
-        "best_validation_accuracy": spread([r["validation"]["best_accuracy"] for r in results]),
+        **_validation([r["validation"] for r in results if "validation" in r]),
         "epochs": [r["epochs"] for r in results],
         "train_seconds": spread([r["train_seconds"] for r in results]),
         "train_images_per_second": spread([r["train_images_per_second"] for r in results]),
+    }
+
+
+def _validation(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the validation part; nothing where there is none."""
+    if not scores:
+        return {}
+    return {
+        "validation_n": scores[0]["n"],
+        "validation_accuracy": spread([s["accuracy"] for s in scores]),
+        "best_validation_accuracy": spread([s["best_accuracy"] for s in scores]),
     }
 
 
@@ -167,6 +176,8 @@ def describe_seeds(summary: Mapping[str, Any]) -> list[str]:
     """The summary in lines for people."""
     lines = []
     for part in ("validation", "test"):
+        if f"{part}_n" not in summary:
+            continue
         figures = summary[f"{part}_accuracy"]
         low, high = figures["interval"]
         values = ", ".join(f"{value:.2%}" for value in figures["values"])

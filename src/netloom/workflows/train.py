@@ -70,7 +70,9 @@ def train(
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     heads = build.build_heads(chosen, data.facts.class_names)
-    build.sample_weights(chosen, data.image_set, data.split.train)  # a wrong class name is told before a run is made
+    # What is wrong is told before a run is made.
+    build.sample_weights(chosen, data.image_set, data.split.train)
+    build.check_monitors(chosen, data.split)
     network = build.build_model(
         chosen,
         in_channels=data.facts.channels,

@@ -125,8 +125,9 @@ def start_job(
     """
     keep_freed_memory()
     first, image_set, facts = members[0], data.image_set, data.facts
-    # A wrong class name in the recipe is told before anything is made.
+    # What is wrong with the recipe is told before anything is made.
     build.sample_weights(first.recipe, image_set, first.split.train)
+    build.check_monitors(first.recipe, first.split)
     heads = build.build_heads(first.recipe, facts.class_names)
     network = build.build_model(
         first.recipe,

@@ -21,6 +21,7 @@ from netloom.parallel.tasks import Event, Executor, Failed, Finished, Reported, 
 from netloom.progress import Bars, Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, on_device, training_threads, usable_cpus
+from netloom.training.callbacks.progress import figures_in_words
 from netloom.training.planning import choose_plan, seconds_by_threads
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
@@ -301,10 +302,7 @@ class _Teller:
     def _epoch(self, name: str, values: Mapping[str, Any]) -> None:
         done, epochs, row = values["done"], values["epochs"], values.get("row")
         if row is not None:
-            self._figures[name] = (
-                f"loss {row['train_loss']:.4f}  validation loss {row['validation_loss']:.4f}"
-                f"  accuracy {row['validation_accuracy']:.4f}"
-            )
+            self._figures[name] = figures_in_words(row)
             if not self._reporter.interactive:
                 self._reporter.say(f"{name}  epoch {done:>{len(str(epochs))}}/{epochs}  {self._figures[name]}")
         self._bars.update(name, done, epochs, f"{done:.1f} of {epochs} epochs  {self._figures.get(name, '')}")

@@ -316,15 +316,14 @@ class _Score:
             interruption=self.context.stop_reason,
         )
         self.trial.epochs_of_current = state.epoch
-        self.trial.values_of_current = [row[self.resources.objective] for row in state.history]
+        objective = self.resources.objective
+        self.trial.values_of_current = [row[objective] for row in state.history if objective in row]
         if state.stop_reason is not None and state.stop_reason == self.context.stop_reason():
             return None
         kept = kept_epoch(recipe, state.history)
-        value = float(state.history[(kept or 1) - 1][self.resources.objective])
-        if self.cross_validated:
-            value = self._held_out(fitting)
+        value = self._held_out(fitting) if self.cross_validated else float(state.history[(kept or 1) - 1][objective])
         if not math.isfinite(value):
-            raise TrainingError(f"The {self.resources.objective.replace('_', ' ')} is not a number after training.")
+            raise TrainingError(f"The {objective.replace('_', ' ')} is not a number after training.")
         if self.cross_validated:
             done = [*(score["value"] for score in self.trial.scores), value]
             reports.tell(state, float(self.number + 1), step=len(done), value=float(np.mean(done)))

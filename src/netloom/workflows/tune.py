@@ -346,6 +346,11 @@ def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> A
 def _splits(data: PreparedData, recipe: Recipe, cv: int | None) -> list[Split]:
     """On what each trial is trained and scored: the split itself, or folds of all of it that is not test."""
     if cv is None:
+        if not len(data.split.validation):
+            raise RecipeError(
+                "Trials are scored on the validation part, and there is none. Score them by folds (--cv 3), or give a "
+                "validation part (validation_fraction above 0)."
+            )
         return [data.split]
     parts: list[str | None] = [None] * len(data.image_set)
     for index in data.split.test:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 
 from netloom.progress import OnProgress, Reporter
 from netloom.training.callbacks.base import Callback
@@ -45,16 +46,21 @@ class EpochProgress(Callback):
         seconds = row["seconds"] * (state.epochs - state.epoch)
         left = f"  {_duration(seconds)} left" if state.epoch < state.epochs else ""
         self.reporter.say(
-            f"Epoch {state.epoch:>{width}}/{state.epochs}"
-            f"  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}"
-            f"  validation loss {row['validation_loss']:.4f}"
-            f"  accuracy {row['validation_accuracy']:.4f}"
+            f"Epoch {state.epoch:>{width}}/{state.epochs}  {figures_in_words(row)}"
             f"  {row['images_per_second']:,.0f} images/s{left}"
         )
 
     def close(self) -> None:
         """Remove the bar of an epoch that was cut short."""
         self._bar.close()
+
+
+def figures_in_words(row: Mapping[str, float]) -> str:
+    """Loss and accuracy of an epoch, of the training part and of the validation part if there is one."""
+    words = f"loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}"
+    if "validation_loss" in row:
+        words += f"  validation loss {row['validation_loss']:.4f}  accuracy {row['validation_accuracy']:.4f}"
+    return words
 
 
 def _duration(seconds: float) -> str:
