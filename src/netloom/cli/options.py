@@ -27,13 +27,11 @@ class Part(str, Enum):
     test = "test"
 
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.",
-        show_default=False,
-    ),
-]
+_SOURCE = typer.Argument(
+    help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
+)
+Source = Annotated[str, _SOURCE]
+SourceUnlessResumed = Annotated[str | None, _SOURCE]
 RunArgument = Annotated[str, typer.Argument(help="A run's folder, made by train.", show_default=False)]
 RecipeOption = Annotated[
     str | None,
@@ -57,6 +55,10 @@ Name = Annotated[str | None, typer.Option("--name", help="Name of the run, after
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 Jobs = Annotated[
     str, typer.Option("--jobs", "-j", metavar="N", help="Trainings at once; auto takes what ends the soonest.")
+]
+PlanOf = Annotated[
+    str | None,
+    typer.Option("--plan-of", metavar="RUN", help="Execute every training as this run was, to repeat its bits."),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]

@@ -16,10 +16,12 @@ from netloom.cli.options import (
     Name,
     Out,
     PerClass,
+    PlanOf,
     Quiet,
     RecipeOption,
     Settings,
     Source,
+    SourceUnlessResumed,
     changes_of,
 )
 from netloom.cli.output import show, told
@@ -29,12 +31,7 @@ from netloom.errors import DataError, RecipeError
 @app.command(cls=RecipeCommand)
 @told
 def train(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
-        ),
-    ] = None,
+    source: SourceUnlessResumed = None,
     recipe: RecipeOption = None,
     settings: Settings = None,
     per_class: PerClass = None,
@@ -50,10 +47,7 @@ def train(
         str | None,
         typer.Option("--jobs", "-j", metavar="N", help="With --seeds: trainings at once; auto without it."),
     ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option("--plan-of", metavar="RUN", help="Execute it as this run was, to repeat its bits."),
-    ] = None,
+    like: PlanOf = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with this run; --set epochs=N extends it."),

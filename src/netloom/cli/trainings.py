@@ -16,9 +16,11 @@ from netloom.cli.options import (
     Name,
     Out,
     PerClass,
+    PlanOf,
     Quiet,
     RecipeOption,
     Settings,
+    SourceUnlessResumed,
     changes_of,
 )
 from netloom.cli.output import show, told
@@ -28,12 +30,7 @@ from netloom.errors import DataError, RecipeError
 @app.command(cls=RecipeCommand)
 @told
 def cv(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
-        ),
-    ] = None,
+    source: SourceUnlessResumed = None,
     recipe: RecipeOption = None,
     folds: Annotated[
         int | None, typer.Option("--folds", metavar="K", help="Parts, each of which tests once; 5 without it.")
@@ -51,10 +48,7 @@ def cv(
     out: Out = Path("runs"),
     name: Name = None,
     device: DeviceOption = Device.auto,
-    like: Annotated[
-        str | None,
-        typer.Option("--plan-of", metavar="RUN", help="Execute every training as this run was."),
-    ] = None,
+    like: PlanOf = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="FOLDER", help="Go on with this cross-validation."),

@@ -49,6 +49,12 @@ class Split:
         drawn = {"method": self.method, "seed": self.seed, "per_class": self.per_class}
         return {**drawn, "notes": list(self.notes), **parts}
 
+    def with_validation_trained(self) -> Split:
+        """The same test part; what validated trains, too."""
+        joined = np.union1d(self.train, self.validation)
+        method = f"{self.method}; the validation part trains, too"
+        return replace(self, train=joined, validation=np.empty(0, dtype=np.int64), method=method)
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any], ids: Sequence[str]) -> Split:
         """The split that `to_json` wrote, over pictures with these `ids`.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from netloom.data.batches import ImageBatches, InputScaling
+from netloom.data.batches import Batch, ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
 from netloom.models.heads import Head
@@ -97,7 +97,7 @@ class Fitting:
         """
         return choose_plan(
             self.network,
-            next(iter(self.train.epoch(self.recipe.epochs - 1))),  # of whole pictures
+            self.typical_batch(),
             self.heads,
             device=self.device,
             precision=self.recipe.precision,
@@ -106,6 +106,10 @@ class Fitting:
             n_steps=self.recipe.epochs * len(self.train) if n_steps is None else n_steps,
             threads=threads,
         )
+
+    def typical_batch(self) -> Batch:
+        """A batch to measure with: of the last epoch, whose pictures are whole."""
+        return next(iter(self.train.epoch(self.recipe.epochs - 1)))
 
     def part(self, indices: npt.NDArray[np.int64]) -> ImageBatches:
         """Batches of `image_set[indices]` in order, never augmented."""

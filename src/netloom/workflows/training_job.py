@@ -23,6 +23,7 @@ from netloom.workflows.runs import Run
 from netloom.workflows.trainings import (
     create_run,
     describe_plan,
+    how_to_go_on,
     jobs_for_model,
     plan_trainings,
     run_trainings,
@@ -74,6 +75,15 @@ class TrainingJob:
     image_set: ImageSet
     pixels_file: Path | None
     model: CustomModel | None
+
+    def how_to_go_on(self, command: str, function: str) -> str:
+        """What to do after an interruption: `command` with `--resume`, or a call where that takes what no shell has."""
+        return how_to_go_on(
+            f"{command} --resume {self.path}",
+            f"{function}({str(self.path)!r}",
+            in_memory=not self.runs[0].data.source_location,
+            model=self.model,
+        )
 
     def train(self, reporter: Reporter, *, go_on_with: str) -> dict[str, str]:
         """Bring every run to its end; why each of those failed that did, by name. See `run_trainings`."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,8 @@ from netloom.training.state import TrainingState
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.fitting import Fitting
+from netloom.workflows.search_options import Objective
 from netloom.workflows.training_run import kept_epoch
-
-Objective = Literal["validation_accuracy", "validation_loss"]
 
 _SECONDS_PER_REPORT = 0.5
 _STATE = "trial.json"
@@ -134,8 +133,9 @@ def run_trial(
         folder: Of this trial, for going on after a crash; None to begin anew then.
 
     Returns:
-        `state` (`complete`, or `stopped` where that was asked for), `value`, `epochs`, `kept_epoch`, `parameters`,
-        `seconds`, and `values`, those of each epoch (of each fold, where there are folds).
+        `state` (`complete`, or `stopped` where that was asked for), `value`, `epochs`, `kept_epoch` (None with folds),
+        `kept_epochs` (one for each fold), `parameters`, `seconds`, and `values`, those of each epoch (of each fold,
+        where there are folds).
 
     Raises:
         NetloomError: The overrides are no recipe, the model does not fit, or the loss is no longer a number.
@@ -164,6 +164,7 @@ def run_trial(
         "values": values if len(values) > 1 else first["values"],
         "parameters": first["parameters"],
         "kept_epoch": first["kept_epoch"] if len(values) == 1 else None,
+        "kept_epochs": [score["kept_epoch"] for score in trial.scores],
     }
     trial.finish(outcome)
     return outcome
