@@ -16,7 +16,6 @@ from netloom.data.batches import ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
 from netloom.data.mapping import fits_memory
 from netloom.data.progressive import ProgressiveSizes
-from netloom.data.splits import Split
 from netloom.errors import ModelError, RecipeError, did_you_mean
 from netloom.inference import inference_batch_size
 from netloom.models.heads import Head
@@ -431,30 +430,6 @@ def build_callbacks(recipe: Recipe, folder: RunFolder | None) -> list[Callback]:
     if recipe.tensorboard:
         callbacks.append(TensorBoard(folder.tensorboard_path, scaling=folder.data.scaling))
     return callbacks
-
-
-def check_monitors(recipe: Recipe, split: Split) -> None:
-    """See that what the recipe watches is measured.
-
-    Raises:
-        RecipeError: It watches the validation part, and there is none.
-    """
-    if len(split.validation):
-        return
-    stopping, plateau = recipe.early_stopping, recipe.reduce_on_plateau
-    watching = {
-        "keep=last": recipe.monitor if recipe.keep == "best" else None,
-        "early_stopping=null": None if stopping is None else stopping.monitor,
-        "reduce_on_plateau=null": None if plateau is None else plateau.monitor,
-    }
-    unmeasured = {remedy: name for remedy, name in watching.items() if name and name.startswith("validation")}
-    if unmeasured:
-        keys = [f"{remedy.partition('=')[0]} ({name})" for remedy, name in unmeasured.items()]
-        raise RecipeError(
-            f"There is no validation part, which {' and '.join(keys)} would watch. Use "
-            f"{' '.join(f'--set {remedy}' for remedy in unmeasured)}, watch train_loss, or give a validation part "
-            "(validation_fraction above 0)."
-        )
 
 
 def kept_by(recipe: Recipe) -> str | None:

@@ -12,6 +12,7 @@ from torch import nn
 from netloom.data.batches import Batch, ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
+from netloom.errors import RecipeError
 from netloom.models.heads import Head
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, on_device
@@ -77,7 +78,7 @@ class Fitting:
             RecipeError: A class weight is given for a class that does not exist, or what the recipe watches is not
                 measured.
         """
-        build.check_monitors(recipe, split)
+        check_monitors(recipe, split)
         network = on_device(network, device)
         resident = build.resident(image_set, device)
         if not initialized:
@@ -151,4 +152,28 @@ class Fitting:
             checkpointer=checkpointer,
             resume=resume,
             interruption=interruption,
+        )
+
+
+def check_monitors(recipe: Recipe, split: Split) -> None:
+    """See that what the recipe watches is measured.
+
+    Raises:
+        RecipeError: It watches the validation part, and there is none.
+    """
+    if len(split.validation):
+        return
+    stopping, plateau = recipe.early_stopping, recipe.reduce_on_plateau
+    watching = {
+        "keep=last": recipe.monitor if recipe.keep == "best" else None,
+        "early_stopping=null": None if stopping is None else stopping.monitor,
+        "reduce_on_plateau=null": None if plateau is None else plateau.monitor,
+    }
+    unmeasured = {remedy: name for remedy, name in watching.items() if name and name.startswith("validation")}
+    if unmeasured:
+        keys = [f"{remedy.partition('=')[0]} ({name})" for remedy, name in unmeasured.items()]
+        raise RecipeError(
+            f"There is no validation part, which {' and '.join(keys)} would watch. Use "
+            f"{' '.join(f'--set {remedy}' for remedy in unmeasured)}, watch train_loss, or give a validation part "
+            "(validation_fraction above 0)."
         )

@@ -19,6 +19,7 @@ from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import load_checkpoint
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.runs import Run, load
 from netloom.workflows.training_run import TrainingRun
@@ -72,7 +73,7 @@ def train(
     heads = build.build_heads(chosen, data.facts.class_names)
     # What is wrong is told before a run is made.
     build.sample_weights(chosen, data.image_set, data.split.train)
-    build.check_monitors(chosen, data.split)
+    check_monitors(chosen, data.split)
     network = build.build_model(
         chosen,
         in_channels=data.facts.channels,

@@ -18,6 +18,7 @@ from netloom.run import DataFacts, RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import PreparedData, reopen_data
 from netloom.workflows.runs import Run
 from netloom.workflows.trainings import (
@@ -137,7 +138,7 @@ def start_job(
     first, image_set, facts = members[0], data.image_set, data.facts
     # What is wrong with the recipe is told before anything is made.
     build.sample_weights(first.recipe, image_set, first.split.train)
-    build.check_monitors(first.recipe, first.split)
+    check_monitors(first.recipe, first.split)
     heads = build.build_heads(first.recipe, facts.class_names)
     network = build.build_model(
         first.recipe,
