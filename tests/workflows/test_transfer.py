@@ -223,7 +223,7 @@ def quick_settings() -> list[str]:
 def test_the_command_line(photos: Path, weights: Path, tmp_path: Path) -> None:
     code, output = invoke(
         "transfer", photos, "--backbone", NAME, "--weights", weights, "--mode", "finetune", "--unfreeze", "2",
-        "--out", tmp_path, "--json", "--quiet", *quick_settings(),
+        "--per-class", "5", "--out", tmp_path, "--json", "--quiet", *quick_settings(),
     )  # fmt: skip
     assert code == 0
     result = json.loads(output)
@@ -231,6 +231,7 @@ def test_the_command_line(photos: Path, weights: Path, tmp_path: Path) -> None:
     recipe = netloom.load(result["run"]).recipe
     assert recipe.transfer is not None
     assert recipe.transfer.unfreeze == 2
+    assert result["train_n"] == 5 * 3
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_what_would_exceed_the_time_limit_is_not_begun(
     told = run.result["transfer"]
     assert len(asked) == 1
     assert told["chosen"] == "features"
-    assert told["reason"].startswith("frozen would take about 120 min, and ")
+    assert told["reason"].startswith("frozen would take about 2 h 0 min, and ")
     assert "--time-limit gives more" in told["reason"]
 
 

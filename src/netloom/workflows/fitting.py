@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from netloom.data.batches import Batches, ImageBatches, InputScaling
+from netloom.data.batches import Batch, Batches, ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
+from netloom.errors import RecipeError
 from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
@@ -37,7 +38,7 @@ class Fitting:
         network: On the device.
         heads: What its outputs mean.
         image_set: On the device, or where the pictures fit.
-        split: Of `image_set`; the test part is not looked at.
+        split: Of `image_set`; the test part is not looked at, and there may be no validation part.
         scaling: From pixels to network inputs.
         device: A torch device name.
         train: Batches of the training part.
@@ -85,8 +86,10 @@ class Fitting:
         Raises:
             ModelError: The recipe wants a whitened first convolution, and there is none; or pretrained weights, and
                 they are missing or another network's.
-            RecipeError: A class weight is given for a class that does not exist.
+            RecipeError: A class weight is given for a class that does not exist, or what the recipe watches is not
+                measured.
         """
+        check_monitors(recipe, split)
         by_features = build.learns_from_features(recipe)
         initialized = initialized and not by_features
         if not initialized:
@@ -134,7 +137,7 @@ class Fitting:
         """
         return choose_plan(
             build.as_in_training(self.recipe, self.network),
-            next(iter(self.train.epoch(self.recipe.epochs - 1))),  # of whole pictures
+            self.typical_batch(),
             self.heads,
             device=self.device,
             precision=self.recipe.precision,
@@ -143,6 +146,10 @@ class Fitting:
             n_steps=self.recipe.epochs * len(self.train) if n_steps is None else n_steps,
             threads=threads,
         )
+
+    def typical_batch(self) -> Batch:
+        """A batch to measure with: of the last epoch, whose pictures are whole."""
+        return next(iter(self.train.epoch(self.recipe.epochs - 1)))
 
     def part(self, indices: npt.NDArray[np.int64]) -> Batches:
         """Batches of `image_set[indices]` in order, never augmented."""
@@ -190,7 +197,7 @@ class Fitting:
         return fit(
             self.network,
             train=self.train,
-            validation=self.part(self.split.validation),
+            validation=self.part(self.split.validation) if len(self.split.validation) else None,
             heads=self.heads,
             optimizer=build.build_optimizer(recipe, self.network, freezing),
             plan=plan,
@@ -203,4 +210,28 @@ class Fitting:
             checkpointer=checkpointer,
             resume=resume,
             interruption=interruption,
+        )
+
+
+def check_monitors(recipe: Recipe, split: Split) -> None:
+    """See that what the recipe watches is measured.
+
+    Raises:
+        RecipeError: It watches the validation part, and there is none.
+    """
+    if len(split.validation) or build.is_solved_at_once(recipe):
+        return
+    stopping, plateau = recipe.early_stopping, recipe.reduce_on_plateau
+    watching = {
+        "keep=last": recipe.monitor if recipe.keep == "best" else None,
+        "early_stopping=null": None if stopping is None else stopping.monitor,
+        "reduce_on_plateau=null": None if plateau is None else plateau.monitor,
+    }
+    unmeasured = {remedy: name for remedy, name in watching.items() if name and name.startswith("validation")}
+    if unmeasured:
+        keys = [f"{remedy.partition('=')[0]} ({name})" for remedy, name in unmeasured.items()]
+        raise RecipeError(
+            f"There is no validation part, which {' and '.join(keys)} would watch. Use "
+            f"{' '.join(f'--set {remedy}' for remedy in unmeasured)}, watch train_loss, or give a validation part "
+            "(validation_fraction above 0)."
         )
