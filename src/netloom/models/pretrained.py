@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,7 +301,10 @@ def _translated(
     if net is None or translate is None:
         return None
     own = {key.removeprefix(TRUNK_PREFIX).removeprefix(HEAD_PREFIX): value for key, value in tensors.items()}
-    with contextlib.suppress(Exception):  # it was written for weights of this network, and these may be any
+    # It was written for weights of this network, and these may be any; its resampling of swin's tables of positions warns
+    # of what torch will change.
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return _named_as_here(dict(translate(own, net)), wanted)
     return None
 
