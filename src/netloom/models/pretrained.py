@@ -301,8 +301,8 @@ def _translated(
     if net is None or translate is None:
         return None
     own = {key.removeprefix(TRUNK_PREFIX).removeprefix(HEAD_PREFIX): value for key, value in tensors.items()}
-    # It was written for weights of this network, and these may be any; its resampling of swin's tables of positions warns
-    # of what torch will change.
+    # It was written for weights of this network, and these may be any; where it resamples Swin's tables of positions,
+    # torch warns of what it will change.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _named_as_here(dict(translate(own, net)), wanted)
