@@ -93,11 +93,18 @@ class Recipe(Group):
     )
     validation_fraction: float = Field(
         0.2,
-        gt=0,
+        ge=0,
         lt=1,
-        description="of what is not test, where the source brings no validation part",
+        description="of what is not test, where the source brings no validation part; 0 for none, which takes "
+        "`keep: last` and nothing that watches validation",
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="where the source brings no test part")
+    per_class: int | None = Field(
+        None,
+        ge=1,
+        description="train on so many pictures of each class, drawn once from the training part; validation and test "
+        "stay whole",
+    )
     augmentation: Augmentation | None = Field(None, description="random changes of training pictures")
 
     progressive_resizing: ProgressiveResizing | None = Field(

@@ -101,7 +101,7 @@ class FeatureFitting(Fitting):
         if recipe.transfer.views and build.build_augmenter(recipe) is None:
             raise RecipeError("transfer.views: augmented views need an augmentation, and the recipe has none.")
         own = {name: getattr(fitting, name) for name in Fitting.__dataclass_fields__}
-        return cls(**own, reporter=reporter, extractor=FeatureExtractor(network), head=FeatureHead(network))
+        return cls(**{**own, "reporter": reporter}, extractor=FeatureExtractor(network), head=FeatureHead(network))
 
     @property
     def scored(self) -> nn.Module:
@@ -234,7 +234,7 @@ class FeatureFitting(Fitting):
         return fit(
             self.head,
             train=train,
-            validation=self._rows(self._found().row_of[self.split.validation]),
+            validation=self._rows(self._found().row_of[self.split.validation]) if len(self.split.validation) else None,
             heads=self.heads,
             optimizer=build.build_optimizer(recipe, self.head),
             plan=replace(plan, precision="float32", shards=0),
@@ -317,9 +317,9 @@ class FeatureFitting(Fitting):
             watchers.call("on_fit_start", state)
             self._found().choice = self._fit_classifier()
             seconds = time.perf_counter() - started
-            figures = self._figures(plan, self.split.train, "train") | self._figures(
-                plan, self.split.validation, "validation"
-            )
+            figures = self._figures(plan, self.split.train, "train")
+            if len(self.split.validation):
+                figures |= self._figures(plan, self.split.validation, "validation")
             state.history.append(
                 {
                     "epoch": 1.0,

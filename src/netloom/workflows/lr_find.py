@@ -94,6 +94,7 @@ def lr_find(
         chosen, network, heads, data.image_set, data.split, scaling=data.facts.scaling, device=device
     )
     measured = plan or fitting.choose_plan(n_steps=n_steps)
+    fitting.start_head(measured)
 
     def make_step(replica: nn.Module) -> TrainingStep:
         freezing = build.build_freezing(chosen, replica)

@@ -72,7 +72,7 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         recipe_yaml=recipe.to_yaml(),
         environment=environment_facts(folder),
         command=_command(folder),
-        notes=[*split.notes, *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
+        notes=[*split.notes, *_how_few(split), *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
     )
     folder.write_report(render_report(report))
 
@@ -106,6 +106,16 @@ def _what_was_tried(result: Mapping[str, Any]) -> list[tuple[str, float, float]]
     ]
 
 
+def _how_few(split: Split) -> list[str]:
+    if split.per_class is None:
+        return []
+    return [
+        f"It was trained on {split.per_class:,} pictures of each class, drawn from the training part by split_seed "
+        f"{split.seed}; the others were not used. Validation and test are whole, so that scores can be compared with "
+        "those of trainings on more."
+    ]
+
+
 def _how_tested(test_time_augmentation: str, *, tested: bool) -> list[str]:
     if not tested or test_time_augmentation == "none":
         return []
@@ -124,7 +134,9 @@ def _source(folder: RunFolder, image_set: ImageSet, split: Split) -> SourceFacts
     return SourceFacts(
         name=facts.source_name,
         location=facts.source_location,
-        class_counts={part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items()},
+        class_counts={
+            part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items() if len(indices)
+        },
         class_weights=() if weights is None else weights.tolist(),
         split_method=_HOW_SPLIT.get(split.method, f"Parts: {split.method}."),
         rejected=[(item["path"], item["reason"]) for item in facts.audit.get("rejected", [])],

@@ -142,7 +142,7 @@ class TrainingRun:
         if interrupted and self.interruption is not None:
             self.run.write_result(result)
             raise InterruptedTrainingError(f"Training was {state.stop_reason}.", self.run, str(state.stop_reason))
-        if state.history:
+        if state.history and len(self.data.split.validation):
             validation = self._evaluate(self.data.split.validation, plan, watch)
             result["validation"] = {**validation.to_json(), **_best(state.history)}
         test = None
@@ -210,14 +210,15 @@ class TrainingRun:
         }
 
     def _say_result(self, result: Mapping[str, Any]) -> None:
-        test, validation = result["test"], result["validation"]
+        test, validation = result["test"], result.get("validation")
+        chosen = "no validation part" if validation is None else f"validation {validation['accuracy']:.2%}"
         low, high = test["interval"]
         how = result.get("classifier", {}).get("how")
         by = f"\n  {how}" if how else f" (weights of epoch {result['kept_epoch']})"
         self.reporter.say(
             f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures "
             f"(95% interval {low:.2%} to {high:.2%}); always guessing {test['majority_baseline']['class']!r}: "
-            f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%}{by}"
+            f"{test['majority_baseline']['accuracy']:.2%}; {chosen}{by}"
         )
         if self.recipe.test_time_augmentation != "none":
             self.reporter.say(
