@@ -372,7 +372,7 @@ class FeatureFitting(Fitting):
     def _state(self, *, steps: int) -> TrainingState:
         """Of a training without steps: its optimizer has nothing to do."""
         idle = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
-        return TrainingState(self.head, idle, 1, steps)
+        return TrainingState(self.head, idle, 1, steps, validates=len(self.split.validation) > 0)
 
 
 def _tell(on_progress: OnProgress, before: int, total: int, done: int, _of: int) -> None:
