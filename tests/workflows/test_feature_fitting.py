@@ -320,6 +320,17 @@ def test_the_report_tells_how_the_classifier_was_chosen(photos: Path, backbone: 
     assert f"C = {run.result['classifier']['C']:g}" in text
 
 
+def test_without_a_validation_part(photos: Path, backbone: Path, tmp_path: Path) -> None:
+    run = train(photos, tmp_path, backbone, validation_fraction=0, keep="last")
+    assert run.result["status"] == "finished"
+    assert "validation_loss" not in run.history[0]
+    assert run.result["features"]["computed"] == 60
+    few = train(photos, tmp_path, backbone, per_class=2)
+    assert few.result["train_n"] == 6
+    assert few.result["features"]["computed"] == 0
+    assert "6 held-out training pictures" in few.result["classifier"]["how"]
+
+
 def test_views_without_augmentation_are_refused(photos: Path, backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="views"):
         train(photos, tmp_path, backbone, **{"transfer.views": 2})

@@ -303,9 +303,10 @@ class FeatureFitting(Fitting):
         n_versions = 1 + len(known.view_rows) // len(train)
         rows = np.concatenate([known.row_of[train], known.view_rows])
         pictures = np.tile(np.arange(len(train)), n_versions)
-        chosen = torch.from_numpy(train[pictures]).to(self.image_set.targets.device)
+        chosen, device = torch.from_numpy(train[pictures]).to(self.image_set.targets.device), known.features.device
         weights = build.sample_weights(self.recipe, self.image_set, train)
-        return rows, self.image_set.targets[chosen], None if weights is None else weights[chosen], pictures
+        of_rows = None if weights is None else weights[chosen].to(device)
+        return rows, self.image_set.targets[chosen].to(device), of_rows, pictures
 
     def _solve(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         """Fit the classifier in one go; for those who watch, that is one epoch."""
@@ -372,7 +373,7 @@ class FeatureFitting(Fitting):
     def _state(self, *, steps: int) -> TrainingState:
         """Of a training without steps: its optimizer has nothing to do."""
         idle = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
-        return TrainingState(self.head, idle, 1, steps)
+        return TrainingState(self.head, idle, 1, steps, validates=len(self.split.validation) > 0)
 
 
 def _tell(on_progress: OnProgress, before: int, total: int, done: int, _of: int) -> None:

@@ -158,9 +158,10 @@ def tune(
         chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=asked.jobs, device=asked.device, plan=plan
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
-    for kind, _ in pictures.kinds:
+    for kind, _ in pictures.kinds if build.learns_from_features(chosen) else ():
         changed = load_recipe(chosen, kind.settings)
-        cache_features(changed, network, heads, kind.image_set, splits, plan=plan, reporter=reporter)
+        of_kind, _ = _network(changed, replace(data, image_set=kind.image_set, facts=kind.facts), asked.model)
+        cache_features(changed, of_kind, heads, kind.image_set, splits, plan=plan, reporter=reporter)
     cluster = _cluster(ray, asked.jobs, reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
