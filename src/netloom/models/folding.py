@@ -196,7 +196,7 @@ def _leave_out_what_only_trains(folded: fx.GraphModule) -> None:
 def _leave_out_checks(folded: fx.GraphModule) -> None:
     """Decide now what depends on the number of dimensions alone, such as timm's checks in front of normalizations."""
     for node in list(folded.graph.nodes):
-        asks = node.target is getattr and node.args[1] == "ndim" or (node.op, node.target) == ("call_method", "dim")
+        asks = (node.target is getattr and node.args[1] == "ndim") or (node.op, node.target) == ("call_method", "dim")
         if asks and "shape" in node.args[0].meta:
             _replace_by_value(node, len(node.args[0].meta["shape"]))
         elif node.target in _COMPARISONS and not node.all_input_nodes:
@@ -218,7 +218,7 @@ def _compute_constants(folded: fx.GraphModule) -> None:
             continue
         if all(constant(folded, source) is not None for source in node.all_input_nodes):
             arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: constant(folded, n))
-            value = _computed(node, *arguments)  # type: ignore[misc]
+            value = _computed(node, *arguments)
             if isinstance(value, Tensor):
                 node.replace_all_uses_with(put_constant(folded, value, "value", before=node))
                 folded.graph.erase_node(node)
@@ -250,7 +250,7 @@ def _scale_and_shift(folded: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Ten
     values: list[Tensor | None]
     if module is not None and _is_norm(module):
         values = [module.running_mean, module.running_var, module.weight, module.bias]  # type: ignore[list-item]
-        absent, eps = [value is None for value in values], module.eps
+        absent, eps = [value is None for value in values], float(module.eps)  # type: ignore[arg-type]
     elif node.target is F.batch_norm and argument(node, 5, "training", False) is False:
         names = ("running_mean", "running_var", "weight", "bias")
         given = [argument(node, position, name) for position, name in enumerate(names, start=1)]
@@ -262,10 +262,14 @@ def _scale_and_shift(folded: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Ten
         return None
     if any(absent[:2]):  # it goes by the statistics of each batch
         return None
-    mean, variance, weight, bias = (None if value is None else value.double() for value in values)
-    assert mean is not None and variance is not None
-    scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
-    return scale, (0 if bias is None else bias) - mean * scale
+    mean, variance, weight, bias = (torch.zeros(()) if value is None else _exact(value) for value in values)
+    scale = torch.rsqrt(variance + eps) * (1 if absent[2] else weight)
+    return scale, bias - mean * scale
+
+
+def _exact(value: Tensor) -> Tensor:
+    """In float64, and on the CPU, since not every device has that."""
+    return value.to("cpu", torch.float64)
 
 
 def _layer_before(folded: fx.GraphModule, node: fx.Node, *, growing: bool) -> fx.Node | None:
@@ -277,7 +281,9 @@ def _layer_before(folded: fx.GraphModule, node: fx.Node, *, growing: bool) -> fx
         if source.target is _LINEAR:  # of more dimensions, its features are the last one and channels the second
             return source if len(source.meta["shape"]) == 2 else None
         pool = _module(folded, source)
-        if not (isinstance(pool, _MAX_POOLS) and growing) and not (isinstance(pool, _AVERAGE_POOLS) and _true_mean(pool)):
+        if not (isinstance(pool, _MAX_POOLS) and growing) and not (
+            isinstance(pool, _AVERAGE_POOLS) and _true_mean(pool)
+        ):
             return None
         source = source.args[0]
     return None
@@ -295,12 +301,12 @@ def _fold_into(folded: fx.GraphModule, layer: fx.Node, scale: Tensor, shift: Ten
     bias = constant(folded, given)
     if weight is None or (given is not None and bias is None) or len(weight) != len(scale):
         return False
-    new_weight = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
-    new_bias = shift if bias is None else shift + bias.double() * scale
+    new_weight = _exact(weight) * scale.view(-1, *[1] * (weight.ndim - 1))
+    new_bias = shift if bias is None else shift + _exact(bias) * scale
     layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
     nodes = [
-        put_constant(folded, new_weight.to(weight.dtype, memory_format=layout), "weight", before=layer),
-        put_constant(folded, new_bias.to(weight.dtype), "bias", before=layer),
+        put_constant(folded, new_weight.to(weight.device, weight.dtype, memory_format=layout), "weight", before=layer),
+        put_constant(folded, new_bias.to(weight.device, weight.dtype), "bias", before=layer),
     ]
     layer.args = (layer.args[0], *nodes, *layer.args[3:])
     layer.kwargs = {name: value for name, value in layer.kwargs.items() if name != "bias"}
@@ -314,14 +320,14 @@ def _reuse_memory(folded: fx.GraphModule) -> None:
         if module is not None and type(module).__module__ == "torch.nn.modules.activation":
             if hasattr(module, "inplace") and _is_free(folded, node.args[0]):
                 alone = copy.copy(module)  # the module may be applied elsewhere, too
-                alone.inplace = True
+                alone.inplace = True  # type: ignore[assignment]
                 node.target = f"netloom_{node.name}_in_place"
                 folded.add_submodule(node.target, alone)
         elif node.op == "call_function" and getattr(node.target, "__module__", "") == F.__name__:
-            parameters = list(inspect.signature(node.target).parameters)
-            if "inplace" in parameters and len(node.args) <= parameters.index("inplace"):
-                if _is_free(folded, argument(node, 0, "input")):
-                    node.kwargs = {**node.kwargs, "inplace": True}
+            names = list(inspect.signature(node.target).parameters)
+            is_left_open = "inplace" in names and len(node.args) <= names.index("inplace")
+            if is_left_open and _is_free(folded, argument(node, 0, "input")):
+                node.kwargs = {**node.kwargs, "inplace": True}
         elif node.target in _ADDITIONS and len(node.args) == 2 and not node.kwargs:
             _add_in_place(folded, node)
 
@@ -338,7 +344,7 @@ def _is_free(folded: fx.GraphModule, node: Any) -> bool:
 def _add_in_place(folded: fx.GraphModule, node: fx.Node) -> None:
     first, second = node.args
     for one, other in ((first, second), (second, first)):
-        if _is_free(folded, one) and one is not other and _alike(one, node):
+        if isinstance(one, fx.Node) and one is not other and _is_free(folded, one) and _alike(one, node):
             node.target, node.args = operator.iadd, (one, other)
             node.meta[_SUMMED] = True
             return
