@@ -26,8 +26,8 @@ _PICTURE = "image"
 
 # Pixels that one thread takes through the whole network at a time: activations of so few stay in its caches.
 _PIECE_PIXELS = 2**18
-# Batches that are made while another is predicted.
-_BATCHES_AHEAD = 1
+# Pieces for each thread that are made before the outputs of a batch are waited for.
+_PIECES_AHEAD = 2
 # By how much outputs of a folded network may differ from the network's, as a part of their norm. Rounding gives 1e-6
 # and, where CUDA multiplies in TensorFloat-32 or a processor in bfloat16, what these round away.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2, "mps": 1e-3}
@@ -251,7 +251,7 @@ def _by_threads(
     try:
         for batch in batches:
             waiting.append((batch, [pool.submit(task, model, piece) for piece in _pieces(batch.inputs)]))
-            if len(waiting) > _BATCHES_AHEAD:
+            while sum(len(pieces) for _, pieces in waiting) > _PIECES_AHEAD * task.plan.cpus and len(waiting) > 1:
                 yield _finished(*waiting.popleft())
         while waiting:
             yield _finished(*waiting.popleft())

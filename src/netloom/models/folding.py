@@ -57,7 +57,7 @@ def fold(model: nn.Module, example: Mapping[str, Tensor]) -> fx.GraphModule | No
     try:
         replica = _replica(model)
         folded = fx.GraphModule(replica, _Tracer().trace(replica), type(model).__name__)
-        if _keeps_state(model, replica):
+        if _keeps_state(model, replica) or _writes_to_weights(folded):
             return None
         _Shapes(folded).run(*example.values())
     except Exception:  # of any kind: the model's own code has run on what is no tensor
@@ -93,15 +93,18 @@ def _keeps_state(model: nn.Module, replica: nn.Module) -> bool:
         for name, value in vars(after).items():
             old = vars(before)[name]
             if isinstance(value, (list, tuple, dict, set)):
-                # Modules, parameters and the like are compared by the walk itself.
-                changed = name[0] != "_" and (len(value) != len(old) or _holds_proxy(value))
+                # What begins with an underscore is torch's: modules and the like, which the walk compares.
+                changed = name[0] != "_" and len(value) != len(old)
             else:
-                changed = _holds_proxy(value) or (
-                    isinstance(value, (bool, int, float, str, type(None))) and name != "training" and value != old
-                )
+                changed = isinstance(value, (bool, int, float, str, type(None))) and name != "training" and value != old
+            changed = changed or _holds_proxy(value)
             if changed:
                 return True
     return False
+
+
+def _writes_to_weights(folded: fx.GraphModule) -> bool:
+    return any(_works_in_place(node) and constant(folded, node.args[0]) is not None for node in folded.graph.nodes)
 
 
 def _holds_proxy(value: Any) -> bool:
@@ -214,11 +217,11 @@ def _replace_by_value(node: fx.Node, value: bool | int) -> None:
 def _compute_constants(folded: fx.GraphModule) -> None:
     """Compute once what depends on weights alone, such as kernels that are standardized in each call."""
     for node in list(folded.graph.nodes):
-        if node.op not in ("call_function", "call_method") or not node.all_input_nodes or _works_in_place(node):
+        if not node.op.startswith("call_") or not node.all_input_nodes or _works_in_place(node):
             continue
         if all(constant(folded, source) is not None for source in node.all_input_nodes):
             arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: constant(folded, n))
-            value = _computed(node, *arguments)
+            value = _computed(folded, node, *arguments)
             if isinstance(value, Tensor):
                 node.replace_all_uses_with(put_constant(folded, value, "value", before=node))
                 folded.graph.erase_node(node)
@@ -226,14 +229,19 @@ def _compute_constants(folded: fx.GraphModule) -> None:
 
 def _works_in_place(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name.endswith("_") or name == "setitem" or node.target in (operator.iadd, operator.isub, operator.imul)
+    in_place = (
+        (name.endswith("_") and not name.endswith("__"))
+        or name == "setitem"
+        or node.target in (operator.iadd, operator.isub, operator.imul)
+    )
     return in_place or node.kwargs.get("inplace") is True or "out" in node.kwargs
 
 
-def _computed(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _computed(folded: fx.GraphModule, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    function = _module(folded, node) or node.target
+    return function(*args, **kwargs)  # type: ignore[operator]
 
 
 def _fold_normalization(folded: fx.GraphModule) -> None:
