@@ -18,6 +18,7 @@ from torch import nn
 from netloom.data.batches import Batch
 from netloom.errors import ModelError
 from netloom.models.folding import fold
+from netloom.models.fusing import fuse_convolutions
 from netloom.runtime import ExecutionPlan
 
 TestTimeAugmentation = Literal["none", "flip", "flip_shift"]
@@ -206,6 +207,8 @@ def _folded(model: nn.Module, inputs: Inputs, task: _Task) -> nn.Module | None:
         folded = fold(model, {name: value[:2] for name, value in inputs.items()})
     if folded is None:
         return None
+    if task.plan.device == "cpu" and task.plan.precision == "float32":
+        fuse_convolutions(folded)
     n = 2 * math.ceil(len(next(iter(inputs.values()))) / _n_pieces(inputs))
     some = {name: value[:n] for name, value in inputs.items()}
     expected, found = task(model, some), _joined([task(folded, piece) for piece in _pieces(some)])

@@ -195,7 +195,19 @@ class OverPositions(nn.Module):
         return self.norm(self.dense(x[:, 0])).flatten(1)
 
 
-@pytest.mark.parametrize(("model", "left"), [(ReadTwice(), 1), (UsedTwice(), 0), (OverPositions(), 1)])
+class WrittenTo(Small):
+    """Changes what the convolution gave, by calls whose results it does not read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.mul_(2)
+        F.relu(y, inplace=True)
+        return self.norm(y).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "left"), [(WrittenTo(), 1), (ReadTwice(), 1), (UsedTwice(), 0), (OverPositions(), 1)]
+)
 def test_weights_that_others_need_too(model: nn.Module, left: int) -> None:
     assert norms(check(as_if_trained(model), pictures(9))) == left
 
@@ -266,6 +278,15 @@ def hooked() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [Deciding, hooked])
+class Doubling(Small):
+    """Doubles a copy of its kernels in each call, which a constant would keep."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight.clone()
+        weight.mul_(2)
+        return F.conv2d(x, weight)
+
+
+@pytest.mark.parametrize("make", [Deciding, Doubling, hooked])
 def test_what_no_graph_tells(make: Callable[[], nn.Module]) -> None:
     assert fold(make().eval(), {"x": pictures(9)}) is None

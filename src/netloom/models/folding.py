@@ -32,8 +32,9 @@ _LINEAR: Any = F.linear
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 _AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _ADDITIONS: tuple[Any, ...] = (operator.add, torch.add)
+SUMS: tuple[Any, ...] = (*_ADDITIONS, operator.iadd)
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
-_SUMMED = "summed"  # marks sums that were made to work in place here
+SUMMED = "summed"  # marks sums that were made to work in place here
 _MAKING_NEW_MEMORY: tuple[Any, ...] = (*CONVOLUTIONS, _LINEAR, F.batch_norm, *_ADDITIONS, operator.mul, torch.mul)
 
 
@@ -66,12 +67,25 @@ def fold(model: nn.Module, example: Mapping[str, Tensor]) -> fx.GraphModule | No
         _leave_out_checks(folded)
         _leave_out_what_only_trains(folded)
         _compute_constants(folded)
+        if _writes_to_weights(folded):  # in every call, and a constant is computed only once
+            return None
         _fold_normalization(folded)
         _reuse_memory(folded)
-    folded.graph.eliminate_dead_code()
+    tidy(folded)
+    return folded
+
+
+def tidy(folded: fx.GraphModule) -> None:
+    """Leave out what nothing reads, and compile the graph."""
+
+    def is_needed(node: fx.Node) -> bool:
+        return (
+            node.is_impure() or works_in_place(node) or getattr(called_module(folded, node), "inplace", False) is True
+        )
+
+    folded.graph.eliminate_dead_code(is_needed)
     folded.delete_all_unused_submodules()
     folded.recompile()
-    return folded
 
 
 def _has_hooks(model: nn.Module) -> bool:
@@ -104,7 +118,7 @@ def _keeps_state(model: nn.Module, replica: nn.Module) -> bool:
 
 
 def _writes_to_weights(folded: fx.GraphModule) -> bool:
-    return any(_works_in_place(node) and constant(folded, node.args[0]) is not None for node in folded.graph.nodes)
+    return any(works_in_place(node) and constant(folded, node.args[0]) is not None for node in folded.graph.nodes)
 
 
 def _holds_proxy(value: Any) -> bool:
@@ -180,7 +194,8 @@ def put_constant(folded: fx.GraphModule, value: Tensor, what: str, *, before: fx
         return folded.graph.get_attr(name)
 
 
-def _module(folded: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def called_module(folded: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, or None where it does something else."""
     return folded.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
@@ -192,7 +207,7 @@ def _remove(node: fx.Node) -> None:
 def _leave_out_what_only_trains(folded: fx.GraphModule) -> None:
     for node in list(folded.graph.nodes):
         idle_function = node.target in _IDLE_FUNCTIONS and argument(node, 2, "training", True) is False
-        if (type(_module(folded, node)) in _IDLE and len(node.args) == 1) or idle_function:
+        if (type(called_module(folded, node)) in _IDLE and len(node.args) == 1) or idle_function:
             _remove(node)
 
 
@@ -217,7 +232,9 @@ def _replace_by_value(node: fx.Node, value: bool | int) -> None:
 def _compute_constants(folded: fx.GraphModule) -> None:
     """Compute once what depends on weights alone, such as kernels that are standardized in each call."""
     for node in list(folded.graph.nodes):
-        if not node.op.startswith("call_") or not node.all_input_nodes or _works_in_place(node):
+        # A call without inputs at all is that of a parametrized weight, such as a normalized one.
+        alone = not node.all_input_nodes and node.op != "call_module"
+        if not node.op.startswith("call_") or alone or works_in_place(node):
             continue
         if all(constant(folded, source) is not None for source in node.all_input_nodes):
             arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: constant(folded, n))
@@ -227,7 +244,8 @@ def _compute_constants(folded: fx.GraphModule) -> None:
                 folded.graph.erase_node(node)
 
 
-def _works_in_place(node: fx.Node) -> bool:
+def works_in_place(node: fx.Node) -> bool:
+    """Whether a function or a method writes to what it is given."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = (
         (name.endswith("_") and not name.endswith("__"))
@@ -240,7 +258,7 @@ def _works_in_place(node: fx.Node) -> bool:
 def _computed(folded: fx.GraphModule, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    function = _module(folded, node) or node.target
+    function = called_module(folded, node) or node.target
     return function(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -254,7 +272,7 @@ def _fold_normalization(folded: fx.GraphModule) -> None:
 
 def _scale_and_shift(folded: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor] | None:
     """By what a normalization multiplies each channel and what it adds, float64 `[C]`; None for other nodes."""
-    module = _module(folded, node)
+    module = called_module(folded, node)
     values: list[Tensor | None]
     if module is not None and _is_norm(module):
         values = [module.running_mean, module.running_var, module.weight, module.bias]  # type: ignore[list-item]
@@ -288,7 +306,7 @@ def _layer_before(folded: fx.GraphModule, node: fx.Node, *, growing: bool) -> fx
             return source
         if source.target is _LINEAR:  # of more dimensions, its features are the last one and channels the second
             return source if len(source.meta["shape"]) == 2 else None
-        pool = _module(folded, source)
+        pool = called_module(folded, source)
         if not (isinstance(pool, _MAX_POOLS) and growing) and not (
             isinstance(pool, _AVERAGE_POOLS) and _true_mean(pool)
         ):
@@ -324,7 +342,7 @@ def _fold_into(folded: fx.GraphModule, layer: fx.Node, scale: Tensor, shift: Ten
 def _reuse_memory(folded: fx.GraphModule) -> None:
     """Let activations and sums write over an operand that nothing else reads."""
     for node in list(folded.graph.nodes):
-        module = _module(folded, node)
+        module = called_module(folded, node)
         if module is not None and type(module).__module__ == "torch.nn.modules.activation":
             if hasattr(module, "inplace") and _is_free(folded, node.args[0]):
                 alone = copy.copy(module)  # the module may be applied elsewhere, too
@@ -344,19 +362,20 @@ def _is_free(folded: fx.GraphModule, node: Any) -> bool:
     """Whether a value is in memory of its own and is used once."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return False
-    module = _module(folded, node)
+    module = called_module(folded, node)
     makes = node.target in _MAKING_NEW_MEMORY or (module is not None and _is_norm(module))
-    return "shape" in node.meta and (makes or _SUMMED in node.meta)
+    return "shape" in node.meta and (makes or SUMMED in node.meta)
 
 
 def _add_in_place(folded: fx.GraphModule, node: fx.Node) -> None:
     first, second = node.args
     for one, other in ((first, second), (second, first)):
-        if isinstance(one, fx.Node) and one is not other and _is_free(folded, one) and _alike(one, node):
+        if isinstance(one, fx.Node) and one is not other and _is_free(folded, one) and alike(one, node):
             node.target, node.args = operator.iadd, (one, other)
-            node.meta[_SUMMED] = True
+            node.meta[SUMMED] = True
             return
 
 
-def _alike(one: fx.Node, other: fx.Node) -> bool:
+def alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two values have the same shape and type."""
     return all(one.meta.get(name) == other.meta.get(name) for name in ("shape", "dtype"))
