@@ -29,6 +29,8 @@ _PICTURE = "image"
 _PIECE_PIXELS = 2**18
 # Pieces for each thread that are made before the outputs of a batch are waited for.
 _PIECES_AHEAD = 2
+# Pictures on which the folded network is compared with the network itself.
+_COMPARED = 4
 # By how much outputs of a folded network may differ from the network's, as a part of their norm. Rounding gives 1e-6
 # and, where CUDA multiplies in TensorFloat-32 or a processor in bfloat16, what these round away.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2, "mps": 1e-3}
@@ -199,9 +201,10 @@ def _predicted(
 
 
 def _folded(model: nn.Module, inputs: Inputs, task: _Task) -> nn.Module | None:
-    """The folded network, or None where there is none that agrees with `model` on the first two pieces of `inputs`.
+    """The folded network, or None where there is none that agrees with `model` on the first pictures of `inputs`.
 
-    The model takes both at once: if its outputs depend on what else is in a batch, they must not be divided.
+    The model takes them at once, and the folded one in two pieces if batches will be divided: they must not be if
+    outputs depend on what else is in a batch.
     """
     with task.plan.autocast():
         folded = fold(model, {name: value[:2] for name, value in inputs.items()})
@@ -209,9 +212,12 @@ def _folded(model: nn.Module, inputs: Inputs, task: _Task) -> nn.Module | None:
         return None
     if task.plan.device == "cpu" and task.plan.precision == "float32":
         fuse_convolutions(folded)
-    n = 2 * math.ceil(len(next(iter(inputs.values()))) / _n_pieces(inputs))
-    some = {name: value[:n] for name, value in inputs.items()}
-    expected, found = task(model, some), _joined([task(folded, piece) for piece in _pieces(some)])
+    some = {name: value[:_COMPARED] for name, value in inputs.items()}
+    expected = task(model, some)
+    try:
+        found = _joined([task(folded, piece) for piece in _divided(some, min(2, _n_pieces(inputs)))])
+    except RuntimeError:  # of an operation that this build of torch has in another form
+        return None
     kind = task.plan.torch_device.type
     tolerance = _BFLOAT16_TOLERANCE if task.plan.precision == "bfloat16" else _TOLERANCE.get(kind, 1e-2)
     return folded if all(_agree(found[name], value, tolerance) for name, value in expected.items()) else None
@@ -228,9 +234,8 @@ def _n_pieces(inputs: Inputs) -> int:
     return max(1, min(len(next(iter(inputs.values()))), math.ceil(pixels / _PIECE_PIXELS)))
 
 
-def _pieces(inputs: Inputs) -> list[Inputs]:
-    """The inputs divided among pieces of about the same number of pictures."""
-    n = _n_pieces(inputs)
+def _divided(inputs: Inputs, n: int) -> list[Inputs]:
+    """The inputs in `n` pieces of about the same number of pictures."""
     parts = {name: value.tensor_split(n) for name, value in inputs.items()}
     return [{name: of_input[i] for name, of_input in parts.items()} for i in range(n)]
 
@@ -253,7 +258,9 @@ def _by_threads(
     waiting: deque[tuple[Batch, list[Future[dict[str, torch.Tensor]]]]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, [pool.submit(task, model, piece) for piece in _pieces(batch.inputs)]))
+            waiting.append(
+                (batch, [pool.submit(task, model, piece) for piece in _divided(batch.inputs, _n_pieces(batch.inputs))])
+            )
             while sum(len(pieces) for _, pieces in waiting) > _PIECES_AHEAD * task.plan.cpus and len(waiting) > 1:
                 yield _finished(*waiting.popleft())
         while waiting:
