@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from netloom.models import create_model
 from netloom.models.folding import fold
 from netloom.models.fusing import fuse_convolutions
+from netloom.torchvision_shim import torchvision
 
 IS_X86 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 on_x86 = pytest.mark.skipif(not IS_X86, reason="oneDNN's kernels are for x86 processors")
@@ -139,6 +140,16 @@ def test_networks(name: str) -> None:
             if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
                 module.running_var.uniform_(0.5, 2)
     assert "conv2d" not in left(fused(model, pictures(side=32)))
+
+
+@on_x86
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "seresnet18"])
+def test_networks_of_timm(name: str) -> None:
+    torchvision()
+    import timm
+
+    torch.manual_seed(0)
+    assert "conv2d" not in left(fused(timm.create_model(name, num_classes=5), pictures(side=64)))
 
 
 @on_x86
