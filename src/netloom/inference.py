@@ -18,7 +18,7 @@ from torch import nn
 from netloom.data.batches import Batch
 from netloom.errors import ModelError
 from netloom.models.folding import fold
-from netloom.models.fusing import fuse_convolutions
+from netloom.models.fusing import fuse_convolutions, replace_pooling
 from netloom.runtime import ExecutionPlan
 
 TestTimeAugmentation = Literal["none", "flip", "flip_shift"]
@@ -210,8 +210,10 @@ def _folded(model: nn.Module, inputs: Inputs, task: _Task) -> nn.Module | None:
         folded = fold(model, {name: value[:2] for name, value in inputs.items()})
     if folded is None:
         return None
-    if task.plan.device == "cpu" and task.plan.precision == "float32":
-        fuse_convolutions(folded)
+    if task.plan.device == "cpu":
+        replace_pooling(folded)
+        if task.plan.precision == "float32":
+            fuse_convolutions(folded)
     some = {name: value[:_COMPARED] for name, value in inputs.items()}
     expected = task(model, some)
     try:

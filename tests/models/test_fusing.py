@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from netloom.models import create_model
 from netloom.models.folding import fold
-from netloom.models.fusing import fuse_convolutions
+from netloom.models.fusing import fuse_convolutions, max_pool_2x2, replace_pooling
 from netloom.torchvision_shim import torchvision
 
 IS_X86 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -173,3 +173,33 @@ def test_float64_is_left_as_it_is() -> None:
     folded = fold(Activated(nn.ReLU()).eval().double(), {"x": pictures(2).double()})
     assert folded is not None
     assert not fuse_convolutions(folded)
+
+
+@pytest.mark.parametrize("side", [2, 3, 8, 9])
+def test_pooling_gives_the_same_bits(side: int) -> None:
+    x = pictures(side=side)
+    x[0, 0, 0, 0], x[1, 1, 1, 1] = float("nan"), float("inf")
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        found = max_pool_2x2(x.contiguous(memory_format=memory_format))
+        assert torch.equal(found.nan_to_num(7.0), F.max_pool2d(x, 2).nan_to_num(7.0))
+
+
+@pytest.mark.parametrize(
+    ("pool", "replaced"),
+    [
+        (nn.MaxPool2d(2), True),
+        (nn.MaxPool2d((2, 2), stride=(2, 2)), True),
+        (nn.MaxPool2d(2, ceil_mode=True), False),
+        (nn.MaxPool2d(2, stride=1), False),
+        (nn.MaxPool2d(2, padding=1), False),
+        (nn.MaxPool2d(2, dilation=2), False),
+        (nn.MaxPool2d(3, stride=2), False),
+    ],
+)
+def test_pooling_is_replaced_where_it_is_2x2(pool: nn.Module, replaced: bool) -> None:
+    x = pictures(side=9)
+    folded = fold(nn.Sequential(pool), {"x": x[:2]})
+    assert folded is not None
+    replace_pooling(folded)
+    assert any(node.target is max_pool_2x2 for node in folded.graph.nodes) == replaced
+    assert torch.equal(folded(x), pool(x))
