@@ -20,7 +20,7 @@ from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Watch, unwatched
 from netloom.progress import Reporter
 from netloom.run import RunFolder
-from netloom.runtime import ExecutionPlan, on_device, resolve_device, training_threads
+from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device, resolve_device, training_threads
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows import build
 from netloom.workflows.prepare import fingerprint, load_as_trained
@@ -51,6 +51,7 @@ def evaluate(
         RunError: The run is incomplete, or its own data are no longer where they were.
         DataError: The source does not fit the run.
     """
+    keep_freed_memory()
     opened = load(run)
     if part not in PARTS:
         raise RunError(f"Part {part!r} is unknown: one of {', '.join(PARTS)}.")

@@ -19,7 +19,7 @@ from netloom.errors import DataError
 from netloom.inference import inference_batch_size, predict_outputs
 from netloom.progress import OnProgress, Reporter
 from netloom.run import DataFacts, RunFolder
-from netloom.runtime import executing, on_device, resolve_device, usable_cpus
+from netloom.runtime import executing, keep_freed_memory, on_device, resolve_device, usable_cpus
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows.build import build_heads
 from netloom.workflows.evaluate import plan_for
@@ -55,6 +55,7 @@ def predict(
     """
     if top < 1:
         raise DataError(f"top must be at least 1, not {top}.")
+    keep_freed_memory()
     opened = load(run)
     facts = opened.data
     files = _files(paths)

@@ -1,0 +1,205 @@
+"""Fused networks against the folded ones that they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from netloom.models import create_model
+from netloom.models.folding import fold
+from netloom.models.fusing import fuse_convolutions, max_pool_2x2, replace_pooling
+from netloom.torchvision_shim import torchvision
+
+IS_X86 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+on_x86 = pytest.mark.skipif(not IS_X86, reason="oneDNN's kernels are for x86 processors")
+
+
+def pictures(n: int = 4, side: int = 12) -> Tensor:
+    return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def fused(model: nn.Module, x: Tensor) -> fx.GraphModule:
+    """The fused network, compared on more pictures than it was made with."""
+    expected = model.eval().double()(x.double())
+    model.float()
+    found = fold(model, {"x": x[:2]})
+    assert found is not None
+    assert fuse_convolutions(found)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        outputs = found(x.contiguous(memory_format=memory_format))
+        # Float32 sums of some hundred products: 24 bits each, and errors grow with the root of their number.
+        assert (outputs - expected).norm() <= 1e-5 * expected.norm()
+    return found
+
+
+def left(model: fx.GraphModule) -> list[str]:
+    """What is computed beside fused convolutions."""
+    functions = [n.target for n in model.graph.nodes if n.op == "call_function"]
+    modules = [type(model.get_submodule(str(n.target))).__name__ for n in model.graph.nodes if n.op == "call_module"]
+    return modules + [f.__name__ for f in functions if not isinstance(f, torch._ops.OpOverload)]
+
+
+class Activated(nn.Module):
+    def __init__(self, activation: Any, **options: Any) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, **options), nn.BatchNorm2d(6)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x)))
+
+
+@on_x86
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.7), nn.Hardswish(), nn.SiLU(inplace=True), nn.LeakyReLU(0.1),
+        nn.GELU(), nn.GELU(approximate="tanh"), nn.Sigmoid(), nn.Tanh(), F.relu, F.silu, torch.tanh, torch.sigmoid,
+    ],
+)  # fmt: skip
+def test_activations(activation: Any) -> None:
+    assert left(fused(Activated(activation), pictures())) == []
+
+
+@on_x86
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2, "padding": 1},
+        {"groups": 3},
+        {"dilation": 2, "padding": (2, 1)},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+)
+def test_every_kind_of_convolution(options: dict[str, Any]) -> None:
+    assert set(left(fused(Activated(nn.ReLU(), **options), pictures()))) <= {"pad"}
+
+
+@on_x86
+@pytest.mark.parametrize(("activation", "expected"), [(nn.Mish(), ["Mish"]), (nn.ELU(), ["ELU"])])
+def test_what_onednn_does_not_have_stays(activation: nn.Module, expected: list[str]) -> None:
+    assert left(fused(Activated(activation), pictures())) == expected
+
+
+class Residual(nn.Module):
+    def __init__(self, how: str, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.how, self.activation = how, activation or nn.ReLU()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.short = nn.Conv2d(3, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "shortcut last":
+            y = self.second(torch.relu(self.first(x)))
+            return self.activation(y + self.short(x))
+        short = self.short(x)
+        y = self.second(torch.relu(self.first(x)))
+        if self.how == "shortcut changed":
+            short.mul_(2)
+            return self.activation(y + short)
+        if self.how == "shortcut overwritten":
+            before = short.sum()
+            short += y
+            return short * before
+        if self.how == "shortcut read later":
+            return self.activation(y + short) * short
+        if self.how == "broadcast":
+            return self.activation(y + short.mean(1, keepdim=True))
+        return self.activation(short + y)
+
+
+@on_x86
+@pytest.mark.parametrize(
+    ("how", "activation", "expected"),
+    [
+        ("plain", nn.ReLU(), []),
+        ("plain", nn.GELU(), ["GELU"]),
+        ("shortcut last", nn.ReLU(), []),
+        ("shortcut read later", nn.ReLU(), ["mul"]),
+        ("shortcut changed", nn.ReLU(), ["ReLU", "iadd"]),
+        ("shortcut overwritten", nn.ReLU(), ["mul"]),
+        ("broadcast", nn.ReLU(), ["ReLU", "iadd"]),
+    ],
+)
+def test_shortcuts(how: str, activation: nn.Module, expected: list[str]) -> None:
+    found = left(fused(Residual(how, activation), pictures()))
+    assert [name for name in found if name != "mean"] == expected
+
+
+@on_x86
+@pytest.mark.parametrize("name", ["convnet", "resnet20", "speednet", "lenet5"])
+def test_networks(name: str) -> None:
+    model = create_model(name, in_channels=3, num_outputs=5, image_size=(32, 32), seed=0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+                module.running_var.uniform_(0.5, 2)
+    assert "conv2d" not in left(fused(model, pictures(side=32)))
+
+
+@on_x86
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "seresnet18"])
+def test_networks_of_timm(name: str) -> None:
+    torchvision()
+    import timm
+
+    torch.manual_seed(0)
+    assert "conv2d" not in left(fused(timm.create_model(name, num_classes=5), pictures(side=64)))
+
+
+@on_x86
+def test_the_model_keeps_its_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    before = model[0].weight.detach().clone()
+    fused(model, pictures())
+    assert torch.equal(model[0].weight, before)
+
+
+def test_other_processors_keep_the_folded_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    folded = fold(Activated(nn.ReLU()).eval(), {"x": pictures(2)})
+    assert folded is not None
+    before = folded.code
+    assert not fuse_convolutions(folded)
+    assert folded.code == before
+
+
+def test_float64_is_left_as_it_is() -> None:
+    folded = fold(Activated(nn.ReLU()).eval().double(), {"x": pictures(2).double()})
+    assert folded is not None
+    assert not fuse_convolutions(folded)
+
+
+@pytest.mark.parametrize("side", [2, 3, 8, 9])
+def test_pooling_gives_the_same_bits(side: int) -> None:
+    x = pictures(side=side)
+    x[0, 0, 0, 0], x[1, 1, 1, 1] = float("nan"), float("inf")
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        found = max_pool_2x2(x.contiguous(memory_format=memory_format))
+        assert torch.equal(found.nan_to_num(7.0), F.max_pool2d(x, 2).nan_to_num(7.0))
+
+
+@pytest.mark.parametrize(
+    ("pool", "replaced"),
+    [
+        (nn.MaxPool2d(2), True),
+        (nn.MaxPool2d((2, 2), stride=(2, 2)), True),
+        (nn.MaxPool2d(2, ceil_mode=True), False),
+        (nn.MaxPool2d(2, stride=1), False),
+        (nn.MaxPool2d(2, padding=1), False),
+        (nn.MaxPool2d(2, dilation=2), False),
+        (nn.MaxPool2d(3, stride=2), False),
+    ],
+)
+def test_pooling_is_replaced_where_it_is_2x2(pool: nn.Module, replaced: bool) -> None:
+    x = pictures(side=9)
+    folded = fold(nn.Sequential(pool), {"x": x[:2]})
+    assert folded is not None
+    replace_pooling(folded)
+    assert any(node.target is max_pool_2x2 for node in folded.graph.nodes) == replaced
+    assert torch.equal(folded(x), pool(x))
