@@ -126,7 +126,7 @@ def plan_trainings(
         threads=None if jobs == 1 else threads,
         shards=recipe.shards,
         label_smoothing=recipe.label_smoothing,
-        n_steps=recipe.epochs * len(batches),
+        n_steps=recipe.epochs * len(batches) // build.count_phases(recipe, network),
     )
     return measured, min(n_trainings, jobs or max(1, cpus // measured.cpus))
 
