@@ -173,8 +173,7 @@ def test_pictures_of_odd_sizes_are_taken_or_refused(backbone: Backbone) -> None:
 
 def test_published_names_of_tensors_are_loaded(backbone: Backbone) -> None:
     """A file of the hub holds timm's own state, with a classifier, of pictures of the network's own size."""
-    own = {"img_size": 64} if backbone.family in ("eva02", "swin") else {}
-    theirs = timm().create_model(backbone.name, **own)
+    theirs = timm().create_model(backbone.name)
     model = build(backbone)
     loaded = load_pretrained(model, dict(theirs.state_dict()), name=f"timm/{backbone.name}", where="FILE")
     assert loaded == [name for name, _ in model.stages() if name != "classifier"]

@@ -408,6 +408,12 @@ def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
     )
 
 
+def count_phases(recipe: Recipe, model: nn.Module) -> int:
+    """Into how many stretches the epochs of a training fall, in each of which the same stages train."""
+    freezing = build_freezing(recipe, model)
+    return 1 if freezing is None else len({0, *(epoch for epoch, _ in freezing.unfreezing(recipe.epochs))})
+
+
 def as_in_training(recipe: Recipe, model: nn.Module) -> nn.Module:
     """A copy of a model in the mode in which most steps of its training find it, to measure with."""
     replica = copy.deepcopy(model).train()
