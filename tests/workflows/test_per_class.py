@@ -133,6 +133,7 @@ def test_a_search_and_its_winner_train_on_them(photos: Path, tmp_path: Path, fol
         settings=settings,
     )
     assert study.run is not None
+    assert "4 pictures of each class" in (study.path / "report.html").read_text(encoding="utf-8")
     run = netloom.train(photos, plan=PLAN, out=tmp_path, quiet=True, settings={**settings, **study.best_overrides})
     assert study.run.split["train"] == run.split["train"]
     assert classes_of(run.split, "train") == {"across": 4, "down": 4, "plain": 4}

@@ -110,7 +110,8 @@ def test_features_of_the_weights_are_classified(
 
 
 def test_fine_tuning_starts_from_the_weights_and_moves_them(photos: Path, weights: Path, tmp_path: Path) -> None:
-    run = transfer(photos, tmp_path, weights=weights, mode="finetune", unfreeze=1)
+    # The head alone, which starts from a regression, may well be the best on ten pictures.
+    run = transfer(photos, tmp_path, weights=weights, mode="finetune", unfreeze=1, settings={"keep": "last"})
     kept, given = load_file(run.weights_path), load_file(weights)
     trunk = {key.removeprefix(TRUNK_PREFIX): value for key, value in kept.items() if key.startswith(TRUNK_PREFIX)}
     moved = {key for key, value in trunk.items() if not torch.equal(value, given[key])}

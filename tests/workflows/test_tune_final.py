@@ -20,8 +20,8 @@ from netloom.data.sources import open_source
 from netloom.errors import RecipeError, TrainingError
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan
+from netloom.workflows.interruption import how_to_go_on
 from netloom.workflows.study import Study
-from netloom.workflows.trainings import how_to_go_on
 from picture_folders import stripes, write_folder
 
 PLAN = ExecutionPlan("cpu", 1, "float32")

@@ -129,6 +129,8 @@ class StudyFacts:
     pruner: str
     scheme: str
     validation_n: int | None
+    per_class: int | None
+    """Pictures of each class that trials and winner train on; None for all."""
     keys: Sequence[SearchKey]
     trials: Sequence[TrialFacts]
     """In the order of their numbers."""
@@ -224,6 +226,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         pruner=str(result["pruner"] or "none"),
         scheme=str(result["scheme_in_words"]),
         validation_n=result.get("validation_n"),
+        per_class=result.get("per_class"),
         keys=[_key(row) for row in result["space"]],
         trials=trials,
         planned=int(result["n_trials"]),

@@ -202,6 +202,7 @@ def facts(study: StudyFacts) -> dict[str, str]:
     listed = {
         "Recipe": study.recipe,
         "Scored by": f"{study.metric}, {study.scheme}{n}",
+        "Trained on": "" if study.per_class is None else f"{counted(study.per_class, 'picture')} of each class",
         "Settings chosen by": study.sampler,
         "Stopped early by": study.pruner,
         "Trials": trials_in_words(study),

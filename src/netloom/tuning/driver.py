@@ -226,4 +226,5 @@ class Driver:
             return
         proposal = self._ahead.result()
         if self._interruption() is None:
-            self.study.prune(proposal.number, {"reason": f"{TIME_LIMIT}, before it began"})
+            outcome = {"reason": f"{TIME_LIMIT}, before it began", **self._course()}
+            self.study.prune(proposal.number, outcome)

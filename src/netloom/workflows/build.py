@@ -41,9 +41,9 @@ from netloom.training.callbacks import (
     require_tensorboard,
 )
 from netloom.training.checkpoint import weights_bytes
-from netloom.training.feature_heads import NearestNeighbours
 from netloom.training.freezing import Freezing
 from netloom.training.muon import MuonOptions
+from netloom.training.neighbours import NearestNeighbours
 from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
@@ -406,6 +406,12 @@ def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
         batch_norm=transfer.batch_norm,
         cut=transfer.cut,
     )
+
+
+def count_phases(recipe: Recipe, model: nn.Module) -> int:
+    """Into how many stretches the epochs of a training fall, in each of which the same stages train."""
+    freezing = build_freezing(recipe, model)
+    return 1 if freezing is None else len({0, *(epoch for epoch, _ in freezing.unfreezing(recipe.epochs))})
 
 
 def as_in_training(recipe: Recipe, model: nn.Module) -> nn.Module:

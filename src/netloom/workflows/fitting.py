@@ -135,6 +135,7 @@ class Fitting:
         Raises:
             TrainingError: Shards are asked for, but the model cannot be divided.
         """
+        steps = self.recipe.epochs * len(self.train) if n_steps is None else n_steps
         return choose_plan(
             build.as_in_training(self.recipe, self.network),
             self.typical_batch(),
@@ -143,7 +144,8 @@ class Fitting:
             precision=self.recipe.precision,
             shards=self.recipe.shards,
             label_smoothing=self.recipe.label_smoothing,
-            n_steps=self.recipe.epochs * len(self.train) if n_steps is None else n_steps,
+            # What a step is prepared with serves as long as the same stages train.
+            n_steps=steps // build.count_phases(self.recipe, self.network),
             threads=threads,
         )
 

@@ -15,11 +15,11 @@ from netloom.recipe import Recipe
 from netloom.tuning.driver import Driver, TrialEnd, Watcher
 from netloom.tuning.study import Proposal, SearchStudy
 from netloom.workflows.build import CustomModel
-from netloom.workflows.interruption import listening
+from netloom.workflows.interruption import how_to_go_on, listening
 from netloom.workflows.study_manifest import StudyManifest
 from netloom.workflows.study_pictures import StudyPictures
 from netloom.workflows.study_views import HParamsLog, Watchers
-from netloom.workflows.trainings import InterruptedTrainingsError, executor_for, how_to_go_on, name_for_workers
+from netloom.workflows.trainings import InterruptedTrainingsError, executor_for, name_for_workers
 from netloom.workflows.trial_table import TrialTable
 from netloom.workflows.trial_task import (
     TrialResources,

@@ -66,6 +66,7 @@ def study_result(
         "pruner": manifest.pruner,
         "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
         "validation_n": validation_n,
+        "per_class": recipe.per_class,
         "space": [dimension.to_json() for dimension in manifest.space],
         "base": values_of(recipe, manifest.space),
         "trials": [_trial_json(record) for record in records],

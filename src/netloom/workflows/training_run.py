@@ -24,7 +24,7 @@ from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.state import TrainingState
 from netloom.workflows import build
 from netloom.workflows.fitting import Fitting
-from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, listening
+from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, how_to_go_on, listening
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
 
@@ -160,12 +160,20 @@ class TrainingRun:
         if interrupted:
             raise InterruptedTrainingError(
                 f"Training was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. The run so far is "
-                f"usable; go on with: netloom train --resume {self.run.path}",
+                f"usable; go on with: {self._how_to_go_on()}",
                 self.run,
                 str(state.stop_reason),
             )
         self._say_result(result)
         return self.run
+
+    def _how_to_go_on(self) -> str:
+        return how_to_go_on(
+            f"netloom train --resume {self.run.path}",
+            f"netloom.resume({str(self.run.path)!r}",
+            in_memory=not self.data.facts.source_location,
+            model=self.run.custom_model,
+        )
 
     def _was_interrupted(self, state: TrainingState) -> bool:
         if self.interruption is None:

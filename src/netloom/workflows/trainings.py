@@ -70,19 +70,6 @@ def name_for_workers(model: CustomModel | None, jobs: int) -> str | None:
     return None if model is None or jobs == 1 else name_of(model)
 
 
-def how_to_go_on(command: str, call: str, *, in_memory: bool, model: CustomModel | None) -> str:
-    """What to do after an interruption: the command, or, where that cannot have all that is needed, the call.
-
-    Args:
-        command: For a shell.
-        call: For Python, without its closing parenthesis.
-        in_memory: The pictures are not on the disk.
-        model: The function making the network, where it is the user's own.
-    """
-    given = [*(["source=image_set"] if in_memory else []), *(["model=model"] if model is not None else [])]
-    return f"{', '.join([call, *given])})" if given else command
-
-
 def plan_trainings(
     recipe: Recipe,
     data: PreparedData,
