@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,9 @@ import netloom
 from netloom.errors import RecipeError
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.models.backbones import timm
+from netloom.progress import Reporter
 from netloom.workflows import transfer_auto
+from netloom.workflows.prepare import prepare_data
 from picture_folders import write_folder
 
 NAME = "test_resnet"
@@ -124,6 +127,29 @@ def test_what_would_exceed_the_time_limit_is_not_begun(
     assert told["chosen"] == "features"
     assert told["reason"].startswith("frozen would take about 2 h 0 min, and ")
     assert "--time-limit gives more" in told["reason"]
+
+
+def test_the_time_that_a_step_would_take_grows_with_its_epochs_and_pictures(
+    photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 pictures of 3 classes: 12 test; 38.4 of a fold are learned from, a fifth of them validates."""
+    monkeypatch.setattr(transfer_auto, "seconds_by_threads", lambda model, batch, heads, threads: {1: 2.0})
+    monkeypatch.setattr(transfer_auto, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(transfer_auto, "training_threads", lambda: 1)
+
+    def expected(mode: str, **changes: Any) -> float:
+        settings = {**QUICK, "model": f"timm/{NAME}", "transfer.weights": str(weights), **changes}
+        recipe = netloom.load_recipe(f"transfer-{mode}", settings)
+        data = prepare_data(photos, recipe, Reporter(quiet=True))
+        return transfer_auto.expected_seconds(recipe, data, device="cpu")
+
+    assert expected("features") == 0
+    folds, last = math.ceil(38.4 * 0.8 / 16) + 38.4 * 0.2 / 16, math.ceil(38 / 16) + 10 / 16
+    assert expected("frozen") == pytest.approx(1.1 * 2.0 * 2 * (5 * folds + last))
+    folds, last = math.ceil(38.4 * 0.8 / 16) + 38.4 * 0.2 / 48, math.ceil(38 / 16) + 10 / 48
+    assert expected("finetune", epochs=6) == pytest.approx(1.1 * 2.0 * 6 * (5 * folds + last))
+    folds, last = math.ceil(6 / 16) + 38.4 * 0.2 / 16, math.ceil(6 / 16) + 10 / 16
+    assert expected("frozen", per_class=2) == pytest.approx(1.1 * 2.0 * 2 * (5 * folds + last))
 
 
 def test_the_last_step_is_told(photos: Path, weights: Path, tmp_path: Path, scripted: Any) -> None:

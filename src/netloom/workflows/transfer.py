@@ -142,7 +142,7 @@ def backbone_settings(
         RecipeError: Weights are given for a run, which has its own, or its network is the user's own.
     """
     text = str(backbone)
-    as_run = isinstance(backbone, Path) or Path(text).is_dir() or ("/" in text and not is_backbone(text))
+    as_run = isinstance(backbone, Path) or Path(text).is_dir() or (len(Path(text).parts) > 1 and not is_backbone(text))
     changes = _of_run(Path(text), weights) if as_run else {"model": text if is_backbone(text) else PREFIX + text}
     if weights is not None:
         changes["transfer.weights"] = str(weights)
