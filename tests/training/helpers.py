@@ -95,3 +95,13 @@ class StopAfter:
     def __call__(self) -> str | None:
         self.left -= 1
         return "stopped" if self.left == 0 else None
+
+
+def blobs(n: int, classes: int, width: int, *, spread: float = 1.5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of overlapping classes, far from zero and of unlike scales."""
+    generator = np.random.default_rng(seed)
+    targets = np.arange(n) % classes
+    centres = generator.normal(size=(classes, width))
+    rows = centres[targets] + spread * generator.normal(size=(n, width))
+    rows = 5 + rows * generator.uniform(0.1, 10, size=width)
+    return torch.from_numpy(rows).float(), torch.from_numpy(targets)

@@ -41,9 +41,9 @@ from netloom.training.callbacks import (
     require_tensorboard,
 )
 from netloom.training.checkpoint import weights_bytes
-from netloom.training.feature_heads import NearestNeighbours
 from netloom.training.freezing import Freezing
 from netloom.training.muon import MuonOptions
+from netloom.training.neighbours import NearestNeighbours
 from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import LENGTH_DEPENDENT, Schedule

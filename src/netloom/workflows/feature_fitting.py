@@ -18,7 +18,7 @@ from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import Batches
 from netloom.data.feature_cache import FeatureCache
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import Split, tie_into_units
+from netloom.data.splits import tie_into_units
 from netloom.errors import RecipeError
 from netloom.features import (
     Extraction,
@@ -33,13 +33,13 @@ from netloom.features import (
 from netloom.inference import predict_outputs
 from netloom.models.contract import ImageModel
 from netloom.progress import OnProgress, Reporter
-from netloom.recipe import Recipe
 from netloom.run import RunFolder
-from netloom.runtime import ExecutionPlan, executing, training_threads
+from netloom.runtime import ExecutionPlan, executing
 from netloom.training.callbacks import Callback, CallbackList, CSVLog
 from netloom.training.checkpoint import Checkpoint, Checkpointer, state_bytes
-from netloom.training.feature_heads import Choice, NearestNeighbours, fit_logistic, fit_neighbours
+from netloom.training.feature_heads import Choice, fit_logistic
 from netloom.training.loop import fit
+from netloom.training.neighbours import NearestNeighbours, fit_neighbours
 from netloom.training.planning import choose_feature_plan
 from netloom.training.state import TrainingState
 from netloom.workflows import build
@@ -384,50 +384,3 @@ def _tell(on_progress: OnProgress, before: int, total: int, done: int, _of: int)
 def _units(image_set: ImageSet, train: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The unit of each training picture; pictures may be tied by one of another part."""
     return tie_into_units(len(image_set), image_set.groups, image_set.content_hashes)[train]
-
-
-def cache_features(
-    recipe: Recipe,
-    network: nn.Module,
-    heads: Sequence[Any],
-    image_set: ImageSet,
-    splits: Sequence[Split],
-    *,
-    plan: ExecutionPlan,
-    reporter: Reporter,
-) -> None:
-    """Compute what several trainings will ask for, all threads on it, so that each of them finds it in the cache.
-
-    Where the scaling of pictures is each training part's own (`input_scaling: standardize`), so are the features, and
-    every training computes its own.
-
-    Args:
-        recipe: Of the trainings, as far as it determines features.
-        network: Any of theirs; its weights are put in place.
-        heads: What its outputs mean.
-        image_set: Of all splits.
-        splits: Of the trainings.
-        plan: Of every training.
-        reporter: Shows progress.
-    """
-    if not build.learns_from_features(recipe):
-        return
-    scalings = {build.build_scaling(recipe, image_set.images, split.train) for split in splits}
-    if len(scalings) > 1:
-        return
-
-    def union(part: str) -> npt.NDArray[np.int64]:
-        return np.unique(np.concatenate([getattr(split, part) for split in splits]))
-
-    fitting = Fitting.prepare(
-        recipe,
-        network,
-        heads,
-        image_set,
-        Split(union("train"), union("validation"), union("test"), method="", seed=0),
-        scaling=scalings.pop(),
-        device=plan.device,
-        reporter=reporter,
-    )
-    assert isinstance(fitting, FeatureFitting)
-    fitting.extract(replace(plan, threads=max(plan.threads, training_threads())))

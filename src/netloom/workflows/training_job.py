@@ -18,11 +18,11 @@ from netloom.run import DataFacts, RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
-from netloom.workflows.feature_fitting import cache_features
 from netloom.workflows.fitting import check_monitors
 from netloom.workflows.interruption import how_to_go_on
 from netloom.workflows.prepare import PreparedData, reopen_data
 from netloom.workflows.runs import Run
+from netloom.workflows.shared_features import cache_features
 from netloom.workflows.starting_weights import initialize_from_weights
 from netloom.workflows.trainings import (
     create_run,

@@ -25,7 +25,6 @@ from netloom.tuning.storage import without_password
 from netloom.tuning.study import TrialRecord, best_of
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
-from netloom.workflows.feature_fitting import cache_features
 from netloom.workflows.first_trials import best_of_earlier, enqueue_first
 from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
 from netloom.workflows.request import request_for
@@ -41,6 +40,7 @@ from netloom.workflows.search_options import (
     checked_objective,
     parse_duration,
 )
+from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.starting_weights import initialize_from_weights
 from netloom.workflows.study import Study
