@@ -274,7 +274,9 @@ def test_one_failing_fold_does_not_lose_the_others(tmp_path: Path, monkeypatch: 
         return run
 
     monkeypatch.setattr(training_job, "create_run", sabotaged)
-    with pytest.raises(NetloomError, match=r"1 of 3 trainings failed, for example fold-2: Cannot write.*cv --resume"):
+    with pytest.raises(
+        NetloomError, match=r"1 of 3 trainings failed, for example fold-2: Cannot write.*go on with: netloom\.resume"
+    ):
         netloom.cross_validate(pictures(), folds=3, jobs=1, plan=PLAN, out=tmp_path, quiet=True, settings=QUICK)
     (folder,) = tmp_path.iterdir()
     result = json.loads((folder / "cv.json").read_text())

@@ -83,7 +83,8 @@ def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def the_folder(out: Path) -> Path:
-    (folder,) = out.glob("*-study")
+    """The one that can be gone on with; a driver that died while it made its folder has left one that cannot."""
+    (folder,) = [manifest.parent for manifest in out.glob("*-study/study.json")]
     return folder
 
 
@@ -290,7 +291,10 @@ def test_a_damaged_study_is_refused(photos: Path, tmp_path: Path) -> None:
     whole = json.loads(manifest.read_text())
     damaged: list[Any] = [[], {}, {**whole, "kind": "cross-validation"}, {**whole, "plan": 1}, {**whole, "space": [1]}]
     damaged += [{key: value for key, value in whole.items() if key != gone} for gone in whole]
-    damaged += [{**whole, key: value} for key, value in (("sampler", "dice"), ("objective", "x"), ("extra", 1))]
+    damaged += [
+        {**whole, key: value}
+        for key, value in (("sampler", "dice"), ("objective", "x"), ("final_on", "x"), ("extra", 1))
+    ]
     damaged += [{**whole, "n_trials": "many"}, {**whole, "final_seeds": -1}, {**whole, "cv": 1.5}]
     for content in ("", "{", *map(json.dumps, damaged)):
         manifest.write_text(content)

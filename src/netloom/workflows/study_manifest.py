@@ -37,6 +37,7 @@ _PLAIN: Mapping[str, tuple[tuple[type, ...], int | None]] = {
     "final_seeds": ((int,), 0),
     "searched": ((bool,), None),
     "seconds": ((int, float), 0),
+    "final_on": ((str,), None),
     "jobs": ((int,), 1),
 }
 """The types and least values of what is plain in the manifest."""
@@ -106,7 +107,6 @@ class StudyManifest:
                 raise ValueError("it is of another kind")
             value["space"] = tuple(map(Dimension.from_json, value["space"]))
             value["plan"] = ExecutionPlan.from_json(value["plan"])
-            value = {"jobs": 1, **value}  # studies of earlier versions do not tell
             for key, (types, least) in _PLAIN.items():
                 if not isinstance(value[key], types) or (least is not None and (value[key] or least) < least):
                     raise ValueError(f"{key} is {value[key]!r}")
