@@ -314,3 +314,5 @@ def test_parameters_of_vgg16_in_the_summary(settings: dict[str, Any], trainable:
     assert found.parameters == 16_812_353
     assert found.trainable_parameters == trainable
     assert 2 * sum(layer.trainable for layer in found.layers) == tensors
+    assert [stage.name for stage in found.stages] == [*(f"block{i}" for i in range(1, 6)), "head", "classifier"]
+    assert sum(stage.parameters for stage in found.stages if stage.trainable) == trainable

@@ -46,6 +46,9 @@ def summary(
         return
     columns, *rows = found.rows()
     print_table(columns, rows, right=(3, 4))
+    if found.stages:
+        names = ", ".join(stage.name if stage.trainable else f"{stage.name} (frozen)" for stage in found.stages)
+        typer.echo(f"Stages: {names}")
     typer.echo(
         f"Parameters: {found.parameters:,} ({found.trainable_parameters:,} trainable), "
         f"{found.multiply_adds / 1e6:,.1f} million multiply-adds for a picture"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from netloom.errors import ModelError
+from netloom.models.contract import ImageModel
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,19 @@ class LayerSummary:
 
 
 @dataclass(frozen=True)
+class StageSummary:
+    """A part of a network that can be frozen or unfrozen by its name."""
+
+    name: str
+    parameters: int
+    trainable: bool
+
+
+@dataclass(frozen=True)
 class ModelSummary:
     """Layers in the order of the model's definition, and the totals.
+
+    `stages` are from input to output; there are none where a model does not say which it has.
 
     `multiply_adds` are those of one picture's convolutions, dense layers, matrix products and
     attention. `trunk_parameters` is None where a model has no `trunk`.
@@ -36,6 +48,7 @@ class ModelSummary:
     type: str
     input_shape: tuple[int, ...]
     layers: tuple[LayerSummary, ...]
+    stages: tuple[StageSummary, ...]
     parameters: int
     trainable_parameters: int
     trunk_parameters: int | None
@@ -86,6 +99,7 @@ def summarize(model: nn.Module, *, input_shape: tuple[int, ...], trunk_only: boo
         type=type(model).__name__,
         input_shape=tuple(input_shape),
         layers=_layers(model, shapes),
+        stages=_stages(model),
         parameters=_count(model.parameters()),
         trainable_parameters=_count(p for p in model.parameters() if p.requires_grad),
         trunk_parameters=_count(trunk.parameters()) if isinstance(trunk, nn.Module) else None,
@@ -161,6 +175,14 @@ def _layers(model: nn.Module, shapes: Mapping[nn.Module, tuple[int, ...] | None]
             )
         )
     return tuple(layers)
+
+
+def _stages(model: nn.Module) -> tuple[StageSummary, ...]:
+    found = model.stages() if isinstance(model, ImageModel) else []
+    return tuple(
+        StageSummary(name, _count(part.parameters()), any(p.requires_grad for p in part.parameters()))
+        for name, part in found
+    )
 
 
 def _count(parameters: Any) -> int:
