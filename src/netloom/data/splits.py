@@ -21,14 +21,16 @@ from netloom.randomness import permutation
 IntArray = npt.NDArray[np.int64]
 
 PARTS = ("train", "validation", "test")
+WITHOUT_TEST = "without classes"
+"""Method of a split of pictures without classes, which need no test part."""
 
 
 @dataclass(frozen=True)
 class Split:
     """Index arrays (int64, ascending) into an ImageSet, and how they were drawn.
 
-    `method` is one of `given`, `stratified`, `given test, stratified validation` and `given
-    validation, stratified test`; `notes` says in plain words what a user should know of this split.
+    `method` is one of `given`, `stratified`, `given test, stratified validation`, `given validation, stratified test` and
+    `WITHOUT_TEST`; `notes` says in plain words what a user should know of this split.
     """
 
     train: IntArray
@@ -62,7 +64,7 @@ class Split:
                 "keys train, validation, test (lists of picture ids), method, seed and notes."
             ) from error
         position = {name: index for index, name in enumerate(ids)}
-        _refuse_impossible_ids(names, position)
+        _refuse_impossible_ids(names, position, may_be_empty={"test"} if method == WITHOUT_TEST else set())
         indices = {
             part: np.sort(np.array([position[name] for name in members], dtype=np.int64))
             for part, members in names.items()
@@ -70,11 +72,13 @@ class Split:
         return cls(**indices, method=method, seed=seed, notes=notes)
 
 
-def _refuse_impossible_ids(names: Mapping[str, list[str]], position: Mapping[str, int]) -> None:
+def _refuse_impossible_ids(
+    names: Mapping[str, list[str]], position: Mapping[str, int], *, may_be_empty: set[str]
+) -> None:
     listed = [name for members in names.values() for name in members]
     if len(set(listed)) < len(listed):
         raise DataError("The split manifest is damaged: a picture is in it more than once.")
-    if not all(names.values()):
+    if not all(names[part] for part in PARTS if part not in may_be_empty):
         raise DataError("The split manifest is damaged: a part is empty.")
     missing = [name for name in listed if name not in position]
     if missing:

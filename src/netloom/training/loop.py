@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from netloom.data.batches import ImageBatches
+from netloom.data.batches import Batch
 from netloom.inference import predict_outputs
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, executing
@@ -25,6 +28,26 @@ from netloom.training.step import TrainingStep
 _STEPS_PER_CHECK = 50
 
 
+class Batches(Protocol):
+    """A part of a data set, epoch by epoch; `data.batches.ImageBatches` is one.
+
+    Attributes:
+        targets: By head name, first dimension N.
+        indices: Which of the N, in the order of an epoch that is not shuffled.
+    """
+
+    targets: dict[str, torch.Tensor]
+
+    @property
+    def indices(self) -> npt.NDArray[np.int64]:
+        """See the attributes; read only."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch `skip` on."""
+
+
 class _InterruptedError(Exception):
     """The training was asked to stop between two steps."""
 
@@ -32,8 +55,8 @@ class _InterruptedError(Exception):
 def fit(
     model: nn.Module,
     *,
-    train: ImageBatches,
-    validation: ImageBatches,
+    train: Batches,
+    validation: Batches,
     heads: Sequence[Head],
     optimizer: torch.optim.Optimizer,
     plan: ExecutionPlan,
@@ -124,8 +147,8 @@ class _Fitting:
         step: TrainingStep,
         callbacks: CallbackList,
         schedule: Schedule,
-        train: ImageBatches,
-        validation: ImageBatches,
+        train: Batches,
+        validation: Batches,
         checkpointer: Checkpointer | None,
     ) -> None:
         self.state, self.step, self.callbacks, self.schedule = state, step, callbacks, schedule
