@@ -291,9 +291,8 @@ def _problems_without_labels(recipe: Recipe) -> list[str]:
         problems.append("shards: self_supervised compares all views of a batch, which cannot be divided; set 0")
     if recipe.progressive_resizing is not None:
         problems.append("progressive_resizing: self_supervised.view_size says how large views are")
-    for key in ("keep_every", "tensorboard"):
-        if getattr(recipe, key):
-            problems.append(f"{key}: is for trainings with labels")
+    given = (key for key in ("keep_every", "tensorboard") if getattr(recipe, key))
+    problems += [f"{key}: is for trainings with labels" for key in given]
     if recipe.model == CUSTOM_MODEL:
         problems.append("self_supervised: is for models by name")
     return problems

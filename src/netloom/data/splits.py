@@ -29,8 +29,8 @@ WITHOUT_TEST = "without classes"
 class Split:
     """Index arrays (int64, ascending) into an ImageSet, and how they were drawn.
 
-    `method` is one of `given`, `stratified`, `given test, stratified validation`, `given validation, stratified test` and
-    `WITHOUT_TEST`; `notes` says in plain words what a user should know of this split.
+    `method` is one of `given`, `stratified`, `given test, stratified validation`, `given validation, stratified test`
+    and `WITHOUT_TEST`; `notes` says in plain words what a user should know of this split.
     """
 
     train: IntArray

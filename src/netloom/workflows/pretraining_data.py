@@ -97,8 +97,8 @@ def reopen_unlabelled(folder: RunFolder, source: ImageSet | None, recipe: Recipe
     facts = folder.data
     if source is None and not facts.source_location:
         raise RunError(
-            f"{folder.path} was trained on pictures in memory, which are not in the run; resume it from Python and give "
-            "them: netloom.resume_pretraining(run, source=image_set)."
+            f"{folder.path} was trained on pictures in memory, which are not in the run; resume it from Python and "
+            "give them: netloom.resume_pretraining(run, source=image_set)."
         )
     try:
         opened = source if source is not None else open_pictures(facts.source_location)
@@ -179,6 +179,6 @@ def _say_what_is_there(reporter: Reporter, facts: DataFacts, split: Split) -> No
     )
     if len(split.train) < _FEW_PICTURES:
         reporter.say(
-            f"  note: {len(split.train):,} pictures are few to learn from without labels; a backbone that was trained on "
-            "millions (`netloom backbones`) is better where you can get one."
+            f"  note: {len(split.train):,} pictures are few to learn from without labels; a backbone that was trained "
+            "on millions (`netloom backbones`) is better where you can get one."
         )
