@@ -15,6 +15,7 @@ ROWS = [
     {"models"},
     {"metrics"},
     {"inference"},
+    {"features"},
     {"training"},
     {"parallel"},
     {"evaluation", "tuning"},

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from netloom.workflows.summarize import summary as summary
     from netloom.workflows.train import resume as resume
     from netloom.workflows.train import train as train
+    from netloom.workflows.transfer import transfer as transfer
     from netloom.workflows.tune import resume_tune as resume_tune
     from netloom.workflows.tune import tune as tune
 
@@ -57,6 +58,7 @@ _PUBLIC = {
     "summary": ("netloom.workflows.summarize", "summary"),
     "resume_tune": ("netloom.workflows.tune", "resume_tune"),
     "train": ("netloom.workflows.train", "train"),
+    "transfer": ("netloom.workflows.transfer", "transfer"),
     "tune": ("netloom.workflows.tune", "tune"),
 }
 __all__ = [*sorted(_PUBLIC)]

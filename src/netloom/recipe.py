@@ -271,6 +271,12 @@ def _combination_problems(recipe: Recipe) -> list[str]:
         problems += _problems_without_labels(recipe)
     if recipe.transfer is not None and recipe.first_layer != "random":
         problems.append("first_layer: a pretrained network has its own; random leaves that as it is")
+    transfer = recipe.transfer
+    if transfer is not None and transfer.mode == "finetune" and transfer.head_epochs >= recipe.epochs:
+        problems.append(
+            f"transfer.head_epochs: {transfer.head_epochs} of {recipe.epochs} epochs leave none in which more than the "
+            "head trains; give fewer, or more epochs, or mode: frozen"
+        )
     return problems
 
 

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from netloom.report.curves import RUN_COLOURS, draw_curve, draw_runs, run_style
+from netloom.report.curves import RUN_COLOURS, draw_curve, draw_runs, run_style, running_average
 
 HISTORY = [
     {
@@ -143,3 +143,22 @@ def luminance(colour: str) -> float:
     channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_unfreezing_is_marked_between_epochs_and_long_curves_are_averaged():
+    """The average of the definition: m = 0.8 m + 0.2 x, from the first value on."""
+    history = [{"epoch": e, "train_loss": 1 / e, "validation_loss": 1 + (-1) ** e / 4} for e in range(1, 21)]
+    plain = draw_curve(history, "loss", best_epoch=None)
+    marked = draw_curve(history, "loss", best_epoch=None, unfreezing=[3, 5, 40])
+    assert "unfrozen" not in plain
+    assert [n for n in (3, 5, 40) if f'id="loss-unfrozen-{n}"' in marked] == [3, 5]
+    assert marked.count(">unfrozen<") == 1
+    assert 'id="loss-validation-average"' in marked
+    assert "average" not in draw_curve(history[:9], "loss", best_epoch=None, unfreezing=[3])
+    expected, mean = [], 1.0
+    for value in (1.0, 3.0, 2.0):
+        mean = 0.8 * mean + 0.2 * value
+        expected.append(mean)
+    found = running_average(np.array([1.0, 3.0, np.nan, 2.0]))
+    assert found[[0, 1, 3]] == pytest.approx(expected)
+    assert np.isnan(found[2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from netloom.report.reading import read_curves
+from netloom.report.reading import read_curves, read_unfreezing
 
 
 def history(train_loss, validation_loss=None, **columns):
@@ -150,3 +150,36 @@ def test_short_histories():
     assert told[0] == "After one epoch: training loss 0.700, validation loss 0.600."
     told = read_curves(history([0.7, 0.6]))
     assert told[0] == "After 2 epochs: training loss 0.600."
+
+
+@pytest.mark.parametrize(
+    ("unfreezing", "frozen", "expected"),
+    [
+        ([], [], []),
+        ([], ["stem", "block1"], ["The head alone was trained: stem and block1 stayed as they came."]),
+        (
+            [(2, ["block3"])],
+            ["block1", "block2"],
+            [
+                "The head was trained alone in epoch 1. In front of the head trained block3 from epoch 2 on (dotted "
+                "line). block1 and block2 stayed as they came."
+            ],
+        ),
+        (
+            [(3, ["block3", "block2"]), (4, ["block1"])],
+            ["stem"],
+            [
+                "The head was trained alone in epochs 1 to 2. In front of the head trained block3 and block2 from "
+                "epoch 3 on, block1 from epoch 4 on (dotted lines). stem stayed as it came."
+            ],
+        ),
+        ([(1, ["block3", "block2", "block1"])], [], []),
+        (
+            [(1, ["block3", "block2", "block1"])],
+            ["stem"],
+            ["In front of the head trained the 3 stages block3 to block1 from epoch 1 on. stem stayed as it came."],
+        ),
+    ],
+)
+def test_what_was_unfrozen_when_is_said(unfreezing, frozen, expected):
+    assert read_unfreezing(unfreezing, frozen) == expected

@@ -148,13 +148,28 @@ def test_what_unfreezes_is_told_by_epoch() -> None:
     ("unfreeze", "message"),
     [
         ("blok3", "no stage 'blok3'.*block3.*block1, block2, block3"),
-        (4, "4 stages.*has 3"),
+        (4, "4 stages are to be unfrozen, and 3 have"),
         ("head", "no stage 'head'"),
     ],
 )
 def test_stages_that_are_not_there_are_named(unfreeze: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         Freezing.of(staged(), unfreeze=unfreeze)
+
+
+def test_stages_behind_a_cut_are_new_and_train_like_the_head() -> None:
+    model = staged()
+    freezing = Freezing.of(model, unfreeze=1, head_epochs=1, cut="block2")
+    assert [(stage.joins, stage.depth) for stage in freezing.stages] == [(None, 2), (1, 1), (0, 0), (0, 0), (0, 0)]
+    freezing.prepare(model)
+    before = of_trunk(model)
+    fit(model, freezing, epochs=1, callbacks=())
+    changed = {n for n, v in of_trunk(model).items() if not torch.equal(v, before[n])}
+    # Its statistics, too; its bias, which the normalization behind it takes away, has no gradient to speak of.
+    assert {n for n in before if n.startswith("trunk.block3")} - {"trunk.block3.conv1.bias"} <= changed
+    assert all(n.startswith("trunk.block3") for n in changed)
+    with pytest.raises(ModelError, match="cut: the network has no stage 'block4'"):
+        Freezing.of(model, cut="block4")
 
 
 def test_a_model_without_stages_is_refused() -> None:

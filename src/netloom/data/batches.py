@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,34 @@ class Batch:
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+
+class Batches(Protocol):
+    """The batches of one part of a data set, epoch by epoch: what a training asks of them.
+
+    Attributes:
+        indices: Which rows of `targets` belong to the part, in the order of an epoch without shuffling.
+        targets: By head name, first dimension that of the whole set.
+    """
+
+    indices: npt.NDArray[np.int64]
+    targets: dict[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch `skip` on."""
+        ...
+
+
+def batch_bounds(n: int, batch_size: int) -> Sequence[tuple[int, int]]:
+    """Where batches of `n` samples start and stop; a remainder of a single one joins the batch before it."""
+    starts = list(range(0, n, batch_size))
+    if len(starts) > 1 and n - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], n], strict=True))
 
 
 @dataclass(frozen=True)
@@ -166,11 +195,7 @@ class ImageBatches:
         return len(self.indices)
 
     def _bounds(self) -> Sequence[tuple[int, int]]:
-        n, size = self.n_samples, self.batch_size
-        starts = list(range(0, n, size))
-        if len(starts) > 1 and n - starts[-1] == 1:
-            starts.pop()
-        return list(zip(starts, [*starts[1:], n], strict=True))
+        return batch_bounds(self.n_samples, self.batch_size)
 
     def __len__(self) -> int:
         return len(self._bounds())

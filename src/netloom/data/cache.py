@@ -69,6 +69,14 @@ def find_entry(key: str) -> Path | None:
     return None
 
 
+def find_entries(prefix: str) -> list[Path]:
+    """The complete entries whose keys begin so, sorted by key, each marked as used just now."""
+    wanted = _entries_folder()
+    folders = [folder for folder in (wanted, _temporary_folders.get(wanted)) if folder is not None and folder.is_dir()]
+    keys = {path.name for folder in folders for path in folder.glob(f"{prefix}*")}
+    return [entry for key in sorted(keys) if (entry := find_entry(key)) is not None]
+
+
 def build_entry(key: str, *, needed_bytes: int, fill: Callable[[Path], None]) -> Path:
     """Make the entry of that key: `fill` writes files into the empty folder it is given.
 

@@ -164,7 +164,7 @@ class _Pool:
 
     def _fold_numbers(self, folds: int, seed: int) -> IntArray:
         self._refuse_too_many(folds)
-        return draw_parts(self.labels, self.units, _shares(self.labels, folds, seed), seed)
+        return fold_numbers(self.labels, self.units, folds, seed)
 
     def _refuse_too_many(self, folds: int) -> None:
         """Every fold shall test every class, and the others teach it."""
@@ -197,6 +197,18 @@ class _Pool:
             validation=self.indices[drawn.validation],
             test=self.indices[drawn.test],
         )
+
+
+def fold_numbers(labels: IntArray, units: IntArray, folds: int, seed: int) -> IntArray:
+    """The fold of each picture, int64 `[n]`: classes in proportion, units whole, whatever there is of either.
+
+    Args:
+        labels: Class indices `[n]`.
+        units: The unit of each picture `[n]`, see `splits.tie_into_units`.
+        folds: How many.
+        seed: The same seed gives the same folds.
+    """
+    return draw_parts(labels, units, _shares(labels, folds, seed), seed)
 
 
 def _shares(labels: IntArray, folds: int, seed: int) -> IntArray:

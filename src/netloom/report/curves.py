@@ -56,6 +56,7 @@ _COLOURS = {
 }
 _SIZE_INCHES = (5.2, 3.1)
 _MARKED_EPOCHS = 12
+_AVERAGED_EPOCHS = 15
 # Inline SVG needs none of these: namespaces hold addresses, and the `*` in the style sheet would
 # match the whole page.
 _NOT_INLINE = re.compile(
@@ -63,14 +64,19 @@ _NOT_INLINE = re.compile(
 )
 
 
-def draw_curve(history: History, quantity: Quantity, *, best_epoch: int | None) -> str:
+def draw_curve(history: History, quantity: Quantity, *, best_epoch: int | None, unfreezing: Sequence[int] = ()) -> str:
     """One `<svg>` element: training and validation curve of `quantity`, the best epoch marked.
+
+    Dotted lines stand in front of the epochs from which on more of a pretrained network trains. Of such a training
+    with many epochs a running average is drawn, too, which tells a gain of tenths of a percent from the noise
+    (Chollet, "Deep learning with Python", 2018, listing 5.26, smooths with 0.8 as well).
 
     Args:
         history: A row per epoch with `epoch` and any of `train_loss`, `validation_loss`,
             `train_accuracy`, `validation_accuracy` (0..1); a value may be missing, None or NaN.
         quantity: Which pair of columns to draw.
         best_epoch: The `epoch` value of the row whose weights were kept.
+        unfreezing: The `epoch` values of the rows in which more trains than in the one before.
 
     Returns:
         SVG markup for use inside HTML: no namespace, no fixed size, ids unique to `quantity`.
@@ -78,14 +84,31 @@ def draw_curve(history: History, quantity: Quantity, *, best_epoch: int | None) 
 
     def draw(axes: Axes) -> None:
         epochs = column(history, "epoch")
+        averaged = bool(unfreezing) and len(epochs) >= _AVERAGED_EPOCHS
         for part, linewidth in (("train", 1.6), ("validation", 2.2)):
             marker = "o" if len(epochs) <= _MARKED_EPOCHS else None
             values = column(history, f"{part}_{quantity}")
-            _draw_line(axes, epochs, values, colour=part, linewidth=linewidth, marker=marker, gid=part)
+            own = 0.8 if averaged else linewidth
+            _draw_line(axes, epochs, values, colour=part, linewidth=own, marker=marker, gid=part)
+            if averaged:
+                mean = running_average(values)
+                _draw_line(axes, epochs, mean, colour=part, linewidth=linewidth, marker=None, gid=f"{part}-average")
+        _mark_unfreezing(axes, [epoch for epoch in unfreezing if epoch in epochs[1:]])
         if best_epoch is not None:
             _mark_best(axes, epochs, column(history, f"validation_{quantity}"), best_epoch)
 
     return _draw(draw, quantity, label=f"{quantity} of training and validation by epoch")
+
+
+def running_average(values: FloatArray, *, memory: float = 0.8) -> FloatArray:
+    """The exponential moving average of a curve, its first value the curve's; missing values are passed over."""
+    averages = np.full_like(values, np.nan)
+    mean = np.nan
+    for i, value in enumerate(values):
+        if not np.isnan(value):
+            mean = value if np.isnan(mean) else memory * mean + (1 - memory) * value
+            averages[i] = mean
+    return averages
 
 
 def draw_runs(histories: Sequence[History], quantity: Quantity) -> str:
@@ -192,6 +215,23 @@ def _mark_best(
         va="top",
         color=_COLOURS["ink-soft"],
     )
+
+
+def _mark_unfreezing(axes: Axes, epochs: Sequence[int]) -> None:
+    """A dotted line between an epoch and the one before: its steps are the first that train more."""
+    for number, epoch in enumerate(epochs):
+        axes.axvline(
+            epoch - 0.5, color=_COLOURS["ink-soft"], linewidth=1, linestyle=(0, (1, 2)), gid=f"unfrozen-{epoch}"
+        )
+        if number == 0:
+            axes.annotate(
+                "unfrozen",
+                (epoch - 0.5, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 3),
+                textcoords="offset points",
+                color=_COLOURS["ink-soft"],
+            )
 
 
 def _style_axes(axes: Axes, quantity: Quantity) -> None:

@@ -61,6 +61,14 @@ class TrainingFacts:
     """Why training ended, as a sentence."""
     seconds: float | None = None
     images_per_second: float | None = None
+    solved: Sequence[str] = ()
+    """How a classifier without epochs was fitted, as sentences; there is no history then."""
+    tried: Sequence[tuple[str, float, float]] = ()
+    """What was tried for it: the value, its held-out log loss and accuracy (0..1)."""
+    unfreezing: Sequence[tuple[int, Sequence[str]]] = ()
+    """Of a pretrained network: the first `epoch` that stages trained in, and their names, from the top."""
+    frozen: Sequence[str] = ()
+    """Names of the stages that did not train, from input to output."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

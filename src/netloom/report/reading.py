@@ -68,6 +68,36 @@ def read_curves(history: Sequence[Mapping[str, float | None]]) -> list[str]:
     ]
 
 
+def read_unfreezing(unfreezing: Sequence[tuple[int, Sequence[str]]], frozen: Sequence[str]) -> list[str]:
+    """Sentences that tell which parts of a pretrained network trained when; none where all always did.
+
+    Args:
+        unfreezing: The first epoch that stages trained in, and their names, from the top.
+        frozen: Names of the stages that did not train, from input to output.
+    """
+    if not unfreezing:
+        return [f"The head alone was trained: {_listed(frozen)} stayed as {_they(frozen)} came."] if frozen else []
+    first, later = unfreezing[0][0], [epoch for epoch, _ in unfreezing if epoch > 1]
+    if not later and not frozen:
+        return []
+    alone = f"The head was trained alone in {'epoch 1' if first == 2 else f'epochs 1 to {first - 1}'}. "
+    lines = ("", " (dotted line)", " (dotted lines)")[min(2, len(later))]
+    steps = ", ".join(f"{_listed(names)} from epoch {epoch} on" for epoch, names in unfreezing)
+    rest = f" {_listed(frozen, capital=True)} stayed as {_they(frozen)} came." if frozen else ""
+    return [f"{alone if first > 1 else ''}In front of the head trained {steps}{lines}.{rest}"]
+
+
+def _listed(names: Sequence[str], *, capital: bool = False) -> str:
+    """`block5`, `block5 and block4`, `block5 to stem (7 stages)`."""
+    if len(names) <= 2:
+        return " and ".join(names)
+    return f"{'The' if capital else 'the'} {len(names)} stages {names[0]} to {names[-1]}"
+
+
+def _they(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "they"
+
+
 def _not_a_number(history: Sequence[Mapping[str, float | None]]) -> str:
     # A validation loss that never was a number is one that was not measured.
     measured = not np.isnan(column(history, "validation_loss")).all()

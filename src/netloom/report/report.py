@@ -17,7 +17,7 @@ from netloom.report.curves import draw_curve
 from netloom.report.data import ReportData, TrainingFacts
 from netloom.report.page import render_page
 from netloom.report.pictures import thumbnail
-from netloom.report.reading import read_curves
+from netloom.report.reading import read_curves, read_unfreezing
 
 # Up to here the matrix is read at a glance; above, the pairs come first and the matrix scrolls.
 _GLANCE_CLASSES = 20
@@ -67,15 +67,16 @@ def _test(test: HeldOutScores, class_names: Sequence[str]) -> dict[str, Any]:
 
 def _training(training: TrainingFacts) -> dict[str, Any]:
     history = training.history
+    unfreezing = [epoch for epoch, _ in training.unfreezing]
     return {
         "epochs": len(history),
         # Markup of Matplotlib from numbers alone; no name of the user's is in it.
         "curves": [
-            (name, Markup(draw_curve(history, name, best_epoch=training.best_epoch)))
+            (name, Markup(draw_curve(history, name, best_epoch=training.best_epoch, unfreezing=unfreezing)))
             for name in ("loss", "accuracy")
             if history
         ],
-        "reading": read_curves(history),
+        "reading": [*read_unfreezing(training.unfreezing, training.frozen), *read_curves(history)],
     }
 
 

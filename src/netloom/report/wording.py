@@ -109,7 +109,8 @@ def calibration_in_words(reliability: ReliabilityBins, by_chance: float) -> str:
 
 def missing_parts(report: ReportData) -> list[str]:
     """What this report cannot show, a phrase each."""
-    epochs = report.training is not None and len(report.training.history) > 0
+    training = report.training
+    epochs = training is not None and (len(training.history) > 0 or len(training.solved) > 0)
     parts: Sequence[tuple[bool, str]] = (
         (report.source is None, "the data"),
         (report.model is None, "the model"),

@@ -214,7 +214,12 @@ def _beginning(error: Exception) -> str:
 
 def weights_bytes(model: nn.Module, *, metadata: dict[str, str] | None = None) -> bytes:
     """The model's parameters and buffers as the content of a safetensors file, with texts beside them."""
-    return save({name: _plain(value) for name, value in model.state_dict().items()}, metadata=metadata)
+    return state_bytes(model.state_dict(), metadata=metadata)
+
+
+def state_bytes(state: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors by name as the content of a safetensors file, with texts beside them."""
+    return save({name: _plain(value) for name, value in state.items()}, metadata=metadata)
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, cast
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netloom.errors import ModelError, did_you_mean
+from netloom.models.backbones import NetworkHead
 
 BatchNormPolicy = Literal["frozen", "trained"]
 
@@ -31,7 +32,8 @@ class Stage(NamedTuple):
         parameters: Names of its parameters that may train.
         modules: Names of the modules in it, which run as they do in training or in evaluation.
         joins: The epoch (0 is the first) from which on it trains; None for never.
-        depth: Stages of the trunk from the head down: 0 is the head, 1 the stage in front of it.
+        depth: Stages of the trunk from the head down: 0 is the head, 1 the stage in front of it. What is drawn anew
+            counts as head.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Freezing:
 
     A stage that is frozen runs as in evaluation: its batch normalization uses the running statistics and leaves them
     as they are, its dropout is off, and autograd records nothing of it, since no frozen stage has a trained one in
-    front of it. What is outside of the trunk always trains.
+    front of it. What is outside of the trunk, or drawn anew in it, always trains.
 
     Attributes:
         stages: From input to output.
@@ -69,6 +71,7 @@ class Freezing:
         head_epochs: int = 0,
         gradual: bool = False,
         batch_norm: BatchNormPolicy = "frozen",
+        cut: str | None = None,
     ) -> Freezing:
         """The plan for a model as it was made; parameters that are frozen already stay so.
 
@@ -83,6 +86,7 @@ class Freezing:
             head_epochs: Epochs at the beginning in which the head trains alone.
             gradual: One stage more each epoch, instead of all at once.
             batch_norm: See the class.
+            cut: The last stage of the trunk whose weights are pretrained; None for all of them.
 
         Raises:
             ModelError: The model has no stages, or not those that are asked for.
@@ -96,14 +100,16 @@ class Freezing:
         in_trunk = {id(p) for p in staged.trunk.parameters()}
         found = staged.stages()
         trunk = [name for name, part in found if any(id(p) in in_trunk for p in part.parameters())]
-        count = _count_of(unfreeze, trunk, type(model).__name__)
-        owners, modules = _places(model, found)
-        depths = {name: len(trunk) - i for i, name in enumerate(trunk)}
+        places = _places(model, found, trunk[-1])
+        kept = trunk if cut is None else trunk[: _place_of(cut, "cut", trunk) + 1]
+        count = _count_of(unfreeze, kept)
+        depths = {name: len(kept) - i for i, name in enumerate(kept)}
         stages = []
         for name, _ in found:
             depth = depths.get(name, 0)
             joins = 0 if depth == 0 else head_epochs + (depth - 1) * gradual if depth <= count else None
-            stages.append(Stage(name, tuple(owners[name]), tuple(modules[name]), joins, depth))
+            parameters, modules = places[name]
+            stages.append(Stage(name, tuple(parameters), tuple(modules), joins, depth))
         return cls(tuple(stages), batch_norm)
 
     def prepare(self, model: nn.Module) -> None:
@@ -148,7 +154,7 @@ class Freezing:
         return {name: stage.depth for stage in self.stages for name in stage.parameters}.__getitem__
 
     def unfreezing(self, epochs: int) -> list[tuple[int, list[str]]]:
-        """Epochs before whose first step stages of the trunk are unfrozen, as (completed epochs, names from the top)."""
+        """When stages of the trunk are unfrozen: pairs of completed epochs and names, the topmost first."""
         when: dict[int, list[str]] = {}
         for stage in sorted(self.stages, key=lambda stage: stage.depth):
             if stage.depth and stage.joins is not None and stage.joins < epochs:
@@ -164,53 +170,56 @@ class Freezing:
         return [stage.name for stage in self.stages if not self._trains(stage, epochs - 1)]
 
 
-def _count_of(unfreeze: Literal["all"] | int | str, trunk: list[str], model: str) -> int:
-    """How many of the trunk's stages, whose names are given from input to output, train at the end."""
-    if unfreeze == "all":
-        return len(trunk)
-    if isinstance(unfreeze, str):
-        if unfreeze in trunk:
-            return len(trunk) - trunk.index(unfreeze)
-        hint = did_you_mean(unfreeze, trunk)
+def _place_of(name: str, key: str, stages: list[str]) -> int:
+    if name not in stages:
         raise ModelError(
-            f"transfer.unfreeze: {model} has no stage {unfreeze!r} to be unfrozen.{hint} Its stages, from input to output: "
-            f"{', '.join(trunk)}."
+            f"transfer.{key}: the network has no stage {name!r} with pretrained weights.{did_you_mean(name, stages)} "
+            f"It has, from input to output: {', '.join(stages)}."
         )
-    if not 0 <= unfreeze <= len(trunk):
+    return stages.index(name)
+
+
+def _count_of(unfreeze: Literal["all"] | int | str, stages: list[str]) -> int:
+    """How many of the pretrained stages, whose names are given from input to output, train at the end."""
+    if unfreeze == "all":
+        return len(stages)
+    if isinstance(unfreeze, str):
+        return len(stages) - _place_of(unfreeze, "unfreeze", stages)
+    if not 0 <= unfreeze <= len(stages):
         raise ModelError(
-            f"transfer.unfreeze: {unfreeze} stages are to be unfrozen; {model} has {len(trunk)}, from input to output: "
-            f"{', '.join(trunk)}. Give fewer, a name, or all."
+            f"transfer.unfreeze: {unfreeze} stages are to be unfrozen, and {len(stages)} have pretrained weights, from "
+            f"input to output: {', '.join(stages)}. Give fewer, a name, or all."
         )
     return unfreeze
 
 
-def _places(model: nn.Module, found: list[tuple[str, nn.Module]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Names of the parameters that may train and of the modules of each stage.
+def _places(model: nn.Module, found: list[tuple[str, nn.Module]], last: str) -> dict[str, tuple[list[str], list[str]]]:
+    """For each stage the names of its parameters that may train, and of its modules.
 
     What belongs to none is the first stage's, as a class token and position embeddings are; a module in the trunk
-    without parameters, dropout say, that of the module in front of it.
+    without parameters, dropout say, that of the module in front of it. What a network of timm's does between its
+    last feature map and its classifier brings weights, too: it goes with the trunk's `last` stage.
     """
-    stage_of_parameter = {id(p): name for name, part in found for p in part.parameters()}
-    stage_of_module = {id(m): name for name, part in found for m in part.modules()}
-    first, owners, modules = found[0][0], {n: [] for n, _ in found}, {n: [] for n, _ in found}
+    trunk = cast(StagedModel, model).trunk
+    first = found[0][0]
+    published = [m for m in model.modules() if isinstance(m, NetworkHead)]
+    stage_of = {id(x): name for name, part in found for x in (*part.parameters(), *part.modules())}
+    stage_of |= {id(x): last for part in published for x in (*part.parameters(), *part.modules())}
+    places: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name, _ in found}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            owners[stage_of_parameter.get(id(parameter), first)].append(name)
+            places[stage_of.get(id(parameter), first)][0].append(name)
     before = first
-    for name, module in _inside(model, cast(StagedModel, model).trunk):
-        own = stage_of_module.get(id(module))
+    inside = {id(module) for part in (trunk, *published) for module in part.modules()}
+    for name, module in model.named_modules():
+        if id(module) not in inside:
+            continue
+        own = stage_of.get(id(module))
         if own is None and next(module.children(), None) is not None:
-            # A container of several stages: as it may draw masks itself, it goes with the last of them.
-            inner = [stage_of_module[id(m)] for m in module.modules() if id(m) in stage_of_module]
-            own = inner[-1] if inner else before
-            modules[own].append(name)
+            # A container of several stages, which may drop something itself, goes with the last of them.
+            held = [stage_of[id(m)] for m in module.modules() if id(m) in stage_of]
+            places[held[-1] if held else before][1].append(name)
             continue
         before = own or before
-        modules[before].append(name)
-    return owners, modules
-
-
-def _inside(model: nn.Module, part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a part of the model, itself included, with their names in the model."""
-    wanted = {id(module) for module in part.modules()}
-    return ((name, module) for name, module in model.named_modules() if id(module) in wanted)
+        places[before][1].append(name)
+    return places

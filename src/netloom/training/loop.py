@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from netloom.data.batches import Batch
+from netloom.data.batches import Batches
 from netloom.inference import predict_outputs
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, executing
@@ -26,26 +23,6 @@ from netloom.training.step import TrainingStep
 
 # The loss is looked at this often within an epoch; each look waits for the device.
 _STEPS_PER_CHECK = 50
-
-
-class Batches(Protocol):
-    """A part of a data set, epoch by epoch; `data.batches.ImageBatches` is one.
-
-    Attributes:
-        targets: By head name, first dimension N.
-        indices: Which of the N, in the order of an epoch that is not shuffled.
-    """
-
-    targets: dict[str, torch.Tensor]
-
-    @property
-    def indices(self) -> npt.NDArray[np.int64]:
-        """See the attributes; read only."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch `skip` on."""
 
 
 class _InterruptedError(Exception):

@@ -16,6 +16,7 @@ from torch import nn
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.inference import forward
+from netloom.models.backbones import BackboneTrunk
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
@@ -101,7 +102,8 @@ def _divided_if_faster(
         return plan
     try:
         with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
-            if not isinstance(model, ImageModel):  # those of the registry are checked by tests
+            # Of the registry's models only this house's are checked by tests.
+            if not isinstance(model, ImageModel) or isinstance(model.trunk, BackboneTrunk):
                 step.check()
             divided = replace(divided, unfolded=step.faster_unfolded())
         with executing(divided), _ShardedStep(model, batch, heads, divided, label_smoothing) as step:
@@ -196,8 +198,47 @@ def _plan_of_whole_batches(
             seconds = fastest_seconds([_step(model, batch, heads, plan) for plan in plans], device)
         what, speedup = "this network's step", seconds[0] / seconds[1]
     chosen = "bfloat16" if speedup >= _WORTHWHILE else "float32"
+    return ExecutionPlan(device, threads, chosen, _comparison(what, speedup))
+
+
+def choose_feature_plan(
+    model: nn.Module, batch: Batch, *, device: str, precision: str = "auto", threads: int | None = None
+) -> ExecutionPlan:
+    """The plan for a training that runs `model` over every picture once, and a small head over what that gives.
+
+    Args:
+        model: Gives the features, on `device`.
+        batch: A typical one, on `device`.
+        device: A torch device name.
+        precision: `float32`, `bfloat16`, or `auto` to measure.
+        threads: How many of the CPU's are the training's, where that is decided already.
+    """
+    threads = threads or training_threads()
+    if precision != "auto":
+        return ExecutionPlan(device, threads, "bfloat16" if precision == "bfloat16" else "float32", "as asked")
+    if device.startswith("mps"):
+        return ExecutionPlan(device, threads, "float32", "float32 on MPS")
+    what, speedup = "a convolution", convolution_speedup(device, threads)
+    if speedup >= _WORTHWHILE:
+        plans = _both_precisions(device, threads)
+        with executing(plans[0]):
+            seconds = fastest_seconds([_pass(model, batch, plan) for plan in plans], device)
+        what, speedup = "this network", seconds[0] / seconds[1]
+    chosen: Precision = "bfloat16" if speedup >= _WORTHWHILE else "float32"
+    return ExecutionPlan(device, threads, chosen, _comparison(what, speedup))
+
+
+def _pass(model: nn.Module, batch: Batch, plan: ExecutionPlan) -> Callable[[], None]:
+    def run() -> None:
+        with torch.inference_mode(), plan.autocast():
+            model.eval()(*batch.inputs.values())
+
+    return run
+
+
+def _comparison(what: str, speedup: float) -> str:
     comparison = f"{speedup:.1f} times faster" if speedup >= 1 else f"{1 / speedup:.1f} times slower"
-    return ExecutionPlan(device, threads, chosen, f"{what} is {comparison} in bfloat16 than in float32 here")
+    return f"{what} is {comparison} in bfloat16 than in float32 here"
 
 
 def convolution_speedup(device: str, threads: int) -> float:

@@ -184,15 +184,12 @@ class PairBatches:
             )
             for purpose in ("first view", "second view")
         )
+        whole = indices[: len(self) * self.batch_size].reshape(len(self), 1, self.batch_size)
+        self.indices = whole.repeat(2, axis=1).reshape(-1)  # of each view, where nothing is shuffled
 
     def __len__(self) -> int:
+        """Batches in an epoch."""
         return self._first.n_samples // self.batch_size
-
-    @property
-    def indices(self) -> npt.NDArray[np.int64]:
-        """The picture of each view in the order of an epoch that is not shuffled."""
-        whole = self._first.indices[: len(self) * self.batch_size].reshape(len(self), 1, self.batch_size)
-        return whole.repeat(2, axis=1).reshape(-1)
 
     def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from batch `skip` on."""

@@ -56,7 +56,7 @@ class ShardedGradients:
         self.renew()
 
     def renew(self) -> None:
-        """Capture the step anew where other parameters train than before: of frozen ones no gradient is in the graph."""
+        """Capture the step anew, of other parameters than before: no gradient of a frozen one is in the graph."""
         self._trained, self._frozen = split_parameters(self.model)
         self._buffers = list(self.model.buffers())
         self._compiled: dict[tuple[object, ...], _Compiled] = {}

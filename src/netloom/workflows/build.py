@@ -18,7 +18,9 @@ from netloom.data.imageset import ImageSet
 from netloom.data.mapping import fits_memory
 from netloom.data.progressive import ProgressiveSizes
 from netloom.errors import ModelError, RecipeError, did_you_mean
+from netloom.features import FeatureExtractor
 from netloom.inference import inference_batch_size
+from netloom.models.contract import ImageModel, output_layer
 from netloom.models.heads import Head
 from netloom.models.registry import create_model
 from netloom.models.whitening import freeze_first_convolution, whiten_first_convolution
@@ -39,6 +41,7 @@ from netloom.training.callbacks import (
     require_tensorboard,
 )
 from netloom.training.checkpoint import weights_bytes
+from netloom.training.feature_heads import NearestNeighbours
 from netloom.training.freezing import Freezing
 from netloom.training.muon import MuonOptions
 from netloom.training.optim import create_optimizer, rate_factors
@@ -115,7 +118,41 @@ def build_model(
         freezing.prepare(model)
     if recipe.progressive_resizing is not None:
         _check_smallest(recipe, model, in_channels, image_size)
+    if learns_from_features(recipe):
+        _prepare_for_features(recipe, model)
     return model
+
+
+def learns_from_features(recipe: Recipe) -> bool:
+    """Whether a head is trained on features that are computed once, in front of a network that stays as it is."""
+    return recipe.transfer is not None and recipe.transfer.mode == "features"
+
+
+def is_solved_at_once(recipe: Recipe) -> bool:
+    """Whether what is trained has no epochs: a classifier that is fitted to features in one go."""
+    return learns_from_features(recipe) and recipe.transfer is not None and recipe.transfer.classifier != "network"
+
+
+def _prepare_for_features(recipe: Recipe, model: nn.Module) -> None:
+    """Freeze what gives features, and put the classifier that the recipe wants right behind it, in place.
+
+    Raises:
+        ModelError: It is not divided into trunk, head and classifier.
+    """
+    if not isinstance(model, ImageModel):
+        raise ModelError(
+            f"transfer.mode: features needs a model that is divided into trunk, head and classifier; "
+            f"{type(model).__name__} is not. Give one of `netloom models`, a backbone, or a netloom.models.ImageModel."
+        )
+    extractor = FeatureExtractor(model)
+    extractor.requires_grad_(False)
+    if not is_solved_at_once(recipe) or recipe.transfer is None:
+        return
+    num_outputs, width = model.classifier.out_features, extractor.num_features
+    classifier: nn.Module = output_layer(width, num_outputs, generator=torch.Generator().manual_seed(recipe.seed))
+    if recipe.transfer.classifier == "knn":
+        classifier = NearestNeighbours(width, num_classes=max(2, num_outputs), num_outputs=num_outputs)
+    model.head, model.classifier = extractor.pooling, classifier  # type: ignore[assignment]
 
 
 def _check_smallest(recipe: Recipe, model: nn.Module, in_channels: int, image_size: tuple[int, int]) -> None:
@@ -352,13 +389,14 @@ def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
     if transfer is None or transfer.mode == "features":
         return None
     if transfer.mode == "frozen":
-        return Freezing.of(model)
+        return Freezing.of(model, cut=transfer.cut)
     return Freezing.of(
         model,
         unfreeze=transfer.unfreeze,
         head_epochs=transfer.head_epochs,
         gradual=transfer.gradual,
         batch_norm=transfer.batch_norm,
+        cut=transfer.cut,
     )
 
 
@@ -442,8 +480,16 @@ def check_extras(recipe: Recipe) -> None:
         require_tensorboard()
 
 
-def build_callbacks(recipe: Recipe, folder: RunFolder | None) -> list[Callback]:
-    """The callbacks of a recipe; those that write do so into the run's folder, and are left out without one."""
+def build_callbacks(
+    recipe: Recipe, folder: RunFolder | None, *, content: Callable[[nn.Module], bytes] = weights_bytes
+) -> list[Callback]:
+    """The callbacks of a recipe; those that write do so into the run's folder, and are left out without one.
+
+    Args:
+        recipe: Of the training.
+        folder: Of the run.
+        content: The whole network's weights as a file holds them, of what is trained.
+    """
     callbacks: list[Callback] = []
     # First, so that at the end the best epoch's weights replace the last average, not the other way round; and
     # lookahead before that, since the average is of the weights that training goes on with.
@@ -460,7 +506,7 @@ def build_callbacks(recipe: Recipe, folder: RunFolder | None) -> list[Callback]:
         callbacks.append(ReduceOnPlateau(**recipe.reduce_on_plateau.model_dump()))
     monitor = kept_by(recipe)
     if monitor is not None:
-        save = None if folder is None else (lambda model: folder.write_weights(weights_bytes(model)))
+        save = None if folder is None else (lambda model: folder.write_weights(content(model)))
         callbacks.append(BestWeights(monitor=monitor, save=save))
     if recipe.time_limit_minutes is not None:
         callbacks.append(TimeLimit(max_minutes=recipe.time_limit_minutes))
@@ -469,7 +515,7 @@ def build_callbacks(recipe: Recipe, folder: RunFolder | None) -> list[Callback]:
     if recipe.keep_every is not None:
         callbacks.append(
             EpochWeights(
-                save=lambda epoch, model: folder.write_epoch_weights(epoch, weights_bytes(model)),
+                save=lambda epoch, model: folder.write_epoch_weights(epoch, content(model)),
                 every=recipe.keep_every,
             )
         )

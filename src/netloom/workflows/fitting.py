@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from netloom.data.batches import ImageBatches, InputScaling
+from netloom.data.batches import Batches, ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
 from netloom.models.heads import Head
+from netloom.progress import Reporter
 from netloom.recipe import Recipe
+from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, on_device
 from netloom.training.callbacks import Callback
-from netloom.training.checkpoint import Checkpoint, Checkpointer
+from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
@@ -60,8 +63,9 @@ class Fitting:
         scaling: InputScaling,
         device: str,
         initialized: bool = False,
+        reporter: Reporter | None = None,
     ) -> Fitting:
-        """Bring network and pictures to the device.
+        """Bring network and pictures to the device; a `FeatureFitting` where the recipe trains a head on features.
 
         Args:
             recipe: What is trained.
@@ -72,13 +76,16 @@ class Fitting:
             scaling: From pixels to network inputs.
             device: A torch device name.
             initialized: Weights come from a checkpoint, so that none are to be set from pretrained ones or the
-                pictures.
+                pictures. (A checkpoint of a head that is trained on features holds nothing of the rest.)
+            reporter: Tells a person how it goes; None for nobody.
 
         Raises:
             ModelError: The recipe wants a whitened first convolution, and there is none; or pretrained weights, and
                 they are missing or another network's.
             RecipeError: A class weight is given for a class that does not exist.
         """
+        by_features = build.learns_from_features(recipe)
+        initialized = initialized and not by_features
         if not initialized:
             initialize_from_weights(recipe, network)
         network = on_device(network, device)
@@ -86,7 +93,30 @@ class Fitting:
         if not initialized:
             build.initialize_from_pictures(recipe, network, resident, split.train, scaling=scaling)
         train = build.training_batches(recipe, resident, split.train, scaling=scaling, device=device)
-        return cls(recipe, network, heads, resident, split, scaling, device, train)
+        fitting = cls(recipe, network, heads, resident, split, scaling, device, train)
+        if not by_features:
+            return fitting
+        # Imported late, since it is made of this module.
+        from netloom.workflows.feature_fitting import FeatureFitting
+
+        return FeatureFitting.of(fitting, reporter or Reporter(quiet=True))
+
+    @property
+    def scored(self) -> nn.Module:
+        """What the batches of `part` go through to be scored."""
+        return self.network
+
+    def callbacks(self, run: RunFolder | None) -> list[Callback]:
+        """The recipe's callbacks; those that write do so into the run's folder."""
+        return build.build_callbacks(self.recipe, run, content=self.content)
+
+    def content(self, model: nn.Module) -> bytes:
+        """The whole network's weights as a file holds them, of what is trained."""
+        return weights_bytes(model)
+
+    def about(self) -> dict[str, Any]:
+        """What `result.json` tells beside the figures that every training has."""
+        return {}
 
     def choose_plan(self, *, n_steps: int | None = None, threads: int | None = None) -> ExecutionPlan:
         """How to execute it: what the recipe leaves to `auto`, and without `threads` their number, is measured.
@@ -110,7 +140,7 @@ class Fitting:
             threads=threads,
         )
 
-    def part(self, indices: npt.NDArray[np.int64]) -> ImageBatches:
+    def part(self, indices: npt.NDArray[np.int64]) -> Batches:
         """Batches of `image_set[indices]` in order, never augmented."""
         return build.plain_batches(
             self.image_set,

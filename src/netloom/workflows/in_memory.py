@@ -191,7 +191,7 @@ def fit_in_memory(
         fitting = Fitting.prepare(recipe, network, heads, image_set, split, scaling=scaling, device=device)
         # Which convolutions unfold is a measurement, and weights depend on it in their last bits.
         plan = replace(fitting.choose_plan(threads=threads), unfolded=())
-        state = fitting.fit(plan, [*build.build_callbacks(recipe, None), EpochProgress(reporter)])
+        state = fitting.fit(plan, [*fitting.callbacks(None), EpochProgress(reporter)])
     return FittedNetwork(recipe, facts, plan, fitting.network, state.history, state.stop_reason, model)
 
 

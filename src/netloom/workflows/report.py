@@ -55,11 +55,16 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             input_shape=(facts.channels, *facts.image_size),
         ),
         training=TrainingFacts(
-            history=folder.history,
+            history=() if build.is_solved_at_once(recipe) else folder.history,
             best_epoch=result["kept_epoch"],
             stopped=_sentence(result["stop_reason"]),
             seconds=result["train_seconds"],
             images_per_second=result["train_images_per_second"],
+            solved=_how_solved(result) if build.is_solved_at_once(recipe) else (),
+            tried=_what_was_tried(result),
+            # Runs of earlier versions have neither.
+            unfreezing=[(step["epoch"], step["stages"]) for step in result.get("unfreezing", ())],
+            frozen=result.get("frozen_stages", ()),
         ),
         test=None if test is None else test.scores,
         mistakes=() if test is None else _mistakes(image_set, split, test),
@@ -69,6 +74,35 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         notes=[*split.notes, *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
     )
     folder.write_report(render_report(report))
+
+
+_CLASSIFIERS = {
+    "logistic": "A logistic regression was fitted to those of",
+    "knn": "A picture's class is voted by those nearest to it among",
+}
+
+
+def _how_solved(result: Mapping[str, Any]) -> list[str]:
+    """How a classifier was fitted to features, as sentences."""
+    features, classifier = result.get("features"), result.get("classifier")
+    if features is None or classifier is None:
+        return ["The training did not get as far as its classifier."]
+    views = classifier["views"]
+    seen = f" and {views} augmented views of each of them" if views else ""
+    return [
+        f"The network was left as it was: it gives {features['numbers']:,} features of each picture. "
+        f"{_CLASSIFIERS[classifier['kind']]} the {result['train_n']:,} training pictures{seen}.",
+        classifier["how"],
+    ]
+
+
+def _what_was_tried(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    classifier = result.get("classifier") or {}
+    name = "neighbours" if classifier.get("kind") == "knn" else "C"
+    return [
+        (f"{name} = {candidate[name]:g}", candidate["log_loss"], candidate["accuracy"])
+        for candidate in classifier.get("candidates", ())
+    ]
 
 
 def _how_tested(test_time_augmentation: str, *, tested: bool) -> list[str]:

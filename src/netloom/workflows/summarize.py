@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from netloom.errors import ModelError, did_you_mean
+from netloom.models.backbones import is_backbone
+from netloom.models.pretrained import published_input
 from netloom.models.registry import create_model, is_family_member, is_model, model_names
 from netloom.models.summary import ModelSummary, summarize
 from netloom.recipe import Recipe, load_recipe, recipe_names
@@ -30,7 +32,7 @@ def summary(
 
     Args:
         model: A model's or a recipe's name, or a recipe file.
-        input_shape: `CxHxW`; a recipe's own without one.
+        input_shape: `CxHxW`; a recipe's or a pretrained network's own without one.
         classes: How many; 10, or 2 for a recipe with one sigmoid output, without it.
         trunk: Count what is in front of the dense head only.
         settings: Recipe keys to change.
@@ -61,7 +63,7 @@ def summary(
 
 def _recipe_of(name: str, settings: Mapping[str, Any]) -> Recipe:
     if is_model(name) or is_family_member(name):  # of a family, the recipe tells what is wrong with the name
-        return Recipe.from_mapping({"model": name, **settings})
+        return load_recipe(Recipe.from_mapping({"model": name}), settings)
     if name in recipe_names() or name.endswith((".yaml", ".yml")):
         return load_recipe(name, settings)
     known = [*model_names(), *recipe_names()]
@@ -78,6 +80,8 @@ def _shape(text: str | None, recipe: Recipe) -> tuple[int, int, int]:
             raise ModelError(f"--input {text!r}: expected CHANNELSxHEIGHTxWIDTH, for example 3x32x32.")
         return int(match[1]), int(match[2]), int(match[3])
     size = recipe.image_size
+    if size is None and is_backbone(recipe.model):
+        size = published_input(recipe.model).image_size
     if size is None:
         raise ModelError("Say for which pictures: --input CHANNELSxHEIGHTxWIDTH, for example 3x32x32.")
     height, width = (size, size) if isinstance(size, int) else size

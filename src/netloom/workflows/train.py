@@ -21,7 +21,7 @@ from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.runs import Run, load
-from netloom.workflows.starting_weights import settle
+from netloom.workflows.starting_weights import initialize_from_weights, settle
 from netloom.workflows.training_run import TrainingRun
 
 
@@ -79,6 +79,7 @@ def train(
         image_size=data.facts.image_size,
         custom=model,
     )
+    initialize_from_weights(chosen, network)  # weights that do not fit are told before a run is made, too
     folder = RunFolder.create(out, name or data.facts.source_name)
     folder.write_setup(
         recipe=chosen,

@@ -18,8 +18,10 @@ from netloom.run import DataFacts, RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.feature_fitting import cache_features
 from netloom.workflows.prepare import PreparedData, reopen_data
 from netloom.workflows.runs import Run
+from netloom.workflows.starting_weights import initialize_from_weights
 from netloom.workflows.trainings import (
     create_run,
     describe_plan,
@@ -135,10 +137,13 @@ def start_job(
         image_size=facts.image_size,
         custom=model,
     )
+    initialize_from_weights(first.recipe, network)  # and so are weights that do not fit
     plan, jobs = plan_trainings(
         first.recipe, data, network, heads, n_trainings=len(members), jobs=jobs, device=device, plan=plan
     )
     reporter.say(describe_plan(first.recipe, network, plan, jobs))
+    splits = [member.split for member in members]
+    cache_features(first.recipe, network, heads, image_set, splits, plan=plan, reporter=reporter)
     folder = RunFolder.create(out, name).path
     environment = environment_record()
     runs = [

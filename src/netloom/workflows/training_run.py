@@ -89,6 +89,7 @@ class TrainingRun:
             scaling=self.data.facts.scaling,
             device=self.device,
             initialized=self.checkpoint is not None,
+            reporter=self.reporter,
         )
         self.network = self.fitting.network
         plan = self.plan or self.fitting.choose_plan()
@@ -107,8 +108,9 @@ class TrainingRun:
         return self._finish(state, plan, CallbackList(callbacks).call)
 
     def _fit(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
-        own = [*build.build_callbacks(self.recipe, self.run), EpochProgress(self.reporter)]
-        own += [Profile(self.run.profile_path)] if self.profile else []
+        own = self.fitting.callbacks(self.run)
+        if not build.is_solved_at_once(self.recipe):
+            own += [EpochProgress(self.reporter)] + ([Profile(self.run.profile_path)] if self.profile else [])
         listener = listening() if self.interruption is None else contextlib.nullcontext(self.interruption)
         with listener as interruption:
             return self.fitting.fit(
@@ -122,7 +124,7 @@ class TrainingRun:
     def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan, watch: Watch) -> Evaluation:
         targets = self.data.image_set.targets.numpy()
         return evaluate_model(
-            self.network,
+            self.fitting.scored,
             self.fitting.part(indices).epoch(),
             head=self.heads[0],
             targets=targets[indices],
@@ -174,9 +176,10 @@ class TrainingRun:
         seconds = sum(row["seconds"] for row in state.history)
         parameters = dict(self.network.named_parameters())
         freezing = build.build_freezing(self.recipe, self.network)
+        begun = max(1, -(-state.step // state.steps_per_epoch))  # the epochs that had a step
         trained = [name for name, p in parameters.items() if p.requires_grad]
         if freezing is not None:
-            trained = freezing.trained_parameters(max(1, state.epoch))
+            trained = freezing.trained_parameters(begun)
         n = len(self.data.split.train)
         return {
             "run": str(self.run.path),
@@ -189,9 +192,9 @@ class TrainingRun:
             "trainable_tensors": len(trained),
             "unfreezing": [
                 {"epoch": epoch + 1, "stages": names}
-                for epoch, names in (freezing.unfreezing(state.epoch) if freezing is not None else ())
+                for epoch, names in (freezing.unfreezing(begun) if freezing is not None else ())
             ],
-            "frozen_stages": [] if freezing is None else freezing.frozen(max(1, state.epoch)),
+            "frozen_stages": [] if freezing is None else freezing.frozen(begun),
             "epochs": state.epoch,
             "kept_epoch": kept_epoch(self.recipe, state.history),
             "stop_reason": state.stop_reason,
@@ -203,16 +206,18 @@ class TrainingRun:
             "precision": plan.precision,
             "test_time_augmentation": self.recipe.test_time_augmentation,
             "tests": self.earlier_tests,
+            **self.fitting.about(),
         }
 
     def _say_result(self, result: Mapping[str, Any]) -> None:
         test, validation = result["test"], result["validation"]
         low, high = test["interval"]
+        how = result.get("classifier", {}).get("how")
+        by = f"\n  {how}" if how else f" (weights of epoch {result['kept_epoch']})"
         self.reporter.say(
             f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures "
             f"(95% interval {low:.2%} to {high:.2%}); always guessing {test['majority_baseline']['class']!r}: "
-            f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%} "
-            f"(weights of epoch {result['kept_epoch']})"
+            f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%}{by}"
         )
         if self.recipe.test_time_augmentation != "none":
             self.reporter.say(

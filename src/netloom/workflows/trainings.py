@@ -24,6 +24,7 @@ from netloom.runtime import ExecutionPlan, on_device, training_threads, usable_c
 from netloom.training.planning import choose_plan, seconds_by_threads
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.fitting import Fitting
 from netloom.workflows.interruption import exit_code_of, listening
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
@@ -97,6 +98,8 @@ def plan_trainings(
     if plan is not None:
         fitting = max(1, usable_cpus() // plan.cpus) if plan.device == "cpu" else 1
         return plan, min(n_trainings, jobs or fitting)
+    if build.learns_from_features(recipe):
+        return _plan_by_features(recipe, data, network, heads, n_trainings=n_trainings, jobs=jobs, device=device)
     if device != "cpu":
         jobs = jobs or 1
     on_it = build.as_in_training(recipe, on_device(network, device))
@@ -126,6 +129,25 @@ def plan_trainings(
         n_steps=recipe.epochs * len(batches),
     )
     return measured, min(n_trainings, jobs or max(1, cpus // measured.cpus))
+
+
+def _plan_by_features(
+    recipe: Recipe,
+    data: PreparedData,
+    network: nn.Module,
+    heads: Sequence[Head],
+    *,
+    n_trainings: int,
+    jobs: int | None,
+    device: str,
+) -> tuple[ExecutionPlan, int]:
+    """One training after the other: once the features are there, another process costs more than a head."""
+    fitting = Fitting.prepare(
+        recipe, network, heads, data.image_set, data.split, scaling=data.facts.scaling, device=device
+    )
+    at_once = min(n_trainings, jobs or 1)
+    threads = max(1, training_threads() // at_once) if device == "cpu" else None
+    return fitting.choose_plan(threads=threads), at_once
 
 
 def describe_plan(recipe: Recipe, network: nn.Module, plan: ExecutionPlan, jobs: int) -> str:

@@ -310,7 +310,7 @@ class _Score:
         reports = _Reports(self.context, self)
         state = fitting.fit(
             self.plan,
-            [*build.build_callbacks(recipe, None), reports],
+            [*fitting.callbacks(None), reports],
             checkpointer=None if path is None else Checkpointer(path),
             resume=checkpoint,
             interruption=self.context.stop_reason,
@@ -340,7 +340,7 @@ class _Score:
         """The score on the fold that the training did not see."""
         targets = self.pictures.image_set.targets.numpy()
         found = evaluate_model(
-            fitting.network,
+            fitting.scored,
             fitting.part(self.split.test).epoch(),
             head=fitting.heads[0],
             targets=targets[self.split.test],

@@ -30,10 +30,12 @@ from netloom.tuning.storage import without_password
 from netloom.tuning.study import Proposal, SearchStudy, TrialRecord, best_of
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.feature_fitting import cache_features
 from netloom.workflows.interruption import listening
 from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
 from netloom.workflows.runs import Run, load
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
+from netloom.workflows.starting_weights import initialize_from_weights
 from netloom.workflows.study import Study
 from netloom.workflows.study_manifest import OBJECTIVES, StudyManifest, create_study, open_study
 from netloom.workflows.study_pictures import StudyPictures, study_pictures
@@ -168,6 +170,9 @@ def tune(
         chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=at_once, device=device, plan=plan
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
+    for kind, _ in pictures.kinds:
+        changed = load_recipe(chosen, kind.settings)
+        cache_features(changed, network, heads, kind.image_set, splits, plan=plan, reporter=reporter)
     cluster = _cluster(ray, at_once, reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
@@ -340,6 +345,7 @@ def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> A
         image_size=data.facts.image_size,
         custom=model,
     )
+    initialize_from_weights(recipe, network)  # weights that do not fit are told before a study is made
     return network, heads
 
 

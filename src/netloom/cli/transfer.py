@@ -1,0 +1,128 @@
+"""The verb that starts from a pretrained network."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from netloom.cli.app import RecipeCommand, app
+from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Out, Quiet, RecipeOption, Settings, Source
+from netloom.cli.output import show, told
+
+
+class TransferMode(str, Enum):
+    """How far a pretrained network is trained anew."""
+
+    features = "features"
+    frozen = "frozen"
+    finetune = "finetune"
+    auto = "auto"
+
+
+class Classifier(str, Enum):
+    """What learns from features."""
+
+    logistic = "logistic"
+    network = "network"
+    knn = "knn"
+
+
+@app.command(cls=RecipeCommand)
+@told
+def transfer(
+    source: Source,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            "--backbone",
+            "-b",
+            metavar="NAME",
+            help="A network of timm's, see `netloom backbones`, or a run's folder.",
+            show_default=False,
+        ),
+    ],
+    mode: Annotated[
+        TransferMode,
+        typer.Option(
+            "--mode",
+            "-m",
+            help="A classifier on features computed once, a head in front of the frozen network, all of it trained "
+            "from the top down, or as far as each step is clearly better.",
+        ),
+    ] = TransferMode.features,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="A .safetensors file, or random; those published with the network without it.",
+            show_default=False,
+        ),
+    ] = None,
+    classifier: Annotated[
+        Classifier | None,
+        typer.Option("--classifier", help="Of mode features; logistic without it.", show_default=False),
+    ] = None,
+    unfreeze: Annotated[
+        str | None,
+        typer.Option(
+            "--unfreeze",
+            metavar="STAGES",
+            help="Of mode finetune: all, so many stages from the top, or the lowest one's name.",
+            show_default=False,
+        ),
+    ] = None,
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            "--cut",
+            metavar="STAGE",
+            help="Last stage of the backbone that is kept; all without it.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    settings: Settings = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--time-limit",
+            metavar="MINUTES",
+            help="Of the training; in mode auto of the whole, 30 without it.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    device: DeviceOption = Device.auto,
+    like: Annotated[
+        str | None,
+        typer.Option("--plan-of", metavar="RUN", help="Execute it as this run was, to repeat its bits."),
+    ] = None,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a classifier that starts from a pretrained network, and test it once, at the end."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows.runs import load
+    from netloom.workflows.transfer import transfer as workflow
+
+    shared: dict[str, Any] = {"out": out, "name": name, "device": device.value, "quiet": quiet}
+    run = workflow(
+        source,
+        backbone,
+        weights=weights,
+        mode=mode.value,
+        classifier=None if classifier is None else classifier.value,
+        unfreeze=int(unfreeze) if unfreeze is not None and unfreeze.isdecimal() else unfreeze,
+        cut=cut,
+        recipe=recipe,
+        time_limit_minutes=time_limit,
+        plan=None if like is None else load(like).plan,
+        settings=parse_overrides(settings or []),
+        **shared,
+    )
+    show(run.result, [str(run.path)] if quiet else [], as_json=as_json)

@@ -1,0 +1,431 @@
+"""A head trained on features that are computed once: the counterpart of `fitting.py` for `transfer.mode: features`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from netloom.data.augment import AugmentationSpec, Augmenter
+from netloom.data.batches import Batches
+from netloom.data.feature_cache import FeatureCache
+from netloom.data.imageset import ImageSet
+from netloom.data.splits import Split, tie_into_units
+from netloom.errors import RecipeError
+from netloom.features import (
+    Extraction,
+    FeatureBatches,
+    FeatureExtractor,
+    FeatureHead,
+    View,
+    extract_features,
+    feature_space,
+    picture_keys,
+)
+from netloom.inference import predict_outputs
+from netloom.models.contract import ImageModel
+from netloom.progress import OnProgress, Reporter
+from netloom.recipe import Recipe
+from netloom.run import RunFolder
+from netloom.runtime import ExecutionPlan, executing, training_threads
+from netloom.training.callbacks import Callback, CallbackList, CSVLog
+from netloom.training.checkpoint import Checkpoint, Checkpointer, state_bytes
+from netloom.training.feature_heads import Choice, NearestNeighbours, fit_logistic, fit_neighbours
+from netloom.training.loop import fit
+from netloom.training.planning import choose_feature_plan
+from netloom.training.state import TrainingState
+from netloom.workflows import build
+from netloom.workflows.fitting import Fitting
+
+_ROWS_AT_ONCE = 512  # of features, in passes without training
+# A classifier of fewer numbers is fitted by one thread: its thousand passes over the features take a millisecond each,
+# and threads that wait for one another on a busy machine a hundred times that (117 s in place of 25 were measured).
+_FEW_NUMBERS = 16_000_000
+
+
+@dataclass
+class _Known:
+    """What has been found out of a fitting's pictures.
+
+    Attributes:
+        features: Float32 `[M, D]` on the device: of each picture of the split, then of the training pictures' views.
+        row_of: The row of each picture of the image set, int64 `[N]`; -1 for those outside of the split.
+        view_rows: Rows of the views, in the order of the training part, once for each view.
+        computed: Pictures and views that went through the network.
+        seconds: What that took, with what was looked up.
+        choice: How what the classifier leaves open was chosen.
+    """
+
+    features: torch.Tensor
+    row_of: npt.NDArray[np.int64]
+    view_rows: npt.NDArray[np.int64]
+    computed: int
+    seconds: float
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureFitting(Fitting):
+    """A network whose head is trained on features of its frozen rest; `network` is the whole of it.
+
+    Attributes:
+        reporter: Tells a person how it goes.
+        extractor: Gives the features; its modules are the network's.
+        head: What is trained; likewise.
+        known: The features, once they have been computed; empty or one.
+    """
+
+    reporter: Reporter
+    extractor: FeatureExtractor
+    head: FeatureHead
+    known: list[_Known] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, fitting: Fitting, reporter: Reporter) -> FeatureFitting:
+        """The same training, by features.
+
+        Raises:
+            RecipeError: Views are wanted, and no augmentation.
+        """
+        network, recipe = fitting.network, fitting.recipe
+        assert isinstance(network, ImageModel)  # `build.build_model` refuses others
+        assert recipe.transfer is not None
+        if recipe.transfer.views and build.build_augmenter(recipe) is None:
+            raise RecipeError("transfer.views: augmented views need an augmentation, and the recipe has none.")
+        own = {name: getattr(fitting, name) for name in Fitting.__dataclass_fields__}
+        return cls(**own, reporter=reporter, extractor=FeatureExtractor(network), head=FeatureHead(network))
+
+    @property
+    def scored(self) -> nn.Module:
+        """What the batches of `part` go through: the head, or the network where versions of pictures are averaged."""
+        return self.head if self.recipe.test_time_augmentation == "none" else self.network
+
+    def part(self, indices: npt.NDArray[np.int64]) -> Batches:
+        """Batches of the features of `image_set[indices]` in order; of the pictures where `scored` is the network."""
+        if self.recipe.test_time_augmentation != "none":
+            return super().part(indices)
+        return self._rows(self._found().row_of[indices])
+
+    def choose_plan(self, *, n_steps: int | None = None, threads: int | None = None) -> ExecutionPlan:
+        """How to execute it; only the pass that gives features is worth measuring."""
+        batch = next(iter(super().part(self.split.train[:_ROWS_AT_ONCE]).epoch()))
+        return choose_feature_plan(
+            self.extractor, batch, device=self.device, precision=self.recipe.precision, threads=threads
+        )
+
+    def callbacks(self, run: RunFolder | None) -> list[Callback]:
+        """The recipe's, where there are epochs; the file of figures is written either way."""
+        if not build.is_solved_at_once(self.recipe):
+            return super().callbacks(run)
+        return [] if run is None else [CSVLog(run.metrics_path)]
+
+    def content(self, model: nn.Module) -> bytes:
+        """The whole network's weights as a file holds them, with those of `model`, a head, in their place."""
+        return state_bytes({**self.network.state_dict(), **model.state_dict()})
+
+    def about(self) -> dict[str, Any]:
+        """What `result.json` tells of features and classifier."""
+        if not self.known:
+            return {}
+        known, transfer = self.known[0], self.recipe.transfer
+        assert transfer is not None
+        found: dict[str, Any] = {
+            "features": {
+                "numbers": known.features.shape[1],
+                "rows": len(known.features),
+                "computed": known.computed,
+                "seconds": known.seconds,
+            },
+            "classifier": {"kind": transfer.classifier, "views": transfer.views},
+        }
+        if known.choice is not None:
+            found["classifier"] |= {**known.choice.to_json(), "how": known.choice.in_words()}
+        return found
+
+    def extract(self, plan: ExecutionPlan, interruption: Callable[[], str | None] = lambda: None) -> bool:
+        """Look features up or compute them; False if that was asked to stop.
+
+        Raises:
+            ModelError: They are not finite numbers.
+        """
+        if self.known:
+            return True
+        started = time.perf_counter()
+        split, transfer = self.split, self.recipe.transfer
+        assert transfer is not None
+        indices = np.unique(np.concatenate([split.train, split.validation, split.test]))
+        row_of = np.full(len(self.image_set), -1, dtype=np.int64)
+        row_of[indices] = np.arange(len(indices))
+        with executing(plan):
+            space = feature_space(self.extractor, identity=self.recipe.model, scaling=self.scaling, plan=plan)
+        cache = FeatureCache(space)
+        keys = picture_keys(self.image_set.images.cpu(), indices)
+        work: list[tuple[npt.NDArray[np.int64], View | None]] = [(indices, None)]
+        work += [(split.train, view) for view in self._views(transfer.views)]
+        total, done, parts = sum(len(rows) for rows, _ in work), 0, []
+        with self.reporter.bar("Computing features") as on_progress:
+            for rows, view in work:
+                extraction = self._extraction(
+                    rows,
+                    view,
+                    keys[row_of[rows]],
+                    plan,
+                    cache,
+                    functools.partial(_tell, on_progress, done, total),
+                    interruption,
+                )
+                if extraction is None:
+                    return False
+                done += len(rows)
+                parts.append(extraction)
+        features = torch.from_numpy(np.concatenate([part.features for part in parts])).to(self.device)
+        computed = sum(part.computed for part in parts)
+        seconds = time.perf_counter() - started
+        self.known.append(_Known(features, row_of, np.arange(len(indices), total), computed=computed, seconds=seconds))
+        views = f" and {transfer.views} views of each training picture" if transfer.views else ""
+        self.reporter.say(
+            f"Features: {features.shape[1]:,} numbers for each of {len(indices):,} pictures{views}; {computed:,} of "
+            f"{total:,} computed, the others found in the cache; {seconds:.1f} s"
+        )
+        return True
+
+    def fit(
+        self,
+        plan: ExecutionPlan,
+        callbacks: Sequence[Callback],
+        *,
+        checkpointer: Checkpointer | None = None,
+        resume: Checkpoint | None = None,
+        interruption: Callable[[], str | None] = lambda: None,
+    ) -> TrainingState:
+        """Train the head on features, in place: in one go, or by the ordinary loop.
+
+        Raises:
+            TrainingError: The loss is no longer a number.
+            ModelError: The features are not numbers.
+        """
+        if not self.extract(plan, interruption):
+            state = self._state(steps=1)
+            state.stop_reason = interruption()
+            return state
+        if build.is_solved_at_once(self.recipe):
+            return self._solve(plan, callbacks)
+        recipe = self.recipe
+        options = {**build.step_options(recipe, self.head), "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+        rows, targets, weights, _ = self._training_rows()
+        train = FeatureBatches(
+            self._found().features[rows],
+            {self.heads[0].name: targets},
+            np.arange(len(rows)),
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            shuffle=True,
+            weights=weights,
+        )
+        return fit(
+            self.head,
+            train=train,
+            validation=self._rows(self._found().row_of[self.split.validation]),
+            heads=self.heads,
+            optimizer=build.build_optimizer(recipe, self.head),
+            plan=replace(plan, precision="float32", shards=0),
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            schedule=build.build_schedule(recipe),
+            **options,
+            callbacks=callbacks,
+            checkpointer=checkpointer,
+            resume=resume,
+            interruption=interruption,
+        )
+
+    def _found(self) -> _Known:
+        if not self.known:
+            raise RuntimeError("Features are asked for before they are computed.")
+        return self.known[0]
+
+    def _views(self, n: int) -> list[View]:
+        """Drawn from the seed of the split, so that trainings with other seeds find the same ones."""
+        recipe = self.recipe
+        if not n or recipe.augmentation is None:
+            return []
+        unmixed = {**recipe.augmentation.model_dump(), "mixup": 0.0, "cutmix": 0.0}
+        augmenter = Augmenter(AugmentationSpec(**unmixed), seed=recipe.split_seed)
+        return [View(augmenter, number) for number in range(n)]
+
+    def _extraction(
+        self,
+        rows: npt.NDArray[np.int64],
+        view: View | None,
+        keys: npt.NDArray[np.uint8],
+        plan: ExecutionPlan,
+        cache: FeatureCache,
+        on_progress: Callable[[int, int], None],
+        interruption: Callable[[], str | None],
+    ) -> Extraction | None:
+        return extract_features(
+            self.extractor,
+            self.image_set.images,
+            rows,
+            keys=keys,
+            scaling=self.scaling,
+            plan=plan,
+            cache=cache,
+            view=view,
+            on_progress=on_progress,
+            interruption=interruption,
+        )
+
+    def _rows(self, rows: npt.NDArray[np.int64]) -> FeatureBatches:
+        known = self._found()
+        targets = torch.zeros(len(known.features), dtype=torch.int64, device=known.features.device)
+        inside = np.flatnonzero(known.row_of >= 0)
+        of_pictures = self.image_set.targets.to(targets.device)
+        targets[torch.from_numpy(known.row_of[inside]).to(targets.device)] = of_pictures[
+            torch.from_numpy(inside).to(targets.device)
+        ]
+        return FeatureBatches(known.features, {self.heads[0].name: targets}, rows, batch_size=_ROWS_AT_ONCE)
+
+    def _training_rows(
+        self,
+    ) -> tuple[npt.NDArray[np.int64], torch.Tensor, torch.Tensor | None, npt.NDArray[np.int64]]:
+        """Rows of features to train on, their classes and weights, and of which training picture each is a version."""
+        known, train = self._found(), self.split.train
+        n_versions = 1 + len(known.view_rows) // len(train)
+        rows = np.concatenate([known.row_of[train], known.view_rows])
+        pictures = np.tile(np.arange(len(train)), n_versions)
+        chosen = torch.from_numpy(train[pictures]).to(self.image_set.targets.device)
+        weights = build.sample_weights(self.recipe, self.image_set, train)
+        return rows, self.image_set.targets[chosen], None if weights is None else weights[chosen], pictures
+
+    def _solve(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
+        """Fit the classifier in one go; for those who watch, that is one epoch."""
+        started = time.perf_counter()
+        state, watchers = self._state(steps=1), CallbackList(callbacks)
+        if self._found().features.numel() < _FEW_NUMBERS:
+            plan = replace(plan, threads=1)
+        with executing(plan), contextlib.closing(watchers):
+            watchers.call("on_fit_start", state)
+            self._found().choice = self._fit_classifier()
+            seconds = time.perf_counter() - started
+            figures = self._figures(plan, self.split.train, "train") | self._figures(
+                plan, self.split.validation, "validation"
+            )
+            state.history.append(
+                {
+                    "epoch": 1.0,
+                    **figures,
+                    "learning_rate": 0.0,
+                    "seconds": seconds,
+                    "images_per_second": len(self.split.train) / seconds,
+                }
+            )
+            state.epoch = state.step = 1
+            watchers.call("on_epoch_end", state)
+            watchers.call("on_fit_end", state)
+        return state
+
+    def _fit_classifier(self) -> Choice:
+        rows, targets, weights, pictures = self._training_rows()
+        given: dict[str, Any] = {
+            "weights": None if weights is None else weights.cpu(),
+            "pictures": pictures,
+            "units": _units(self.image_set, self.split.train),
+        }
+        features, targets = self._found().features[rows].cpu(), targets.cpu()
+        classifier: nn.Module = self.head.classifier
+        if isinstance(classifier, NearestNeighbours):
+            choice = fit_neighbours(classifier, features, targets, **given)
+            classifier.to(self.device)
+            return choice
+        solution = fit_logistic(
+            features,
+            targets,
+            num_classes=self.heads[0].num_classes,
+            num_outputs=self.heads[0].num_outputs,
+            seed=self.recipe.split_seed,
+            **given,
+        )
+        with torch.no_grad():
+            self.head.classifier.weight.copy_(solution.weight)
+            self.head.classifier.bias.copy_(solution.bias)
+        return solution.choice
+
+    def _figures(self, plan: ExecutionPlan, indices: npt.NDArray[np.int64], part: str) -> dict[str, float]:
+        head, batches = self.heads[0], self._rows(self._found().row_of[indices])
+        outputs = predict_outputs(self.head, batches.epoch(), head_names=[head.name], plan=plan)[head.name]
+        targets = self.image_set.targets.cpu()[torch.from_numpy(indices)]
+        return {
+            f"{part}_loss": head.loss(outputs, targets).item(),
+            f"{part}_accuracy": head.correct(outputs, targets).item() / len(indices),
+        }
+
+    def _state(self, *, steps: int) -> TrainingState:
+        """Of a training without steps: its optimizer has nothing to do."""
+        idle = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
+        return TrainingState(self.head, idle, 1, steps)
+
+
+def _tell(on_progress: OnProgress, before: int, total: int, done: int, _of: int) -> None:
+    """Progress of one kind of views among all."""
+    on_progress(before + done, total)
+
+
+def _units(image_set: ImageSet, train: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The unit of each training picture; pictures may be tied by one of another part."""
+    return tie_into_units(len(image_set), image_set.groups, image_set.content_hashes)[train]
+
+
+def cache_features(
+    recipe: Recipe,
+    network: nn.Module,
+    heads: Sequence[Any],
+    image_set: ImageSet,
+    splits: Sequence[Split],
+    *,
+    plan: ExecutionPlan,
+    reporter: Reporter,
+) -> None:
+    """Compute what several trainings will ask for, all threads on it, so that each of them finds it in the cache.
+
+    Where the scaling of pictures is each training part's own (`input_scaling: standardize`), so are the features, and
+    every training computes its own.
+
+    Args:
+        recipe: Of the trainings, as far as it determines features.
+        network: Any of theirs; its weights are put in place.
+        heads: What its outputs mean.
+        image_set: Of all splits.
+        splits: Of the trainings.
+        plan: Of every training.
+        reporter: Shows progress.
+    """
+    if not build.learns_from_features(recipe):
+        return
+    scalings = {build.build_scaling(recipe, image_set.images, split.train) for split in splits}
+    if len(scalings) > 1:
+        return
+
+    def union(part: str) -> npt.NDArray[np.int64]:
+        return np.unique(np.concatenate([getattr(split, part) for split in splits]))
+
+    fitting = Fitting.prepare(
+        recipe,
+        network,
+        heads,
+        image_set,
+        Split(union("train"), union("validation"), union("test"), method="", seed=0),
+        scaling=scalings.pop(),
+        device=plan.device,
+        reporter=reporter,
+    )
+    assert isinstance(fitting, FeatureFitting)
+    fitting.extract(replace(plan, threads=max(plan.threads, training_threads())))

@@ -1,0 +1,174 @@
+"""From a pretrained network to a classifier of one's own pictures: the verb `transfer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from netloom.data.imageset import ImageSet
+from netloom.errors import RecipeError, did_you_mean
+from netloom.models.backbones import PREFIX, is_backbone
+from netloom.models.pretrained import RANDOM
+from netloom.recipe import CUSTOM_MODEL, MODEL_OPTIONS, Recipe
+from netloom.run import RunFolder
+from netloom.runtime import ExecutionPlan
+from netloom.training.callbacks import Callback
+from netloom.workflows.runs import Run
+from netloom.workflows.train import train
+
+Mode = Literal["features", "frozen", "finetune"]
+AUTO = "auto"
+MODES: tuple[Mode, ...] = get_args(Mode)
+# Chollet, "Deep learning with Python", 2017, section 5.3: a dense layer of 256 with dropout of one half.
+_NETWORK_CLASSIFIER: dict[str, Any] = {"dense_units": [256], "dense_dropout": 0.5}
+
+
+def transfer(
+    source: str | Path | ImageSet,
+    backbone: str | Path,
+    *,
+    weights: str | Path | None = None,
+    mode: str = "features",
+    classifier: str | None = None,
+    unfreeze: int | str | None = None,
+    cut: str | None = None,
+    recipe: str | Path | Recipe | None = None,
+    time_limit_minutes: float | None = None,
+    out: str | Path = "runs",
+    name: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    callbacks: tuple[Callback, ...] = (),
+    plan: ExecutionPlan | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Run:
+    """Train a classifier that starts from a pretrained network, and test it once, at the end.
+
+    Args:
+        source: As for `train`.
+        backbone: The name of one of timm's networks (`resnet18`), or the folder of a run.
+        weights: A `.safetensors` file; `random` for none. Without it those published with the network, from
+            `$NETLOOM_DATA/weights/` or the hub, or those of the run.
+        mode: `features`: a classifier on features that are computed once. `frozen`: a head in front of the network,
+            trained with augmentation. `finetune`: the head first, then the network from the top. `auto`: the first of
+            these that the next one does not clearly beat in cross-validation.
+        classifier: Of mode `features`: `logistic`, `network` or `knn`.
+        unfreeze: Of mode `finetune`: `all`, a number of stages from the top, or a stage's name.
+        cut: The last stage of the backbone that is kept; the rest is drawn anew.
+        recipe: In place of the shipped recipe of the mode, `transfer-features` and so on.
+        time_limit_minutes: Of mode `auto`: a step that would end later is not begun; 30 without it. Of the others, of
+            the training, as the recipe key says.
+        out: As for `train`.
+        name: As for `train`.
+        device: As for `train`.
+        quiet: As for `train`.
+        callbacks: As for `train`.
+        plan: As for `train`.
+        settings: As for `train`; they win over all the above.
+        **overrides: As for `train`.
+
+    Raises:
+        NetloomError: As `train` raises it; the backbone is unknown, or its weights are missing, damaged or those of
+            another network.
+    """
+    changes = {**(settings or {}), **overrides}
+    start = backbone_settings(backbone, weights=weights, cut=cut)
+    shared: dict[str, Any] = {"out": out, "name": name, "device": device, "quiet": quiet, "plan": plan}
+    if mode == AUTO:
+        if classifier is not None or recipe is not None:
+            raise RecipeError(
+                "--mode auto goes through the shipped recipes; give --classifier or --recipe with a mode."
+            )
+        from netloom.workflows.transfer_auto import DEFAULT_MINUTES, climb
+
+        recipes: dict[str, Mapping[str, Any]] = {
+            m: {**start, **mode_settings(m, None, unfreeze), **changes} for m in MODES
+        }
+        minutes = DEFAULT_MINUTES if time_limit_minutes is None else time_limit_minutes
+        return climb(source, recipes, minutes=minutes, callbacks=callbacks, **shared)
+    chosen = {**start, **mode_settings(mode, classifier, unfreeze)}
+    if time_limit_minutes is not None:
+        chosen["time_limit_minutes"] = time_limit_minutes
+    return train(source, recipe or recipe_of(mode), callbacks=callbacks, settings={**chosen, **changes}, **shared)
+
+
+def recipe_of(mode: str) -> str:
+    """The shipped recipe of a mode.
+
+    Raises:
+        RecipeError: There is no such mode.
+    """
+    if mode not in MODES:
+        known = [*MODES, AUTO]
+        raise RecipeError(f"There is no mode {mode!r}.{did_you_mean(mode, known)} Known are {', '.join(known)}.")
+    return f"transfer-{mode}"
+
+
+def mode_settings(mode: str, classifier: str | None, unfreeze: int | str | None) -> dict[str, Any]:
+    """Recipe keys of a mode and of what is said about it.
+
+    Raises:
+        RecipeError: Something is said that the mode does not have.
+    """
+    recipe_of(mode)
+    changes: dict[str, Any] = {"transfer.mode": mode}
+    if classifier is not None:
+        if mode != "features":
+            raise RecipeError(f"--classifier is for mode features; {mode} trains the network's own head (dense_units).")
+        changes["transfer.classifier"] = classifier
+        if classifier == "network":
+            changes |= _NETWORK_CLASSIFIER
+    if unfreeze is not None:
+        if mode != "finetune":
+            raise RecipeError(f"--unfreeze is for mode finetune; {mode} leaves the network as it is.")
+        changes["transfer.unfreeze"] = unfreeze
+    return changes
+
+
+def backbone_settings(
+    backbone: str | Path, *, weights: str | Path | None = None, cut: str | None = None
+) -> dict[str, Any]:
+    """Recipe keys of a backbone: its network, its weights, and the pictures that it takes.
+
+    Args:
+        backbone: The name of a network, or a run's folder.
+        weights: A file of weights, or `random`; None for those that come with the backbone.
+        cut: The last stage that is kept; None for all in front of the head.
+
+    Raises:
+        ModelError: There is no such network.
+        RunError: There is no such run.
+        RecipeError: Weights are given for a run, which has its own, or its network is the user's own.
+    """
+    text = str(backbone)
+    as_run = isinstance(backbone, Path) or Path(text).is_dir() or ("/" in text and not is_backbone(text))
+    changes = _of_run(Path(text), weights) if as_run else {"model": text if is_backbone(text) else PREFIX + text}
+    if weights is not None:
+        changes["transfer.weights"] = str(weights)
+    if str(weights) == RANDOM and cut is not None:
+        raise RecipeError("--cut says what is kept of pretrained weights, and there are none with --weights random.")
+    return changes if cut is None else {**changes, "transfer.cut": cut}
+
+
+def _of_run(path: Path, weights: str | Path | None) -> dict[str, Any]:
+    folder = RunFolder.open(path)
+    recipe, facts = folder.recipe, folder.data
+    if weights is not None:
+        raise RecipeError(f"The run {path} has weights of its own; leave --weights out, or name the network instead.")
+    if recipe.model == CUSTOM_MODEL:
+        raise RecipeError(
+            f"The network of {path} is your own ({recipe.custom_model}), of which the run holds no code. Make it with "
+            "its weights in Python, netloom.load(run, model=...).model(), and train that: netloom.train(source, "
+            "model=...)."
+        )
+    return {
+        "model": recipe.model,
+        **{key: getattr(recipe, key) for key in MODEL_OPTIONS if getattr(recipe, key) is not None},
+        "image_size": list(facts.image_size),
+        "resize": facts.resize,
+        "color": "grey" if facts.channels == 1 else "rgb",
+        "input_scaling": "pretrained",
+        "transfer.weights": str(path),
+    }

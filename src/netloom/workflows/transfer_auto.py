@@ -1,0 +1,207 @@
+"""From features to fine-tuning, one step at a time, as long as cross-validation says that a step is worth it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netloom.data.imageset import ImageSet
+from netloom.errors import RecipeError
+from netloom.files import write_json
+from netloom.metrics.intervals import resampled_mean_interval
+from netloom.parallel.planning import candidate_threads, choose_jobs
+from netloom.progress import Reporter
+from netloom.recipe import Recipe
+from netloom.run import RunFolder
+from netloom.runtime import ExecutionPlan, on_device, resolve_device, training_threads, usable_cpus
+from netloom.training.callbacks import Callback
+from netloom.training.planning import seconds_by_threads
+from netloom.workflows import build
+from netloom.workflows.cross_validate import DEFAULT_FOLDS, CrossValidation, cross_validate
+from netloom.workflows.prepare import PreparedData, prepare_data
+from netloom.workflows.runs import Run
+from netloom.workflows.train import recipe_for, train
+
+DEFAULT_MINUTES = 30.0
+STEPS_FILE = "transfer.json"
+# Validation after each epoch and the start of workers, beside the steps that are timed.
+_BESIDE_STEPS = 1.15
+
+
+@dataclass(frozen=True)
+class Step:
+    """One mode that was cross-validated.
+
+    Attributes:
+        mode: `features`, `frozen` or `finetune`.
+        accuracy: Mean over the folds, 0..1.
+        gain: Over the mode before it, the mean of the folds' differences; None for the first.
+        interval: 95% of the gain, corrected for overlapping training parts; None for the first.
+        seconds: What the cross-validation took.
+        folder: Where it is.
+    """
+
+    mode: str
+    accuracy: float
+    gain: float | None
+    interval: tuple[float, float] | None
+    seconds: float
+    folder: str
+
+
+def climb(
+    source: str | Path | ImageSet,
+    recipes: Mapping[str, Mapping[str, Any]],
+    *,
+    minutes: float,
+    out: str | Path,
+    name: str | None,
+    device: str,
+    quiet: bool,
+    plan: ExecutionPlan | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Cross-validate one mode after the other, and train the last one that was worth it.
+
+    A mode is worth it where its gain over the one before is more than noise: the 95% interval of the folds'
+    differences in accuracy, corrected for overlapping training parts (Nadeau and Bengio 2003), lies above zero. All
+    modes meet the same folds, of all pictures but those of the test part, which the last training meets once.
+
+    Args:
+        source: As for `train`.
+        recipes: Keys that differ from the shipped recipe of each mode, in the order in which they are tried.
+        minutes: A mode that would be done later than this after the beginning is not begun. The first always is.
+        out: As for `train`; the cross-validations are in a folder beside the run.
+        name: As for `train`.
+        device: As for `train`.
+        quiet: As for `train`.
+        plan: As for `train`, of all trainings.
+        callbacks: As for `train`, of the last training.
+
+    Raises:
+        NetloomError: As `cross_validate` and `train` raise it.
+    """
+    if not minutes > 0:
+        raise RecipeError(f"The time limit must be above 0 minutes, not {minutes:g}.")
+    reporter, started = Reporter(quiet=quiet), time.perf_counter()
+    resolved = resolve_device(device if plan is None else plan.device)
+    chosen = {mode: recipe_for(source, f"transfer-{mode}", changes) for mode, changes in recipes.items()}
+    data = prepare_data(source, next(iter(chosen.values())), Reporter(quiet=True))
+    pictures = _test_part_marked(data)
+    folder = RunFolder.create(out, f"{name or data.facts.source_name}-transfer").path
+    steps: list[Step] = []
+    best, before = "", None
+    reason = "finetune is the last step"
+    for mode, recipe in chosen.items():
+        left = minutes * 60 - (time.perf_counter() - started)
+        expected = 0.0 if before is None else expected_seconds(recipe, data, device=resolved)
+        if before is not None and expected > left:
+            reason = _too_slow(mode, expected, left)
+            break
+        reporter.say(f"{mode}: cross-validating with {DEFAULT_FOLDS} folds" + (_about(expected) if expected else ""))
+        found = cross_validate(
+            pictures,
+            recipe,
+            folds=DEFAULT_FOLDS,
+            out=folder,
+            name=mode,
+            device=device,
+            quiet=True,
+            plan=plan,
+        )
+        step = _step(mode, found, before)
+        steps.append(step)
+        reporter.say(_in_words(step, steps))
+        if step.interval is not None and not step.interval[0] > 0:
+            reason = f"{mode} gains no more than noise over {best}"
+            break
+        best, before = mode, found
+    reporter.say(f"Training {best}: {reason}")
+    told = {"chosen": best, "reason": reason, "steps": [asdict(step) for step in steps]}
+    write_json(folder / STEPS_FILE, told)
+    run = train(
+        source,
+        chosen[best],
+        out=out,
+        name=name,
+        device=device,
+        quiet=quiet,
+        plan=plan,
+        callbacks=callbacks,
+    )
+    run.write_result({**run.result, "transfer": {**told, "folder": str(folder)}})
+    return run
+
+
+def _test_part_marked(data: PreparedData) -> ImageSet:
+    """The pictures, of which a cross-validation leaves those of the test part alone."""
+    parts: list[str | None] = [None] * len(data.image_set)
+    for index in data.split.test:
+        parts[index] = "test"
+    return replace(data.image_set, splits=tuple(parts))
+
+
+def _step(mode: str, found: CrossValidation, before: CrossValidation | None) -> Step:
+    accuracy = np.array(found.scores.accuracy.values)
+    gain, interval = None, None
+    if before is not None:
+        gains = accuracy - np.array(before.scores.accuracy.values)
+        gain = float(gains.mean())
+        low, high = resampled_mean_interval(gains, test_per_train=found.scores.test_per_train)
+        interval = (low, high)
+    return Step(mode, float(accuracy.mean()), gain, interval, float(found.result["seconds"]), str(found.path))
+
+
+def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: int = DEFAULT_FOLDS) -> float:
+    """What cross-validating a recipe and then training it should take, from the time of some steps on the CPU.
+
+    0 on other devices, whose steps are not timed.
+    """
+    if device != "cpu" or (recipe.transfer is not None and recipe.transfer.mode == "features"):
+        return 0.0
+    heads = build.build_heads(recipe, data.facts.class_names)
+    network = build.build_model(
+        recipe,
+        in_channels=data.facts.channels,
+        num_outputs=heads[0].num_outputs,
+        image_size=data.facts.image_size,
+    )
+    network = build.as_in_training(recipe, on_device(network, device))
+    batches = build.training_batches(recipe, data.image_set, data.split.train, scaling=data.facts.scaling)
+    batch = next(iter(batches.epoch(recipe.epochs - 1)))
+    threads = [t for t in candidate_threads(folds, usable_cpus(), None) if t <= training_threads()]
+    seconds = seconds_by_threads(network, batch, heads, threads)
+    at_once, each = choose_jobs(seconds, n_tasks=folds, cpus=usable_cpus())
+    learned = (len(data.split.train) + len(data.split.validation)) * (1 - recipe.validation_fraction)
+    of_fold = math.ceil(learned * (folds - 1) / folds / recipe.batch_size) * recipe.epochs
+    of_last = len(batches) * recipe.epochs
+    return _BESIDE_STEPS * (math.ceil(folds / at_once) * seconds[each] * of_fold + min(seconds.values()) * of_last)
+
+
+def _about(seconds: float) -> str:
+    return f", about {_duration(seconds)} with the last training"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _too_slow(mode: str, expected: float, left: float) -> str:
+    return (
+        f"{mode} would take about {_duration(expected)}, and {_duration(max(0.0, left))} of the time limit are left; "
+        "--time-limit gives more"
+    )
+
+
+def _in_words(step: Step, steps: Sequence[Step]) -> str:
+    text = f"  {step.mode}: accuracy {step.accuracy:.2%} in {_duration(step.seconds)}"
+    if step.gain is None or step.interval is None:
+        return text
+    low, high = step.interval
+    return f"{text}; gain over {steps[-2].mode} {step.gain:+.2%} (95% interval {low:+.2%} to {high:+.2%})"

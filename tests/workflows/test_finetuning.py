@@ -1,0 +1,190 @@
+"""Frozen and fine-tuned trainings as runs: what is told of them, and that they are resumed exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import netloom
+from html_page import Page
+from netloom.errors import ModelError, RecipeError
+from netloom.recipe import Recipe
+from netloom.workflows import build
+from netloom.workflows.summarize import summary
+from netloom.workflows.training_run import InterruptedTrainingError
+from picture_folders import write_folder
+
+RECIPE: dict[str, Any] = {
+    "model": "convnet",
+    "filters": [4, 6, 8],
+    "normalization": "before",
+    "dense_units": [8],
+    "dense_dropout": 0.3,
+    "optimizer": "adamw",
+    "batch_size": 8,
+    "epochs": 4,
+    "schedule": {"kind": "cosine", "warmup_epochs": 0.5},
+    "ema": {"decay": 0.9},
+    "transfer": {"mode": "finetune", "weights": "random", "unfreeze": 2, "gradual": True},
+    "precision": "float32",
+    "keep": "last",
+}
+STEPS_PER_EPOCH = 5  # 60 pictures: 12 to test, 10 to validate, 38 to train in batches of 8
+TIMED = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread leaves nothing to measure, so that every run here has the same execution plan."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
+
+
+def train(photos: Path, out: Path, callbacks: Any = (), **changes: Any) -> netloom.Run:
+    return netloom.train(photos, out=out, quiet=True, callbacks=callbacks, settings={**RECIPE, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run:
+    return train(photos, tmp_path_factory.mktemp("whole"))
+
+
+def initial(run: netloom.Run) -> dict[str, torch.Tensor]:
+    model = build.model_for(run, run.data)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def stages_changed(run: netloom.Run) -> set[str]:
+    before, after = initial(run), load_file(run.weights_path)
+    assert before.keys() == after.keys()
+    names = [name for name in before if not torch.equal(before[name], after[name])]
+    return {name.split(".")[1] if name.startswith("trunk.") else name.split(".")[0] for name in names}
+
+
+def test_a_finetuned_run_tells_what_trained_when(whole: netloom.Run) -> None:
+    assert stages_changed(whole) == {"block3", "block2", "head", "classifier"}
+    result = whole.result
+    assert result["unfreezing"] == [{"epoch": 2, "stages": ["block3"]}, {"epoch": 3, "stages": ["block2"]}]
+    assert result["frozen_stages"] == ["block1"]
+    model = build.model_for(whole, whole.data)
+    trained = [p for n, p in model.named_parameters() if not n.startswith("trunk.block1")]
+    assert result["trainable_tensors"] == len(trained)
+    assert result["trainable_parameters"] == sum(p.numel() for p in trained) < result["parameters"]
+    page = Page(whole.report_path.read_text(encoding="utf-8"))
+    assert "The head was trained alone in epoch 1. In front of the head trained block3 from epoch 2 on" in page.words
+    assert f"of which {result['trainable_parameters']:,} are trained" in page.words
+
+
+def test_a_frozen_run_keeps_every_bit_of_its_trunk(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    augmentation = {"rotation": 10, "horizontal_flip": True}
+    settings = {**RECIPE, "transfer": {"mode": "frozen", "weights": "random"}, "augmentation": augmentation}
+    run = netloom.train(photos, out=tmp_path, settings=settings)
+    assert stages_changed(run) == {"head", "classifier"}
+    result = run.result
+    assert (result["trainable_tensors"], result["unfreezing"]) == (6, [])  # a dense layer, its norm, the classifier
+    assert result["frozen_stages"] == ["block1", "block2", "block3"]
+    told = capsys.readouterr()
+    assert f"{result['parameters']:,} parameters, of which {result['trainable_parameters']:,} train" in (
+        told.out + told.err
+    )
+    page = Page(run.report_path.read_text(encoding="utf-8"))
+    assert "The head alone was trained: the 3 stages block1 to block3 stayed as they came." in page.words
+
+
+class StopAt(netloom.Callback):
+    """Asks for an end as a user does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_batch_end(self, state: Any) -> None:
+        if state.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, the signal would end the process")
+@pytest.mark.parametrize(
+    ("steps", "frozen"),
+    [(STEPS_PER_EPOCH - 1, 3), (STEPS_PER_EPOCH, 3), (STEPS_PER_EPOCH + 1, 2), (2 * STEPS_PER_EPOCH + 3, 1)],
+)
+def test_it_is_resumed_bit_for_bit_across_an_unfreezing(
+    photos: Path, tmp_path: Path, whole: netloom.Run, steps: int, frozen: int
+) -> None:
+    with pytest.raises(InterruptedTrainingError) as caught:
+        train(photos, tmp_path, [StopAt(steps)])
+    stopped = caught.value.run
+    assert stopped.result["frozen_stages"] == ["block1", "block2", "block3"][:frozen]
+    resumed = netloom.resume(stopped.path, quiet=True)
+    for path in ("weights_path", "checkpoint_path"):
+        ours, theirs = (load_file(getattr(run, path)) for run in (resumed, whole))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    histories = [[{k: v for k, v in row.items() if k not in TIMED} for row in r.history] for r in (resumed, whole)]
+    assert histories[0] == histories[1]
+    told = ("test", "unfreezing", "frozen_stages", "trainable_parameters", "trainable_tensors")
+    assert [resumed.result[key] for key in told] == [whole.result[key] for key in told]
+
+
+def test_a_summary_tells_what_trains() -> None:
+    """Chollet, "Deep learning with Python", 2018, section 5.3.1: VGG16 below 256 units and a sigmoid."""
+    settings = {
+        "dense_units": 256,
+        "loss": "binary_cross_entropy",
+        "transfer": {"mode": "frozen", "weights": "random"},
+    }
+    for model in ("vgg16", "timm/vgg16"):
+        flat = {} if model == "vgg16" else {"head_pooling": "flatten"}
+        found = summary(model, input_shape="3x150x150", settings={**settings, **flat})
+        assert (found.parameters, found.trainable_parameters) == (16_812_353, 2_097_665)
+        trained = [layer for layer in found.layers if layer.parameters and layer.trainable]
+        assert [layer.parameters for layer in trained] == [2_097_408, 257]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_epochs": 4}, "4 of 4 epochs leave none"),
+        ({"unfreeze": "block9"}, "no stage 'block9'.*block1, block2, block3"),
+        ({"unfreeze": 7}, "7 stages are to be unfrozen, and 3 have"),
+    ],
+)
+def test_what_cannot_be_unfrozen_is_told_before_training(
+    photos: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((RecipeError, ModelError), match=message):
+        train(photos, tmp_path, transfer={**RECIPE["transfer"], **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_rates_are_searched_where_all_trains_that_ever_does(photos: Path) -> None:
+    found = netloom.lr_find(photos, settings=RECIPE, n_steps=50, quiet=True)
+    assert len(found.rates) >= 20
+
+
+@pytest.mark.parametrize("name", ["timm/mobilenetv3_small_050", "timm/vit_tiny_patch16_224"])
+def test_what_comes_with_weights_behind_the_features_is_frozen_too(name: str) -> None:
+    """A convolution, or a norm, between the last feature map and the classifier is published like the rest."""
+    recipe = Recipe.from_mapping({"model": name, "transfer": {"mode": "frozen", "weights": "random"}})
+    model = build.build_model(recipe, in_channels=3, num_outputs=2, image_size=(224, 224))
+    freezing = build.build_freezing(recipe, model)
+    assert freezing is not None
+    freezing.enter(model, 0)
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    features = model.forward_head(model.forward_features(torch.rand(2, 3, 224, 224)), pre_logits=True)  # type: ignore[operator]
+    assert features.grad_fn is None
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())

@@ -1,0 +1,300 @@
+"""Transfer from a network with weights in a file, and from a run; all with timm's smallest network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import netloom
+from netloom.cli import app
+from netloom.errors import ModelError, NetloomError, RecipeError, RunError
+from netloom.models.backbones import TRUNK_PREFIX, timm
+from netloom.models.pretrained import digest_of
+from picture_folders import stripes, write_folder
+
+NAME = "test_resnet"
+# Pictures of 32 pixels take milliseconds; its own size is 160.
+QUICK: dict[str, Any] = {"image_size": 32, "epochs": 2, "batch_size": 16, "precision": "float32", "shards": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / f"{NAME}.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        save_file(timm().create_model(NAME, num_classes=0).state_dict(), path)
+    return path
+
+
+def transfer(photos: Path, out: Path, **options: Any) -> netloom.Run:
+    settings = {**QUICK, **options.pop("settings", {})}
+    return netloom.transfer(
+        photos, options.pop("backbone", NAME), out=out, quiet=True, device="cpu", settings=settings, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def frozen(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run:
+    return transfer(photos, tmp_path_factory.mktemp("frozen"), weights=weights, mode="frozen")
+
+
+def test_a_frozen_network_keeps_the_weights_of_the_file_bit_for_bit(frozen: netloom.Run, weights: Path) -> None:
+    kept, given = load_file(frozen.weights_path), load_file(weights)
+    trunk = {key.removeprefix(TRUNK_PREFIX): value for key, value in kept.items() if key.startswith(TRUNK_PREFIX)}
+    assert trunk
+    assert all(torch.equal(value, given[key]) for key, value in trunk.items())
+    result = frozen.result
+    classifier = sum(value.numel() for key, value in kept.items() if key.startswith("classifier."))
+    assert result["trainable_parameters"] == classifier
+    assert result["parameters"] > 10 * classifier
+
+
+def test_the_recipe_says_what_was_settled(frozen: netloom.Run, weights: Path) -> None:
+    recipe = frozen.recipe
+    assert recipe.model == f"timm/{NAME}"
+    assert recipe.transfer is not None
+    assert recipe.transfer.mode == "frozen"
+    assert recipe.transfer.weights == str(weights.resolve())
+    assert recipe.transfer.weights_sha256 == digest_of(weights)
+    assert recipe.color == "rgb"
+    config = timm().get_pretrained_cfg(NAME)
+    assert frozen.data.mean == config.mean
+    assert frozen.data.std == config.std
+
+
+def test_the_run_needs_the_weights_no_more(photos: Path, weights: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(weights.read_bytes())
+    run = transfer(photos, tmp_path / "runs", weights=copy, mode="finetune")
+    copy.unlink()
+    again = netloom.load(run.path)
+    assert again.evaluate()["accuracy"] == run.result["test"]["accuracy"]
+    picture = next((photos / "down").iterdir())
+    assert again.predict(picture)[0]["predictions"][0]["class"] in run.data.class_names
+    assert netloom.resume(run.path, epochs=3, quiet=True).result["epochs"] == 3
+
+
+def test_fine_tuning_starts_from_the_weights_and_moves_them(photos: Path, weights: Path, tmp_path: Path) -> None:
+    run = transfer(photos, tmp_path, weights=weights, mode="finetune", unfreeze=1)
+    kept, given = load_file(run.weights_path), load_file(weights)
+    trunk = {key.removeprefix(TRUNK_PREFIX): value for key, value in kept.items() if key.startswith(TRUNK_PREFIX)}
+    moved = {key for key, value in trunk.items() if not torch.equal(value, given[key])}
+    assert moved
+    last = max(key.partition(".")[0] for key in trunk if key.startswith("layer"))
+    assert {key.partition(".")[0] for key in moved} == {last}
+
+
+def test_other_weights_than_noted_are_refused(frozen: netloom.Run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    tensors = load_file(weights)
+    save_file({key: value + 1 for key, value in tensors.items()}, other)
+    mapping = frozen.recipe.to_mapping()
+    mapping["transfer"]["weights"] = str(other)
+    with pytest.raises(ModelError, match=r"not those that this recipe was first trained with.*weights_sha256=null"):
+        netloom.train(photos, netloom.Recipe.from_mapping(mapping), out=tmp_path / "runs", quiet=True)
+    assert not (tmp_path / "runs").exists()
+    changed = netloom.load_recipe(frozen.recipe, {"transfer.weights": str(other)})
+    assert changed.transfer is not None
+    assert changed.transfer.weights_sha256 is None
+
+
+def test_the_recipe_of_a_run_repeats_it(frozen: netloom.Run, photos: Path, tmp_path: Path) -> None:
+    again = netloom.train(photos, frozen.recipe_path, out=tmp_path, quiet=True, plan=frozen.plan)
+    assert again.weights_path.read_bytes() == frozen.weights_path.read_bytes()
+
+
+def test_published_weights_come_from_the_data_folder(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / weights.name).write_bytes(weights.read_bytes())
+    monkeypatch.setenv("NETLOOM_DATA", str(tmp_path))
+    run = transfer(photos, tmp_path / "runs", mode="frozen", settings={"epochs": 1})
+    recipe = run.recipe
+    assert recipe.transfer is not None
+    assert recipe.transfer.weights == "published"
+    assert recipe.transfer.weights_sha256 == digest_of(weights)
+
+
+def test_a_run_of_ones_own_is_a_backbone(photos: Path, tmp_path: Path) -> None:
+    small = {"model": "convnet", "filters": [4, 6], "dense_units": [5], "epochs": 1, "normalization": "before"}
+    first = netloom.train(photos, out=tmp_path, quiet=True, settings={**QUICK, "image_size": 16, **small})
+    second = transfer(
+        write_folder(tmp_path / "others", classes=("across", "plain")),
+        tmp_path,
+        backbone=first.path,
+        mode="frozen",
+        settings={"image_size": first.data.image_size, "epochs": 1},
+    )
+    assert second.recipe.model == "convnet"
+    assert second.recipe.filters == [4, 6]
+    assert second.data.mean == first.data.mean
+    before, after = load_file(first.weights_path), load_file(second.weights_path)
+    trunk = [key for key in before if key.startswith("trunk.")]
+    assert all(torch.equal(before[key], after[key]) for key in trunk)
+    assert not torch.equal(before["head.dense1.weight"], after["head.dense1.weight"])
+    cut = transfer(
+        photos,
+        tmp_path,
+        backbone=str(first.path),
+        cut="block1",
+        mode="finetune",
+        settings={"image_size": 16, "epochs": 1, "transfer.head_epochs": 1},
+    )
+    after = load_file(cut.weights_path)
+    assert torch.equal(before["trunk.block1.conv1.weight"], after["trunk.block1.conv1.weight"])
+    assert not torch.equal(before["trunk.block2.conv1.weight"], after["trunk.block2.conv1.weight"])
+
+
+def test_pictures_take_the_networks_own_size_and_grey_ones_become_colour(weights: Path, tmp_path: Path) -> None:
+    grey = tmp_path / "grey"
+    for kind, name in enumerate(("across", "down")):
+        (grey / name).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(stripes(kind, 100 * kind + i)[..., 0]).save(grey / name / f"{i}.png")
+    run = netloom.transfer(
+        grey, NAME, weights=weights, mode="frozen", out=tmp_path, quiet=True, settings={"epochs": 1, "shards": 0}
+    )
+    assert run.data.image_size == timm().get_pretrained_cfg(NAME).input_size[1:]
+    assert run.data.channels == 3
+
+
+def test_cross_validation_starts_every_fold_from_the_weights(photos: Path, weights: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "epochs": 1, "model": f"timm/{NAME}", "transfer.weights": str(weights)}
+    found = netloom.cross_validate(
+        photos, "transfer-frozen", folds=2, jobs=1, out=tmp_path, quiet=True, settings=settings
+    )
+    given = load_file(weights)
+    for run in found.runs:
+        kept = load_file(run.weights_path)
+        assert all(torch.equal(kept[TRUNK_PREFIX + key], value) for key, value in given.items())
+
+
+def test_a_backbone_without_pretrained_weights_trains_from_scratch(photos: Path, tmp_path: Path) -> None:
+    run = netloom.train(photos, out=tmp_path, quiet=True, settings={**QUICK, "epochs": 1, "model": f"timm/{NAME}"})
+    assert run.result["trainable_parameters"] == run.result["parameters"]
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.output
+
+
+def quick_settings() -> list[str]:
+    return [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_the_command_line(photos: Path, weights: Path, tmp_path: Path) -> None:
+    code, output = invoke(
+        "transfer", photos, "--backbone", NAME, "--weights", weights, "--mode", "finetune", "--unfreeze", "2",
+        "--out", tmp_path, "--json", "--quiet", *quick_settings(),
+    )  # fmt: skip
+    assert code == 0
+    result = json.loads(output)
+    assert result["model"] == f"timm/{NAME}"
+    recipe = netloom.load(result["run"]).recipe
+    assert recipe.transfer is not None
+    assert recipe.transfer.unfreeze == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "test_resnt"], "Unknown backbone 'test_resnt'. Did you mean 'test_resnet'?"),
+        (["--backbone", NAME, "--weights", "no.safetensors"], "There are no weights at no.safetensors"),
+        (["--backbone", NAME, "--weights", "model.pth"], "must be a .safetensors file"),
+        (["--backbone", NAME, "--weights", "{vit}"], "belong to another network than timm/test_resnet"),
+        (["--backbone", NAME, "--weights", "{truncated}"], "truncated, damaged or no .safetensors file"),
+        (["--backbone", NAME, "--weights", "{hostile}"], "truncated, damaged or no .safetensors file"),
+        (["--backbone", NAME], "There are three ways"),
+        (["--backbone", "runs/nothing"], "There is no run folder runs/nothing"),
+        (["--backbone", NAME, "--weights", "{good}", "--cut", "blok1"], "no stage 'blok1'. Did you mean 'block1'?"),
+        (["--backbone", NAME, "--weights", "{good}", "--mode", "frozen", "--unfreeze", "1"], "--unfreeze is for mode"),
+        (
+            ["--backbone", NAME, "--weights", "{good}", "--mode", "finetune", "--unfreeze", "blok1"],
+            "Did you mean 'block1'?",
+        ),
+        (
+            ["--backbone", NAME, "--weights", "{good}", "--mode", "frozen", "--classifier", "knn"],
+            "is for mode features",
+        ),
+    ],
+)
+def test_bad_input_is_told_and_leaves_nothing_behind(
+    arguments: list[str],
+    message: str,
+    photos: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    files = {key: tmp_path / f"{key}.safetensors" for key in ("vit", "truncated", "hostile", "good")}
+    save_file(timm().create_model("test_vit").state_dict(), files["vit"])
+    files["good"].write_bytes(weights.read_bytes())
+    files["truncated"].write_bytes(weights.read_bytes()[:1000])
+    files["hostile"].write_bytes((2**62).to_bytes(8, "little") + b"{" * 100)
+    given = [argument.format(**files) if argument.startswith("{") else argument for argument in arguments]
+    code, output = invoke("transfer", photos, *given, "--out", tmp_path / "runs", *quick_settings())
+    assert code == 2
+    assert message in output.replace("\n", "")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_backbone_cannot_be(frozen: netloom.Run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="has weights of its own"):
+        transfer(photos, tmp_path, backbone=frozen.path, weights=weights)
+    with pytest.raises(RecipeError, match=r"no mode 'finetun'\. Did you mean 'finetune'"):
+        transfer(photos, tmp_path, weights=weights, mode="finetun")
+    with pytest.raises(RunError, match="no run folder"):
+        transfer(photos, tmp_path, backbone=tmp_path / "none")
+    with pytest.raises(ModelError, match="no published weights of convnet"):
+        netloom.train(photos, out=tmp_path, quiet=True, settings={**QUICK, "transfer.mode": "frozen"})
+    with pytest.raises(ModelError, match="input_scaling: pretrained needs weights"):
+        netloom.train(photos, out=tmp_path, quiet=True, settings={**QUICK, "input_scaling": "pretrained"})
+    with pytest.raises(NetloomError, match="color: rgb"):
+        transfer(photos, tmp_path, weights=weights, settings={"color": "grey"})
+    with pytest.raises(RecipeError, match="first_layer: a pretrained network has its own"):
+        transfer(photos, tmp_path, weights=weights, settings={"first_layer": "whitening"})
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "trainable", "tensors"),
+    [({}, 16_812_353, 30), ({"transfer.mode": "frozen"}, 2_097_665, 4)],
+)
+def test_parameters_of_vgg16_in_the_summary(settings: dict[str, Any], trainable: int, tensors: int) -> None:
+    """Chollet, Deep learning with Python, 2017, section 5.3; two tensors for each of 13 + 2 layers."""
+    found = netloom.summary(
+        "timm/vgg16",
+        input_shape="3x150x150",
+        settings={"head_pooling": "flatten", "dense_units": [256], "loss": "binary_cross_entropy", **settings},
+    )
+    assert found.parameters == 16_812_353
+    assert found.trainable_parameters == trainable
+    assert 2 * sum(layer.trainable for layer in found.layers) == tensors
