@@ -92,9 +92,8 @@ def arrange(entries: Sequence[Entry], *, where: str, strip_common: bool) -> Arra
     archives often have them.
 
     Raises:
-        NoClassesError: There are no class folders, or one only.
-        DataError: There are no files, fewer than two pictures, part folders beside others, or a class that the
-            training part lacks.
+        NoClassesError: There are no class folders, or fewer than two classes or pictures.
+        DataError: There are no files, part folders beside others, or a class that the training part lacks.
     """
     entries = [entry for entry in entries if not (is_junk(entry.parts[-1]) or _in_junk(entry.parts[:-1]))]
     if not entries:
@@ -155,11 +154,11 @@ def check_classes(names: Sequence[str], samples: Sequence[Sample], *, where: str
     """Refuse what no classifier can be trained on.
 
     Raises:
-        NoClassesError: There is one class only.
-        DataError: Fewer than two pictures, or parts of which the training part is missing or lacks a class.
+        NoClassesError: There are fewer than two pictures or classes.
+        DataError: There are parts of which the training part is missing or lacks a class.
     """
     if len(samples) < 2:
-        raise DataError(f"{where} holds one picture; a classifier needs some of each class.{hint}")
+        raise NoClassesError(f"{where} holds one picture; a classifier needs some of each class.{hint}")
     if len(names) < 2:
         raise NoClassesError(f"{where} holds one class only, {names[0]!r}; a classifier needs at least two.{hint}")
     parts = {sample.split for sample in samples}

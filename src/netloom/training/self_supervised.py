@@ -9,7 +9,7 @@ views of the batch by the cosine of their outputs (NT-Xent, equation 1). The pro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,20 +63,19 @@ class Embedder(nn.Module):
         return output
 
 
-def check_views(backbone: ImageModel, in_channels: int, sizes: Sequence[tuple[int, int]]) -> None:
-    """Run a network on a blank picture of each size, where one that flattens its features takes one size only.
+def check_views(embedder: Embedder, in_channels: int, size: tuple[int, int]) -> None:
+    """Run a network on a blank view of `size`: one that flattens its features takes pictures of one size only.
 
     Raises:
-        ModelError: It does not take them.
+        ModelError: It does not take it.
     """
-    device = next(backbone.parameters()).device
-    training = backbone.training
-    backbone.eval()
+    height, width = size
+    training = embedder.training
+    device = next(embedder.parameters()).device
+    embedder.eval()
     try:
-        for height, width in sizes:
-            with torch.no_grad():
-                blank = torch.zeros(1, in_channels, height, width, device=device)
-                backbone.forward_head(backbone.forward_features(blank), pre_logits=True)
+        with torch.no_grad():
+            embedder(torch.zeros(1, in_channels, height, width, device=device))
     except RuntimeError as error:
         raise ModelError(
             f"The network does not take views of {height}x{width} pixels ({str(error).splitlines()[0]}). Use one that "
@@ -84,7 +83,7 @@ def check_views(backbone: ImageModel, in_channels: int, sizes: Sequence[tuple[in
             "self_supervised.view_size: 1."
         ) from error
     finally:
-        backbone.train(training)
+        embedder.train(training)
 
 
 @dataclass(frozen=True)

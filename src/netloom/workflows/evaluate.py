@@ -24,7 +24,7 @@ from netloom.runtime import ExecutionPlan, on_device, resolve_device, training_t
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows import build
 from netloom.workflows.prepare import fingerprint, load_as_trained
-from netloom.workflows.runs import Run, load
+from netloom.workflows.runs import Run, load_classifier
 
 PARTS = ("train", "validation", "test")
 
@@ -51,7 +51,7 @@ def evaluate(
         RunError: The run is incomplete, or its own data are no longer where they were.
         DataError: The source does not fit the run.
     """
-    opened = load(run)
+    opened = load_classifier(run)
     if part not in PARTS:
         raise RunError(f"Part {part!r} is unknown: one of {', '.join(PARTS)}.")
     image_set, train_targets, indices = _pictures(opened, source, part, Reporter(quiet=quiet))

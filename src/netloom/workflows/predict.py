@@ -23,7 +23,7 @@ from netloom.runtime import executing, on_device, resolve_device, usable_cpus
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows.build import build_heads
 from netloom.workflows.evaluate import plan_for
-from netloom.workflows.runs import load
+from netloom.workflows.runs import load_classifier
 
 
 def predict(
@@ -55,7 +55,7 @@ def predict(
     """
     if top < 1:
         raise DataError(f"top must be at least 1, not {top}.")
-    opened = load(run)
+    opened = load_classifier(run)
     facts = opened.data
     files = _files(paths)
     chosen = resolve_device(device)

@@ -8,7 +8,6 @@ from typing import Any
 
 from netloom.data.imageset import ImageSet
 from netloom.errors import RecipeError, RunError
-from netloom.models.contract import ImageModel
 from netloom.models.registry import create_model
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
@@ -16,6 +15,7 @@ from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import load_checkpoint
+from netloom.training.self_supervised import ConstantSizes, Embedder, check_views
 from netloom.workflows.pretraining_data import UnlabelledData, prepare_unlabelled, reopen_unlabelled
 from netloom.workflows.pretraining_run import PretrainingRun
 from netloom.workflows.runs import Run
@@ -66,7 +66,7 @@ def pretrain(
     device = resolve_device(device if plan is None else plan.device)
     data = prepare_unlabelled(source, chosen, reporter)
     chosen = _with_length(chosen, len(data.split.train)).replace(image_size=list(data.facts.image_size))
-    network = _network(chosen, data)
+    embedder = _embedder(chosen, data)
     folder = RunFolder.create(out, name or f"{data.facts.source_name}-pretrained")
     folder.write_setup(
         recipe=chosen,
@@ -74,7 +74,7 @@ def pretrain(
         data=data.facts,
         environment=environment_record(),
     )
-    return PretrainingRun(Run(folder.path), chosen, data, network, device, reporter, plan=plan).execute(callbacks)
+    return PretrainingRun(Run(folder.path), chosen, data, embedder, device, reporter, plan=plan).execute(callbacks)
 
 
 def resume_pretraining(
@@ -114,7 +114,7 @@ def resume_pretraining(
         opened,
         recipe,
         data,
-        _network(recipe, data),
+        _embedder(recipe, data),
         resolve_device("auto" if plan is None else plan.device),
         reporter,
         plan=plan,
@@ -144,13 +144,22 @@ def _with_length(recipe: Recipe, n_train: int) -> Recipe:
     return recipe.replace(**{"epochs": max(1, round(pictures / n_train)), "self_supervised.pictures": None})
 
 
-def _network(recipe: Recipe, data: UnlabelledData) -> ImageModel:
-    """The network, whose one output is never used."""
-    return create_model(
+def _embedder(recipe: Recipe, data: UnlabelledData) -> Embedder:
+    """The network, whose classifier is never used, and its projector.
+
+    Raises:
+        ModelError: The network does not fit the pictures or their views.
+    """
+    facts, group = data.facts, recipe.self_supervised
+    assert group is not None
+    network = create_model(
         recipe.model,
-        in_channels=data.facts.channels,
+        in_channels=facts.channels,
         num_outputs=1,
-        image_size=data.facts.image_size,
+        image_size=facts.image_size,
         seed=recipe.seed,
         options=recipe.model_options(),
     )
+    embedder = Embedder(network, hidden=group.hidden_units, size=group.embedding_size, seed=recipe.seed)
+    check_views(embedder, facts.channels, ConstantSizes(group.view_size).at(0, facts.image_size))
+    return embedder

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from netloom.data.augment import AugmentationSpec
@@ -17,6 +18,7 @@ from netloom.inference import predict_outputs
 from netloom.models.contract import ImageModel
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
+from netloom.recipe_groups import SelfSupervised
 from netloom.runtime import ExecutionPlan, executing, on_device, peak_memory_bytes
 from netloom.training.callbacks import Callback, CSVLog, EpochProgress
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
@@ -28,7 +30,6 @@ from netloom.training.self_supervised import (
     Embedder,
     PairBatches,
     PairHead,
-    check_views,
     spread_of,
 )
 from netloom.training.state import TrainingState
@@ -52,7 +53,7 @@ class PretrainingRun:
         run: Where everything is written.
         recipe: What is trained.
         data: Pictures and split.
-        network: With its initial weights; moved to the device.
+        embedder: The network with its projector, with their initial weights; moved to the device.
         device: A torch device name.
         reporter: Tells a person how it goes.
         plan: How it is executed; None to measure.
@@ -63,7 +64,7 @@ class PretrainingRun:
     run: Run
     recipe: Recipe
     data: UnlabelledData
-    network: ImageModel
+    embedder: Embedder
     device: str
     reporter: Reporter
     plan: ExecutionPlan | None = None
@@ -75,10 +76,14 @@ class PretrainingRun:
 
         Raises:
             InterruptedTrainingError: Ctrl-C or SIGTERM.
-            ModelError: The network does not take views of this size.
             TrainingError: The loss is no longer a number.
         """
-        embedder = self._embedder()
+        embedder = on_device(self.embedder, self.device)
+        self._images = build.resident(self.data.image_set, self.device)
+        if self.checkpoint is None:
+            build.initialize_from_pictures(
+                self.recipe, self._network, self._images, self.data.split.train, scaling=self.data.facts.scaling
+            )
         train, validation = self._batches(self.data.split.train, shuffle=True), self._validation()
         head = PairHead(
             PAIR,
@@ -99,7 +104,7 @@ class PretrainingRun:
         self.run.write_plan(plan)
         self.run.write_result({"status": "running", "tests": 0})
         self.reporter.say(
-            f"{self.recipe.model}: {_parameters(self.network):,} parameters and {_parameters(embedder.projector):,} of "
+            f"{self.recipe.model}: {_parameters(self._network):,} parameters and {_parameters(embedder.projector):,} of "
             f"the projector, on {plan.device} with {plan.describe_threads()} in {plan.precision}; "
             f"{self.recipe.epochs} epochs. Accuracy is the share of views whose partner is found among "
             f"{2 * train.batch_size - 1:,} others."
@@ -130,31 +135,18 @@ class PretrainingRun:
         except TrainingError as error:
             self.run.write_result({"status": "failed", "reason": str(error), "tests": 0})
             raise
-        return self._finish(state, embedder, validation, plan)
+        return self._finish(state, validation, plan)
 
     @property
-    def _group(self) -> Any:
+    def _group(self) -> SelfSupervised:
         assert self.recipe.self_supervised is not None
         return self.recipe.self_supervised
 
     @property
-    def _sizes(self) -> ConstantSizes:
-        return ConstantSizes(self._group.view_size)
+    def _network(self) -> ImageModel:
+        return self.embedder.backbone
 
-    def _embedder(self) -> Embedder:
-        facts, group = self.data.facts, self._group
-        whole = facts.image_size
-        check_views(self.network, facts.channels, [self._sizes.at(0, whole)])
-        embedder = Embedder(self.network, hidden=group.hidden_units, size=group.embedding_size, seed=self.recipe.seed)
-        on_device(embedder, self.device)
-        self._images = build.resident(self.data.image_set, self.device)
-        if self.checkpoint is None:
-            build.initialize_from_pictures(
-                self.recipe, self.network, self._images, self.data.split.train, scaling=facts.scaling
-            )
-        return embedder
-
-    def _batches(self, indices: Any, *, shuffle: bool) -> PairBatches:
+    def _batches(self, indices: npt.NDArray[np.int64], *, shuffle: bool) -> PairBatches:
         assert self.recipe.augmentation is not None
         return PairBatches(
             self._images.images,
@@ -165,7 +157,7 @@ class PretrainingRun:
             seed=self.recipe.seed,
             shuffle=shuffle,
             device=self.device,
-            sizes=self._sizes,
+            sizes=ConstantSizes(self._group.view_size),
         )
 
     def _validation(self) -> PairBatches:
@@ -174,12 +166,12 @@ class PretrainingRun:
         chosen = indices[np.linspace(0, len(indices) - 1, min(len(indices), _MOST_VALIDATION)).astype(np.int64)]
         return self._batches(chosen, shuffle=False)
 
-    def _finish(self, state: TrainingState, embedder: Embedder, validation: PairBatches, plan: ExecutionPlan) -> Run:
+    def _finish(self, state: TrainingState, validation: PairBatches, plan: ExecutionPlan) -> Run:
         self.run.write_weights(self._weights())
         interrupted = state.stop_reason in (BY_USER, BY_SYSTEM)
         result = self._result(state, plan, "interrupted" if interrupted else "finished")
         with executing(plan):
-            outputs = predict_outputs(embedder, validation.epoch(), head_names=[PAIR], plan=plan)[PAIR]
+            outputs = predict_outputs(self.embedder, validation.epoch(), head_names=[PAIR], plan=plan)[PAIR]
         result["spread"] = spread_of(outputs)
         result["collapsed"] = not result["spread"] >= _COLLAPSED
         result["verdict"] = collapse_in_words(result["spread"])
@@ -211,7 +203,7 @@ class PretrainingRun:
         facts = self.data.facts
         texts = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
         return weights_bytes(
-            nn.ModuleDict({"trunk": self.network.trunk, "head": self.network.head}),
+            nn.ModuleDict({"trunk": self._network.trunk, "head": self._network.head}),
             metadata={key: json.dumps(value) for key, value in texts.items()},
         )
 
@@ -225,7 +217,7 @@ class PretrainingRun:
             "source": self.data.facts.source_name,
             "recipe": self.recipe.name,
             "model": self.recipe.model,
-            "parameters": _parameters(self.network),
+            "parameters": _parameters(self._network),
             "epochs": state.epoch,
             "kept_epoch": kept_epoch(self.recipe, state.history),
             "stop_reason": state.stop_reason,
