@@ -104,8 +104,8 @@ class PretrainingRun:
         self.run.write_plan(plan)
         self.run.write_result({"status": "running", "tests": 0})
         self.reporter.say(
-            f"{self.recipe.model}: {_parameters(self._network):,} parameters and {_parameters(embedder.projector):,} of "
-            f"the projector, on {plan.device} with {plan.describe_threads()} in {plan.precision}; "
+            f"{self.recipe.model}: {_parameters(self._network):,} parameters and "
+            f"{_parameters(self.embedder.projector):,} of the projector, on {plan.device} with {plan.describe_threads()} in {plan.precision}; "
             f"{self.recipe.epochs} epochs. Accuracy is the share of views whose partner is found among "
             f"{2 * train.batch_size - 1:,} others."
         )
