@@ -184,6 +184,13 @@ def test_the_weights_file_stands_alone(run: netloom.Run, photos: Path, tmp_path:
     assert np.allclose(classifier.data.std, run.data.std)
 
 
+def test_a_network_of_timm_at_the_size_of_the_pictures(flat: Path, tmp_path: Path) -> None:
+    settings = {"model": "timm/resnet10t", "epochs": 1, "batch_size": 57, "precision": "float32"}
+    run = netloom.pretrain(flat, out=tmp_path, quiet=True, settings={**settings, "self_supervised.view_size": 1})
+    assert run.data.image_size == (12, 12)
+    assert run.result["status"] == "finished"
+
+
 def test_pictures_in_memory(photos: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 12, 12, 1), dtype=np.uint8)
     pictures = netloom.ImageSet.from_arrays(pixels, np.zeros(90, dtype=np.int64))

@@ -19,7 +19,6 @@ from netloom.training.self_supervised import ConstantSizes, Embedder, check_view
 from netloom.workflows.pretraining_data import UnlabelledData, prepare_unlabelled, reopen_unlabelled
 from netloom.workflows.pretraining_run import PretrainingRun
 from netloom.workflows.runs import Run
-from netloom.workflows.starting_weights import settle
 
 DEFAULT_PRETRAINING = "pretrain"
 """The recipe that is taken where none is named."""
@@ -132,7 +131,7 @@ def _recipe(recipe: str | Path | Recipe, overrides: Mapping[str, Any]) -> Recipe
             f"The recipe {chosen.name or recipe!r} trains with labels: it has no group self_supervised. Use the recipe "
             f"{DEFAULT_PRETRAINING}, or `netloom train`."
         )
-    return settle(chosen)
+    return chosen
 
 
 def _with_length(recipe: Recipe, n_train: int) -> Recipe:

@@ -174,7 +174,7 @@ def _say_what_is_there(reporter: Reporter, facts: DataFacts, split: Split) -> No
     n = len(split.train) + len(split.validation) + len(split.test)
     reporter.say(
         f"{facts.source_name}: {n:,} pictures at {width}x{height}, {'grey' if facts.channels == 1 else 'colour'}; "
-        f"{len(split.train):,} to learn from, {len(split.validation):,} to see how it goes"
+        f"{len(split.train):,} to learn from, {len(split.validation):,} to validate"
         + (f", {len(split.test):,} left for a test" if len(split.test) else "")
     )
     if len(split.train) < _FEW_PICTURES:

@@ -103,11 +103,11 @@ class PretrainingRun:
         )
         self.run.write_plan(plan)
         self.run.write_result({"status": "running", "tests": 0})
+        projector = _parameters(self.embedder.projector)
         self.reporter.say(
-            f"{self.recipe.model}: {_parameters(self._network):,} parameters and "
-            f"{_parameters(self.embedder.projector):,} of the projector, on {plan.device} with {plan.describe_threads()} in {plan.precision}; "
-            f"{self.recipe.epochs} epochs. Accuracy is the share of views whose partner is found among "
-            f"{2 * train.batch_size - 1:,} others."
+            f"{self.recipe.model}: {_parameters(self._network):,} parameters and {projector:,} of the projector, on "
+            f"{plan.device} with {plan.describe_threads()} in {plan.precision}; {self.recipe.epochs} epochs. Accuracy "
+            f"is the share of views whose partner is found among {2 * train.batch_size - 1:,} others."
         )
         try:
             with listening() as interruption:
