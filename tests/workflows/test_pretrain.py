@@ -191,6 +191,14 @@ def test_a_network_of_timm_at_the_size_of_the_pictures(flat: Path, tmp_path: Pat
     assert run.result["status"] == "finished"
 
 
+def test_a_whitened_first_layer_stays_as_it_is(flat: Path, tmp_path: Path) -> None:
+    settings = {"model": "speednet", "filters": [8, 16], "normalization": None, "head_pooling": None, "image_size": 16}
+    runs = [pretrain(flat, tmp_path, first_layer="frozen_whitening", epochs=n, **settings) for n in (1, 2)]
+    first, second = (load_file(run.weights_path) for run in runs)
+    assert torch.equal(first["trunk.stem.conv1.weight"], second["trunk.stem.conv1.weight"])
+    assert not torch.equal(first["trunk.block1.conv1.weight"], second["trunk.block1.conv1.weight"])
+
+
 def test_pictures_in_memory(photos: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 12, 12, 1), dtype=np.uint8)
     pictures = netloom.ImageSet.from_arrays(pixels, np.zeros(90, dtype=np.int64))

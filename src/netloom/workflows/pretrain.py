@@ -9,6 +9,7 @@ from typing import Any
 from netloom.data.imageset import ImageSet
 from netloom.errors import RecipeError, RunError
 from netloom.models.registry import create_model
+from netloom.models.whitening import freeze_first_convolution
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
 from netloom.run import RunFolder
@@ -147,7 +148,7 @@ def _embedder(recipe: Recipe, data: UnlabelledData) -> Embedder:
     """The network, whose classifier is never used, and its projector.
 
     Raises:
-        ModelError: The network does not fit the pictures or their views.
+        ModelError: The network does not fit the pictures or their views, or has no convolution to whiten.
     """
     facts, group = data.facts, recipe.self_supervised
     assert group is not None
@@ -159,6 +160,8 @@ def _embedder(recipe: Recipe, data: UnlabelledData) -> Embedder:
         seed=recipe.seed,
         options=recipe.model_options(),
     )
+    if recipe.first_layer == "frozen_whitening":
+        freeze_first_convolution(network)
     embedder = Embedder(network, hidden=group.hidden_units, size=group.embedding_size, seed=recipe.seed)
     check_views(embedder, facts.channels, ConstantSizes(group.view_size).at(0, facts.image_size))
     return embedder
