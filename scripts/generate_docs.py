@@ -12,6 +12,7 @@ os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1", _TYPER_FORCE_DISABLE
 
 sys.path.append(str(Path(__file__).parent.parent))
 
+from backbones_page import backbones_page
 from benchmarks.suite.page import performance_page
 from cookbook_page import cookbook_page
 from typer.main import get_command
@@ -101,6 +102,7 @@ def main() -> int:
     stale = []
     pages = {
         "recipes.md": recipes_page(),
+        "backbones.md": backbones_page(NOTE),
         "cli.md": cli_page(),
         "cookbook.md": cookbook_page(NOTE),
         "performance.md": performance_page(),

@@ -193,7 +193,7 @@ def test_summaries_give_the_published_parameter_counts(name: str, parameters: in
     assert found["layers"]
 
 
-@pytest.mark.parametrize("verb", ["models", "recipes", "datasets", "doctor"])
+@pytest.mark.parametrize("verb", ["models", "backbones", "recipes", "datasets", "doctor"])
 def test_lists_are_one_json_object(verb: str) -> None:
     assert succeed(verb)
     assert netloom(verb).stdout.strip()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from netloom.training.callbacks import Callback as Callback
     from netloom.tuning.maximize import maximize as maximize
     from netloom.workflows.augment_preview import augment_preview as augment_preview
+    from netloom.workflows.backbones import backbones as backbones
     from netloom.workflows.compare import compare as compare
     from netloom.workflows.cross_validate import cross_validate as cross_validate
     from netloom.workflows.cross_validate import resume_cross_validation as resume_cross_validation
@@ -43,6 +44,7 @@ _PUBLIC = {
     "Run": ("netloom.workflows.runs", "Run"),
     "audit": ("netloom.workflows.inspect", "audit_source"),
     "augment_preview": ("netloom.workflows.augment_preview", "augment_preview"),
+    "backbones": ("netloom.workflows.backbones", "backbones"),
     "compare": ("netloom.workflows.compare", "compare"),
     "cross_validate": ("netloom.workflows.cross_validate", "cross_validate"),
     "evaluate": ("netloom.workflows.evaluate", "evaluate"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 OnProgress = Callable[[int, int], None]
 
@@ -13,6 +13,22 @@ OnProgress = Callable[[int, int], None]
 _SECONDS_PER_LINE = 10.0
 # A bar for something shorter than this only flickers.
 _SECONDS_BEFORE_BAR = 0.5
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
+
+
+def table_row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """A row of a table of plain text: each cell to the right of its column, and cut to that column's width."""
+    return f"| {' | '.join(cell[:width].rjust(width) for cell, width in zip(cells, widths, strict=True))} |"
 
 
 class Bars:

@@ -98,11 +98,18 @@ class Recipe(Group):
     )
     validation_fraction: float = Field(
         0.2,
-        gt=0,
+        ge=0,
         lt=1,
-        description="of what is not test, where the source brings no validation part",
+        description="of what is not test, where the source brings no validation part; 0 for none, which takes "
+        "`keep: last` and nothing that watches validation",
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="where the source brings no test part")
+    per_class: int | None = Field(
+        None,
+        ge=1,
+        description="train on so many pictures of each class, drawn once from the training part; validation and test "
+        "stay whole",
+    )
     augmentation: Augmentation | None = Field(None, description="random changes of training pictures")
 
     progressive_resizing: ProgressiveResizing | None = Field(
@@ -291,6 +298,10 @@ def _problems_without_labels(recipe: Recipe) -> list[str]:
         problems.append("label_smoothing: self_supervised has no labels to smooth")
     if recipe.class_weight is not None:
         problems.append("class_weight: self_supervised looks at no classes")
+    if recipe.per_class is not None:
+        problems.append("per_class: self_supervised looks at no classes; it learns from all pictures")
+    if not recipe.validation_fraction:
+        problems.append("validation_fraction: self_supervised shows by a validation part how it goes; give it one")
     if recipe.transfer is not None:
         problems.append("transfer: self_supervised starts from random weights; set one of the two to null")
     if recipe.shards not in ("auto", 0):

@@ -187,7 +187,7 @@ def test_three_groups_give_three_parts() -> None:
             "count as one",
         ),
         ({"targets": [0, 1] * 9, "test_fraction": 1.0}, r"test_fraction is 1\.0"),
-        ({"targets": [0, 1] * 9, "validation_fraction": 0.0}, "validation_fraction"),
+        ({"targets": [0, 1] * 9, "validation_fraction": -0.1}, "validation_fraction"),
         (
             {"targets": [0, 1, 0], "parts": ["train", "test", "validation"]},
             "training part has no picture of 'dog'",
@@ -244,3 +244,19 @@ def test_100_000_pictures_take_about_a_second(tied: bool) -> None:
     start = time.process_time()
     make_split(targets=targets, content_hashes=hashes, seed=0)
     assert time.process_time() - start < 3  # 0.4 and 0.9 s on one core; room for a slow machine
+
+
+def test_without_a_validation_fraction_there_is_no_validation_part() -> None:
+    """Reference: the test part that is drawn beside one, and the training part with what would validate."""
+    targets = np.repeat(np.arange(4), [40, 30, 20, 10])
+    whole, split = make_split(targets=targets, seed=5), make_split(targets=targets, validation_fraction=0.0, seed=5)
+    assert len(split.validation) == 0
+    assert split.validation.dtype == np.int64
+    assert len(split.test) == len(whole.test) == 20
+    assert sorted([*split.train, *split.test]) == list(range(100))
+    ids = [f"{i}" for i in range(100)]
+    assert Split.from_json(split.to_json(ids), ids).validation.dtype == np.int64
+    everything = make_split(targets=targets, validation_fraction=0.0, test_fraction=None, seed=5)
+    assert everything.train.tolist() == list(range(100))
+    given = make_split(targets=targets, parts=["validation", *["train"] * 99], validation_fraction=0.0, seed=5)
+    assert given.validation.tolist() == [0]

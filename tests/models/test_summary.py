@@ -140,3 +140,19 @@ def test_any_module_is_summarized() -> None:
 def test_wrong_input_is_said_so() -> None:
     with pytest.raises(ModelError, match=r"ImageModel does not take inputs of shape \(3, 28, 28\)"):
         summarize(mnist_convnet(), input_shape=(3, 28, 28))
+
+
+def test_networks_whose_head_asks_with_a_parameter_are_counted() -> None:
+    """Attention that pools begins with a view of a parameter, which has no gradient function here."""
+    with torch.device("meta"):
+        model = create_model(
+            "timm/vit_base_patch16_siglip_224", in_channels=3, num_outputs=2, image_size=(224, 224), seed=0
+        )
+        model.classifier.requires_grad_(False)
+    found = summarize(model, input_shape=(3, 224, 224))
+    assert found.multiply_adds > 17e9
+    assert found.trainable_parameters == found.parameters - 2 * 768 - 2
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
+        "classifier.weight",
+        "classifier.bias",
+    }

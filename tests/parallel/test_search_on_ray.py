@@ -34,3 +34,5 @@ def test_a_search_on_a_cluster_is_the_search_on_one_machine(two_machines: Any, t
         return [(t["number"], t["state"], t["value"], t["overrides"], t["values"]) for t in study.trials]
 
     assert table(here) == table(there)
+    assert here.result["jobs"] == 1
+    assert 1 <= there.result["jobs"] <= len(there.trials)  # as many as ran together there, whatever this machine has

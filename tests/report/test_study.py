@@ -204,16 +204,25 @@ def test_the_winning_settings_stand_beside_the_recipe_s_own() -> None:
     assert list(rows) == [row["key"] for row in SPACE]
 
 
+def test_a_key_under_a_condition_has_no_importance_and_the_page_says_so() -> None:
+    result = study([0.5, 0.6, 0.55, 0.7])
+    assert "momentum" not in result["importances"]
+    text = " ".join(Page(render_study(result)).text)
+    condition = f"only where optimizer is sgd or {NASTY}"
+    assert f"momentum is searched {condition}, so what it explains of all trials is not known." in text
+    assert text.count("what it explains of all trials") == 1
+
+
 def test_the_table_holds_every_trial_the_best_first() -> None:
     result = study([0.5, 0.6, 0.55, None, 0.3, None])
     result["trials"][3].update(state="failed", reason="NaN loss <b>")
     result["trials"][4].update(state="pruned", reason="below the median of 3")
     result["trials"][5].update(state="pruned", values=[0.2, 0.25, math.nan])
-    result["trials"][2]["from"] = "earlier study"
+    result["trials"][2]["from"] = "study runs/an-earlier-one"
     rows = Page(render_study(result)).table("trial", "state")
     assert [row[0] for row in rows] == ["1", "2", "0", "4", "5", "3"]
     assert [row[2] for row in rows] == ["60.00%", "55.00%", "50.00%", "30.00%", "25.00%", "–"]
-    assert rows[1][1] == "completeearlier study"
+    assert rows[1][1] == "completestudy runs/an-earlier-one"
     assert rows[3][1] == "prunedbelow the median of 3"
     assert rows[5][1] == "failedNaN loss <b>"
     by_number = {int(row[0]): row[3:-2] for row in rows}

@@ -26,14 +26,6 @@ def test_percent_rounds_but_never_to_all_or_none(share, text):
     assert wording.percent(share) == text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.44, "0.4 s"), (41.6, "42 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
-)
-def test_duration(seconds, text):
-    assert wording.duration(seconds) == text
-
-
 def test_counted():
     assert wording.counted(1, "picture") == "1 picture"
     assert wording.counted(1024, "picture") == "1,024 pictures"

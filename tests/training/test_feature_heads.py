@@ -1,4 +1,4 @@
-"""Logistic regression against scikit-learn, nearest neighbours against a plain count, choices against what is held out."""
+"""Logistic regression against scikit-learn, neighbours against a plain count, choices against what is held out."""
 
 from __future__ import annotations
 

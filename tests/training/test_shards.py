@@ -331,6 +331,23 @@ def test_what_no_graph_can_hold_is_refused(kind: type[nn.Module]) -> None:
         sharded(kind(), a_batch(), 2)
 
 
+class Attends(nn.Module):
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.mix, self.dense, self.dropout = nn.Linear(32, 96), nn.Linear(32 * 3, 5), dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.mix(x).chunk(3, dim=-1)
+        return self.dense(F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout).mean(2).flatten(1))
+
+
+def test_attention_is_divided_unless_it_drops_something() -> None:
+    model, batch = Attends(), a_batch()
+    sharded(model, batch, 3).assert_like(whole(model, batch))
+    with pytest.raises(CaptureError, match="random numbers"):
+        sharded(Attends(dropout=0.5), batch, 3)
+
+
 def test_a_model_with_hooks_is_refused() -> None:
     model = convolutional()
     model[0].register_forward_hook(lambda *_: None)

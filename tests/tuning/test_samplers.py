@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from netloom.errors import RecipeError
+from netloom.tuning import samplers
 from netloom.tuning.samplers import (
     SAMPLERS,
     check_names,
@@ -156,7 +157,30 @@ def test_unknown_names_are_told_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sampler_has_words(name: str) -> None:
-    assert len(describe_sampler(name)) > 5
+    assert len(describe_sampler(name, 24)) > 5
+
+
+def test_gaussian_processes_hand_over_to_tpe_and_the_study_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: TPE's own proposals after the same trials."""
+
+    def proposals(sampler: str, n: int) -> list[dict[str, Any]]:
+        study = study_of("random", n_trials=40)
+        for _ in range(n):
+            proposal = study.ask()
+            study.complete(proposal.number, target(proposal.overrides), {})
+        study._study.sampler = create_sampler(sampler, DIMENSIONS, seed=1, init_points=5, n_trials=None)
+        return [dict(study.ask().overrides) for _ in range(3)]
+
+    assert samplers.MOST_GP_TRIALS == 300
+    monkeypatch.setattr(samplers, "MOST_GP_TRIALS", 12)
+    assert proposals("gp", 12) == proposals("tpe", 12)
+    assert proposals("gp", 8) != proposals("tpe", 8)
+    across = proposals("gp", 11)
+    assert across[0] != proposals("tpe", 11)[0]  # number 11 is the last of the Gaussian process
+    words = [describe_sampler("gp", n) for n in (12, 13)]
+    assert words[0] == "Bayesian search with Gaussian processes"
+    assert words[1] == f"{words[0]}, from trial 12 on with tree-structured Parzen estimators"
+    assert describe_sampler("tpe", 1000) == "Bayesian search with tree-structured Parzen estimators"
 
 
 @pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])

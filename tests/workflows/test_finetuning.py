@@ -17,6 +17,7 @@ from html_page import Page
 from netloom.errors import ModelError, RecipeError
 from netloom.recipe import Recipe
 from netloom.workflows import build
+from netloom.workflows.starting_head import starts_from_features
 from netloom.workflows.summarize import summary
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import write_folder
@@ -188,3 +189,60 @@ def test_what_comes_with_weights_behind_the_features_is_frozen_too(name: str) ->
     features = model.forward_head(model.forward_features(torch.rand(2, 3, 224, 224)), pre_logits=True)  # type: ignore[operator]
     assert features.grad_fn is None
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def backbone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run:
+    """A run whose network serves as a pretrained one."""
+    own = {"transfer": None, "dense_units": None, "dense_dropout": None, "ema": None, "epochs": 6}
+    return train(photos, tmp_path_factory.mktemp("backbone"), learning_rate=0.01, **own)
+
+
+def on_top_of(backbone: netloom.Run, **transfer: Any) -> dict[str, Any]:
+    return {
+        "dense_units": None,
+        "dense_dropout": None,
+        "input_scaling": "pretrained",
+        "transfer": {"mode": "finetune", "weights": str(backbone.path), **transfer},
+    }
+
+
+def test_a_linear_head_starts_from_the_regression_on_the_features(
+    photos: Path, tmp_path: Path, backbone: netloom.Run, capsys: Any
+) -> None:
+    """The regression of mode `features`, in its own file, is the reference."""
+    settings = {**RECIPE, **on_top_of(backbone), "learning_rate": 1e-12, "ema": None}
+    run = netloom.train(photos, out=tmp_path / "finetuned", settings=settings)
+    assert "The head starts from the logistic regression on the features. C = " in capsys.readouterr().err
+    features = train(photos, tmp_path / "features", **on_top_of(backbone, mode="features"))
+    mine, theirs = load_file(run.weights_path), load_file(features.weights_path)
+    for name in ("classifier.weight", "classifier.bias"):
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-5)
+
+
+def test_starting_from_features_is_resumed_and_repeated_exactly(
+    photos: Path, tmp_path: Path, backbone: netloom.Run
+) -> None:
+    runs = [train(photos, tmp_path / name, **on_top_of(backbone)) for name in "ab"]
+    if os.name != "nt":
+        with pytest.raises(InterruptedTrainingError) as caught:
+            train(photos, tmp_path / "c", [StopAt(STEPS_PER_EPOCH + 2)], **on_top_of(backbone))
+        runs.append(netloom.resume(caught.value.run.path, quiet=True))
+    first, *others = [load_file(run.weights_path) for run in runs]
+    for weights in others:
+        assert all(torch.equal(first[name], weights[name]) for name in first)
+
+
+def test_a_head_of_several_layers_or_behind_new_stages_starts_from_chance(backbone: netloom.Run) -> None:
+    def starts(**changes: Any) -> bool:
+        recipe = Recipe.from_mapping({**RECIPE, **on_top_of(backbone), **changes})
+        return starts_from_features(
+            recipe, build.build_model(recipe, in_channels=3, num_outputs=3, image_size=(12, 12))
+        )
+
+    assert starts()
+    assert starts(dropout=0.5)
+    assert starts(transfer=on_top_of(backbone, mode="frozen")["transfer"])
+    assert not starts(dense_units=[8])
+    assert not starts(transfer=on_top_of(backbone, cut="block2")["transfer"])
+    assert not starts(transfer=on_top_of(backbone, weights="random")["transfer"])

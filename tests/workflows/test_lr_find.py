@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import netloom
 from netloom.cli import app
-from netloom.errors import RunError
+from netloom.errors import RecipeError, RunError
 from picture_folders import write_folder
 
 SETTINGS = {
@@ -121,3 +121,9 @@ def test_mistakes_are_told_before_anything_is_computed(photos: Path, tmp_path: P
     with pytest.raises(RunError, match=r"ends in \.svg, \.png, \.html"):
         netloom.lr_find(photos, plot=tmp_path / "rates.jpg")
     assert "min_rate < max_rate" in lr_find(photos, "--min-rate", 1, "--max-rate", 0.1).stderr
+
+
+def test_a_classifier_that_is_fitted_in_one_go_has_no_learning_rate(tmp_path: Path) -> None:
+    settings = {"transfer.mode": "features", "transfer.weights": "random"}
+    with pytest.raises(RecipeError, match="no learning rate"):
+        netloom.lr_find(write_folder(tmp_path / "photos"), quiet=True, settings=settings)

@@ -227,6 +227,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(flat: Path, photos
         netloom.pretrain(flat, "photos", out=out, quiet=True)
     with pytest.raises(RecipeError, match="augmentation: self_supervised learns from how views"):
         pretrain(flat, out, augmentation=None)
+    with pytest.raises(RecipeError, match=r"(?s)per_class: .*validation_fraction: "):
+        pretrain(flat, out, per_class=5, validation_fraction=0)
     with pytest.raises(RecipeError, match="cannot be divided"):
         pretrain(flat, out, shards=2)
     with pytest.raises(ModelError, match="views of 8x8 pixels"):

@@ -16,8 +16,8 @@ from netloom.data.imageset import ImageSet
 from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
 from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
+from netloom.workflows.search_options import parse_duration
 from netloom.workflows.study import Study
-from netloom.workflows.tune import parse_duration
 from parallel import work
 from picture_folders import stripes, write_folder
 
@@ -366,10 +366,12 @@ def test_a_second_winner_says_that_the_test_part_was_met_before(photos: Path, tm
 
 
 def test_durations() -> None:
-    texts = {"90s": 90, "10m": 600, "1h30m": 5400, "2": 120, 45: 45, "1.5h": 5400, "1d": 86400}
+    texts = {"90s": 90, "10m": 600, "1h30m": 5400, "2": 2, 45: 45, "1.5h": 5400, "1d": 86400, "0.5": 0.5, 2.5: 2.5}
     assert {text: parse_duration(text) for text in texts} == texts
     assert parse_duration(None) is None
-    for wrong in ("", "0s", "-3m", "h", "10 minutes", 0, float("inf")):
+    for number in (20, 0.25, 1e6, 1e-3, np.float32(7)):
+        assert parse_duration(number) == parse_duration(str(number)) == number  # one rule, however it is written
+    for wrong in ("", "0s", "-3m", "h", "10 minutes", 0, float("inf"), float("nan"), True):
         with pytest.raises(RecipeError, match="duration"):
             parse_duration(wrong)
 

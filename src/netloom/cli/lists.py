@@ -9,6 +9,7 @@ import typer
 from netloom.cli.app import app
 from netloom.cli.options import (
     AsJSON,
+    Machine,
     Quiet,
     Settings,
     Source,
@@ -87,6 +88,35 @@ def models(as_json: AsJSON = False) -> None:
         )
         return
     print_table(["model", "what it is"], [[m.name, m.description] for m in found])
+
+
+@app.command()
+@told
+def backbones(
+    source: Annotated[
+        str | None,
+        typer.Argument(help="A source whose pictures are counted.", show_default=False),
+    ] = None,
+    fits: Annotated[
+        Machine | None,
+        typer.Option("--fits", help="Only those that take at most two minutes there.", show_default=False),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option("--pictures", metavar="N", help="How many pictures; 2000 without it.")
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Pretrained networks worth trying, what they cost here, and which one to take."""
+    from netloom.workflows.backbones import backbones as list_backbones
+
+    found = list_backbones(fits.value if fits else None, pictures=pictures, source=source)
+    if as_json:
+        print_json(found.to_json())
+        return
+    columns, *rows = found.to_rows()
+    print_table(columns, rows, right=(2, 3, 4, 8))
+    for line in found.notes():
+        typer.echo(line)
 
 
 @app.command()

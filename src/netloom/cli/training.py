@@ -15,10 +15,14 @@ from netloom.cli.options import (
     Force,
     Name,
     Out,
+    PerClass,
+    PlanOf,
     Quiet,
     RecipeOption,
     Settings,
     Source,
+    SourceUnlessResumed,
+    changes_of,
 )
 from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
@@ -27,14 +31,10 @@ from netloom.errors import DataError, RecipeError
 @app.command(cls=RecipeCommand)
 @told
 def train(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
-        ),
-    ] = None,
+    source: SourceUnlessResumed = None,
     recipe: RecipeOption = None,
     settings: Settings = None,
+    per_class: PerClass = None,
     out: Out = Path("runs"),
     name: Name = None,
     device: DeviceOption = Device.auto,
@@ -47,10 +47,7 @@ def train(
         str | None,
         typer.Option("--jobs", "-j", metavar="N", help="With --seeds: trainings at once; auto without it."),
     ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option("--plan-of", metavar="RUN", help="Execute it as this run was, to repeat its bits."),
-    ] = None,
+    like: PlanOf = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with this run; --set epochs=N extends it."),
@@ -64,11 +61,10 @@ def train(
         from netloom.workflows import head_start
 
         head_start.begin(source, recipe, settings or [])  # before torch is imported, which takes as long
-    from netloom.recipe import parse_overrides
     from netloom.workflows import train as workflow
     from netloom.workflows.runs import load
 
-    overrides = parse_overrides(settings or [])
+    overrides = changes_of(settings, per_class)
     if resume is not None:
         from netloom.workflows.seeds import describe_seeds, resume_seeds
         from netloom.workflows.training_job import is_job
@@ -117,6 +113,7 @@ def lr_find(
     source: Source,
     recipe: RecipeOption = None,
     settings: Settings = None,
+    per_class: PerClass = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the curve into a .svg, .png or .html file.")
     ] = None,
@@ -129,7 +126,6 @@ def lr_find(
     quiet: Quiet = False,
 ) -> None:
     """Find a learning rate for a recipe: the loss of a copy of the network at rising rates."""
-    from netloom.recipe import parse_overrides
     from netloom.workflows.lr_find import describe
     from netloom.workflows.lr_find import lr_find as run_test
 
@@ -143,7 +139,7 @@ def lr_find(
         force=force,
         device=device.value,
         quiet=quiet,
-        settings=parse_overrides(settings or []),
+        settings=changes_of(settings, per_class),
     )
     shown = None if plot is None else str(plot)
     show({**found.to_json(), "plot": shown}, describe(found, plot=shown), as_json=as_json)
@@ -170,7 +166,6 @@ def augment_preview(
     quiet: Quiet = False,
 ) -> None:
     """Draw a training picture as the recipe's augmentation changes it, epoch by epoch."""
-    from netloom.recipe import parse_overrides
     from netloom.workflows.augment_preview import augment_preview as draw
 
     found = draw(
@@ -182,7 +177,7 @@ def augment_preview(
         plot=plot,
         force=force,
         quiet=quiet,
-        settings=parse_overrides(settings or []),
+        settings=changes_of(settings),
     )
     text = f"{found['plot']}: {found['picture']} as it is (framed) and in {found['epochs']} epochs"
     show(found, [text], as_json=as_json)

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from netloom.cli.app import RecipeCommand, app
-from netloom.cli.options import AsJSON, Device, DeviceOption, Jobs, Name, Out, Quiet, RecipeOption, Settings
+from netloom.cli.options import (
+    AsJSON,
+    Device,
+    DeviceOption,
+    Jobs,
+    Name,
+    Out,
+    PerClass,
+    PlanOf,
+    Quiet,
+    RecipeOption,
+    Settings,
+    SourceUnlessResumed,
+    changes_of,
+)
 from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
 
@@ -16,12 +30,7 @@ from netloom.errors import DataError, RecipeError
 @app.command(cls=RecipeCommand)
 @told
 def cv(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
-        ),
-    ] = None,
+    source: SourceUnlessResumed = None,
     recipe: RecipeOption = None,
     folds: Annotated[
         int | None, typer.Option("--folds", metavar="K", help="Parts, each of which tests once; 5 without it.")
@@ -34,14 +43,12 @@ def cv(
         typer.Option("--holdout", metavar="FRACTION", help="In place of folds: hold out so much in each repeat."),
     ] = None,
     settings: Settings = None,
+    per_class: PerClass = None,
     jobs: Jobs = "auto",
     out: Out = Path("runs"),
     name: Name = None,
     device: DeviceOption = Device.auto,
-    like: Annotated[
-        str | None,
-        typer.Option("--plan-of", metavar="RUN", help="Execute every training as this run was."),
-    ] = None,
+    like: PlanOf = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="FOLDER", help="Go on with this cross-validation."),
@@ -50,12 +57,11 @@ def cv(
     quiet: Quiet = False,
 ) -> None:
     """Cross-validate a recipe: how good it is, and how sure that is, from many trainings at once."""
-    from netloom.recipe import parse_overrides
     from netloom.workflows.cross_validate import cross_validate, describe, resume_cross_validation
     from netloom.workflows.runs import load
 
     if resume is not None:
-        begun = (source, recipe, folds, repeats, holdout, settings, name, like)
+        begun = (source, recipe, folds, repeats, holdout, settings, per_class, name, like)
         if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError("--resume goes on with what the folder holds; besides it only --jobs can be given.")
         found = resume_cross_validation(resume, jobs=jobs, quiet=quiet)
@@ -74,6 +80,6 @@ def cv(
             device=device.value,
             quiet=quiet,
             plan=None if like is None else load(like).plan,
-            settings=parse_overrides(settings or []),
+            settings=changes_of(settings, per_class),
         )
     show(dict(found.result), describe(found.result) if quiet else [], as_json=as_json)

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from netloom.cli.app import RecipeCommand, app
-from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Out, Quiet, RecipeOption, Settings, Source
+from netloom.cli.options import (
+    AsJSON,
+    Device,
+    DeviceOption,
+    Name,
+    Out,
+    PerClass,
+    PlanOf,
+    Quiet,
+    RecipeOption,
+    Settings,
+    Source,
+    changes_of,
+)
 from netloom.cli.output import show, told
 
 
@@ -86,6 +99,7 @@ def transfer(
     ] = None,
     recipe: RecipeOption = None,
     settings: Settings = None,
+    per_class: PerClass = None,
     time_limit: Annotated[
         float | None,
         typer.Option(
@@ -98,15 +112,11 @@ def transfer(
     out: Out = Path("runs"),
     name: Name = None,
     device: DeviceOption = Device.auto,
-    like: Annotated[
-        str | None,
-        typer.Option("--plan-of", metavar="RUN", help="Execute it as this run was, to repeat its bits."),
-    ] = None,
+    like: PlanOf = None,
     as_json: AsJSON = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a classifier that starts from a pretrained network, and test it once, at the end."""
-    from netloom.recipe import parse_overrides
     from netloom.workflows.runs import load
     from netloom.workflows.transfer import transfer as workflow
 
@@ -122,7 +132,7 @@ def transfer(
         recipe=recipe,
         time_limit_minutes=time_limit,
         plan=None if like is None else load(like).plan,
-        settings=parse_overrides(settings or []),
+        settings=changes_of(settings, per_class),
         **shared,
     )
     show(run.result, [str(run.path)] if quiet else [], as_json=as_json)

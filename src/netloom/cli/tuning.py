@@ -8,20 +8,36 @@ from typing import Annotated
 import typer
 
 from netloom.cli.app import RecipeCommand, app
-from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Quiet, RecipeOption, Settings
+from netloom.cli.options import (
+    AsJSON,
+    Device,
+    DeviceOption,
+    Jobs,
+    Name,
+    PerClass,
+    PlanOf,
+    Quiet,
+    RecipeOption,
+    Settings,
+    SourceUnlessResumed,
+    changes_of,
+)
 from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
+from netloom.workflows.search_options import (
+    DEFAULT_FINAL_PART,
+    DEFAULT_FINAL_SEEDS,
+    DEFAULT_OBJECTIVE,
+    DEFAULT_PORT,
+    DEFAULT_TRIALS,
+    OBJECTIVES,
+)
 
 
 @app.command(cls=RecipeCommand)
 @told
 def tune(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            help="A folder of class folders, a .zip or .tar of them, a CSV file, or a named set.", show_default=False
-        ),
-    ] = None,
+    source: SourceUnlessResumed = None,
     recipe: RecipeOption = None,
     space: Annotated[
         list[str] | None,
@@ -47,11 +63,22 @@ def tune(
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", "-n", metavar="N", help="Trials in all.", show_default="50, or what the time allows"),
+        typer.Option(
+            "--trials",
+            "-n",
+            metavar="N",
+            help="Trials in all.",
+            show_default=f"{DEFAULT_TRIALS}, or what the time allows",
+        ),
     ] = None,
     time_limit: Annotated[
         str | None,
-        typer.Option("--time-limit", metavar="TIME", help="Of the search: 90s, 10m, 1h30m.", show_default=False),
+        typer.Option(
+            "--time-limit",
+            metavar="TIME",
+            help="Of the search: 90s, 10m, 1h30m; a bare number is seconds.",
+            show_default=False,
+        ),
     ] = None,
     init_points: Annotated[
         int | None,
@@ -59,7 +86,7 @@ def tune(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option("--objective", help="validation_accuracy or validation_loss.", show_default="validation_accuracy"),
+        typer.Option("--objective", help=f"{' or '.join(OBJECTIVES)}.", show_default=DEFAULT_OBJECTIVE),
     ] = None,
     cv: Annotated[
         int | None,
@@ -71,7 +98,15 @@ def tune(
             "--final-seeds",
             metavar="N",
             help="Trainings of the winner with fresh seeds, each tested once; 0 for none.",
-            show_default="3",
+            show_default=str(DEFAULT_FINAL_SEEDS),
+        ),
+    ] = None,
+    final_on: Annotated[
+        str | None,
+        typer.Option(
+            "--final-on",
+            help="What these are trained on: train, or train+validation, for as many epochs as the best trial kept.",
+            show_default=DEFAULT_FINAL_PART,
         ),
     ] = None,
     warm_start: Annotated[
@@ -88,9 +123,8 @@ def tune(
         ),
     ] = None,
     settings: Settings = None,
-    jobs: Annotated[
-        str, typer.Option("--jobs", "-j", metavar="N", help="Trials at once; auto takes what ends the soonest.")
-    ] = "auto",
+    per_class: PerClass = None,
+    jobs: Jobs = "auto",
     ray: Annotated[
         str | None,
         typer.Option("--ray", metavar="ADDRESS", help="Have trials done on a Ray cluster: auto, or HOST:PORT."),
@@ -100,10 +134,7 @@ def tune(
     ] = None,
     name: Name = None,
     device: DeviceOption = Device.auto,
-    like: Annotated[
-        str | None,
-        typer.Option("--plan-of", metavar="RUN", help="Execute every trial as this run was."),
-    ] = None,
+    like: PlanOf = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="STUDY", help="Go on with this search; more --trials extend it."),
@@ -114,35 +145,41 @@ def tune(
     ] = None,
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Of the dashboard, on this machine alone; 0 for any.")
-    ] = 8080,
+    ] = DEFAULT_PORT,
     as_json: AsJSON = False,
     quiet: Quiet = False,
 ) -> None:
     """Search for the values of recipe keys that train best, many trials at once, and test the winner once."""
-    from netloom.recipe import parse_overrides
     from netloom.workflows.runs import load
     from netloom.workflows.study_result import describe_result
-    from netloom.workflows.tune import DEFAULT_FINAL_SEEDS, resume_tune
+    from netloom.workflows.tune import resume_tune
     from netloom.workflows.tune import tune as search
 
     searched = (source, recipe, space, sampler, pruner, init_points, objective, cv, final_seeds, warm_start)
-    begun = [*searched, settings, out, name, like]
+    begun = [*searched, settings, per_class, out, name, like]
     if dashboard is not None:
         from netloom.progress import Reporter
         from netloom.workflows.study_views import serve_dashboard
 
-        if any(value is not None for value in (*begun, resume, trials, time_limit, ray)) or as_json:
+        if any(value is not None for value in (*begun, resume, trials, time_limit, final_on, ray)) or as_json:
             raise RecipeError("--dashboard shows a study; beside it only --port and --storage can be given.")
         serve_dashboard(dashboard, port=port, storage=storage, reporter=Reporter())
         return
     if resume is not None:
         if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError(
-                "--resume goes on with what the study holds; besides it only --trials, --time-limit, --storage, --ray "
-                "and --jobs can be given."
+                "--resume goes on with what the study holds; besides it only --trials, --time-limit, --final-on, "
+                "--storage, --ray and --jobs can be given."
             )
         found = resume_tune(
-            resume, n_trials=trials, time_limit=time_limit, storage=storage, jobs=jobs, ray=ray, quiet=quiet
+            resume,
+            n_trials=trials,
+            time_limit=time_limit,
+            final_on=final_on,
+            storage=storage,
+            jobs=jobs,
+            ray=ray,
+            quiet=quiet,
         )
     elif source is None:
         raise DataError("Say what to search on: netloom tune SOURCE, or --resume STUDY to go on.")
@@ -156,9 +193,10 @@ def tune(
             n_trials=trials,
             time_limit=time_limit,
             init_points=init_points,
-            objective=objective or "validation_accuracy",
+            objective=objective or DEFAULT_OBJECTIVE,
             cv=cv,
             final_seeds=DEFAULT_FINAL_SEEDS if final_seeds is None else final_seeds,
+            final_on=final_on or DEFAULT_FINAL_PART,
             warm_start=warm_start or (),
             storage=storage,
             jobs=jobs,
@@ -168,6 +206,6 @@ def tune(
             device=device.value,
             quiet=quiet,
             plan=None if like is None else load(like).plan,
-            settings=parse_overrides(settings or []),
+            settings=changes_of(settings, per_class),
         )
     show(dict(found.result), describe_result(found.result) if quiet else [], as_json=as_json)

@@ -20,6 +20,7 @@ from netloom.data.splits import (
     listed_classes,
     make_split,
     tie_into_units,
+    with_few_of_each,
 )
 from netloom.errors import DataError
 from netloom.randomness import derive_seed, permutation
@@ -90,6 +91,7 @@ def make_folds(
     content_hashes: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
     validation_fraction: float = 0.2,
+    per_class: int | None = None,
     seed: int,
 ) -> list[Fold]:
     """Draw the splits of all trainings.
@@ -106,10 +108,11 @@ def make_folds(
         content_hashes: Pictures of the same content neither.
         class_names: For messages.
         validation_fraction: Of what is not held out.
+        per_class: Pictures of each class that are drawn from each training part; all without it.
         seed: The same seed gives the same folds.
 
     Raises:
-        DataError: A class has too few pictures, or groups, for so many folds.
+        DataError: A class has too few pictures, or groups, for so many folds, or for `per_class`.
     """
     labels = np.asarray(targets, dtype=np.int64)
     pool = np.arange(len(labels))
@@ -130,7 +133,19 @@ def make_folds(
             found.append(
                 Fold("-".join(words).replace(" ", "-"), repeat + 1, fold, replace(split, method=method, seed=seed))
             )
-    return found
+    if per_class is None:
+        return found
+    # A draw of its own for each training: the same pictures in all of them would hide how much the choice matters.
+    few = with_few_of_each(
+        [fold.split for fold in found],
+        per_class,
+        labels=labels,
+        units=units,
+        content_hashes=content_hashes,
+        class_names=names,
+        seeds=[derive_seed(seed, "fold pictures", fold.repeat, fold.fold or 0) for fold in found],
+    )
+    return [replace(fold, split=split) for fold, split in zip(found, few, strict=True)]
 
 
 @dataclass(frozen=True)

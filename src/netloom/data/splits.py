@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from netloom.data.per_class import draw_per_class
 from netloom.errors import DataError
 from netloom.randomness import permutation
 
@@ -31,6 +32,9 @@ class Split:
 
     `method` is one of `given`, `stratified`, `given test, stratified validation`, `given validation, stratified test`
     and `WITHOUT_TEST`; `notes` says in plain words what a user should know of this split.
+    The validation part may be empty, where nothing is chosen by it.
+    Where `per_class` is a number, so many pictures of each class train, and the others of the training
+    part are in no part.
     """
 
     train: IntArray
@@ -39,11 +43,19 @@ class Split:
     method: str
     seed: int
     notes: tuple[str, ...] = ()
+    per_class: int | None = None
 
     def to_json(self, ids: Sequence[str]) -> dict[str, Any]:
         """The manifest: ids in place of indices, so that it outlives a new order."""
         parts = {name: [ids[i] for i in getattr(self, name)] for name in PARTS}
-        return {"method": self.method, "seed": self.seed, "notes": list(self.notes), **parts}
+        drawn = {"method": self.method, "seed": self.seed, "per_class": self.per_class}
+        return {**drawn, "notes": list(self.notes), **parts}
+
+    def with_validation_trained(self) -> Split:
+        """The same test part; what validated trains, too."""
+        joined = np.union1d(self.train, self.validation)
+        method = f"{self.method}; the validation part trains, too"
+        return replace(self, train=joined, validation=np.empty(0, dtype=np.int64), method=method)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], ids: Sequence[str]) -> Split:
@@ -58,27 +70,28 @@ class Split:
             names = {part: [str(i) for i in value[part]] for part in PARTS}
             method, seed = str(value["method"]), int(value["seed"])
             notes = tuple(str(note) for note in value["notes"])
+            per_class = None if value.get("per_class") is None else int(value["per_class"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"The split manifest is damaged ({type(error).__name__}: {error}). It needs the "
                 "keys train, validation, test (lists of picture ids), method, seed and notes."
             ) from error
         position = {name: index for index, name in enumerate(ids)}
-        _refuse_impossible_ids(names, position, may_be_empty={"test"} if method == WITHOUT_TEST else set())
+        _refuse_impossible_ids(names, position, needed=("train", "validation" if method == WITHOUT_TEST else "test"))
         indices = {
             part: np.sort(np.array([position[name] for name in members], dtype=np.int64))
             for part, members in names.items()
         }
-        return cls(**indices, method=method, seed=seed, notes=notes)
+        return cls(**indices, method=method, seed=seed, notes=notes, per_class=per_class)
 
 
 def _refuse_impossible_ids(
-    names: Mapping[str, list[str]], position: Mapping[str, int], *, may_be_empty: set[str]
+    names: Mapping[str, list[str]], position: Mapping[str, int], *, needed: Sequence[str]
 ) -> None:
     listed = [name for members in names.values() for name in members]
     if len(set(listed)) < len(listed):
         raise DataError("The split manifest is damaged: a picture is in it more than once.")
-    if not all(names[part] for part in PARTS if part not in may_be_empty):
+    if not all(names[part] for part in needed):
         raise DataError("The split manifest is damaged: a part is empty.")
     missing = [name for name in listed if name not in position]
     if missing:
@@ -98,24 +111,26 @@ def make_split(
     class_names: Sequence[str] | None = None,
     validation_fraction: float = 0.2,
     test_fraction: float | None = 0.2,
+    per_class: int | None = None,
     seed: int,
 ) -> Split:
     """Split pictures with class indices `targets` (int64 `[N]`) into train, validation and test.
 
     Parts that the source gives are used as they are. Where it gives no test part, `test_fraction`
     of the rest becomes one, or none is made if that is None, because the caller holds one out; where
-    it gives no validation part, `validation_fraction` of what is not test does. What is drawn has
+    it gives no validation part, `validation_fraction` of what is not test does, none if that is 0. What is drawn has
     the classes in proportion (within one picture of the exact share, where no duplicates or groups
     tie pictures together), and every class is in the training part.
+    With `per_class`, so many pictures of each class stay in the training part (`data/per_class.py`); the
+    other parts are the same as without it.
     The result depends on the arguments alone; `class_names` serve the notes and messages.
 
     Raises:
-        DataError: A fraction is outside (0, 1), a part would be empty, or the training part would
-            lack
-            a class.
+        DataError: A fraction is outside (0, 1), a part would be empty, or the training part would lack
+            a class, or have too few pictures of one for `per_class`.
     """
     labels = np.asarray(targets, dtype=np.int64)
-    fractions = {"validation": validation_fraction}
+    fractions = {"validation": validation_fraction} if validation_fraction else {}
     if test_fraction is not None:
         fractions["test"] = test_fraction
     for part, fraction in fractions.items():
@@ -127,8 +142,40 @@ def make_split(
     names = class_names or [str(number) for number in range(int(labels.max()) + 1)]
     _check(labels, side, names, needed=("train", *fractions))
     notes = _notes(labels, units, side, names)
-    indices = {name: np.flatnonzero(side == number) for number, name in enumerate(PARTS)}
-    return Split(**indices, method=method, seed=seed, notes=notes)
+    train, validation, test = (np.flatnonzero(side == number) for number in range(len(PARTS)))
+    split = Split(train, validation, test, method, seed, notes)
+    if per_class is None:
+        return split
+    return with_few_of_each(
+        [split], per_class, labels=labels, units=units, content_hashes=content_hashes, class_names=names, seeds=[seed]
+    )[0]
+
+
+def with_few_of_each(
+    splits: Sequence[Split],
+    n: int,
+    *,
+    labels: IntArray,
+    units: IntArray,
+    content_hashes: Sequence[str] | None,
+    class_names: Sequence[str],
+    seeds: Sequence[int],
+) -> list[Split]:
+    """The splits with `n` pictures of each class in their training parts; arguments are those of `draw_per_class`.
+
+    Raises:
+        DataError: A class has fewer.
+    """
+    drawn = draw_per_class(
+        [split.train for split in splits],
+        n,
+        labels=labels,
+        units=units,
+        content_hashes=content_hashes,
+        class_names=class_names,
+        seeds=seeds,
+    )
+    return [replace(split, train=train, per_class=n) for split, train in zip(splits, drawn, strict=True)]
 
 
 def tie_into_units(n: int, groups: Sequence[str | None] | None, content_hashes: Sequence[str] | None) -> IntArray:

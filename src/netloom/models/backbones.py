@@ -115,6 +115,18 @@ class BackboneTrunk(nn.Module):
         tokens = features[:, -self.grid[0] * self.grid[1] :]
         return tokens.transpose(1, 2).reshape(features.shape[0], -1, *self.grid)
 
+    def spatial_layer(self) -> nn.Module:
+        """The module whose output, seen through `spatial`, an explanation by place looks at.
+
+        That is the trunk itself, except where the head sees the class token only: the other tokens of the last block
+        then have no way to the outputs, and their gradient is zero. Those in front of its attention have one.
+        """
+        blocks = getattr(self.net, "blocks", None)
+        if self.layout == "NLC" and getattr(self.net, "global_pool", "") == "token" and hasattr(blocks, "__getitem__"):
+            last = blocks[-1]  # type: ignore[index]
+            return last.norm1 if isinstance(getattr(last, "norm1", None), nn.Module) else self
+        return self
+
     def stages(self) -> list[tuple[str, nn.Module]]:
         """The parts with parameters, from input to output: `stem`, `block1`, `block2`, …, `top`."""
         return [(name, _Part(parts)) for name, parts in _stages(self.net, self._stage_ends)]
@@ -296,10 +308,10 @@ def _probe(backbone: str, net: Any, in_channels: int, image_size: tuple[int, int
 
 
 def _unfit(backbone: str, image_size: tuple[int, int], error: Exception, padding: str | None) -> str:
-    what = str(error).strip().splitlines() or [type(error).__name__]
+    what = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     also = f" with padding: {padding}" if padding else ""
     return (
-        f"{PREFIX}{backbone} does not take pictures of {image_size[0]}x{image_size[1]} pixels{also} ({what[0]}). "
+        f"{PREFIX}{backbone} does not take pictures of {image_size[0]}x{image_size[1]} pixels{also} ({what}). "
         "Use its own size (image_size: null with published weights) or another backbone."
     )
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,21 +113,30 @@ def _from_hub(model: str) -> Path:
     repository = config.get("hf_hub_id")
     if not repository:
         raise ModelError(f"timm publishes no weights of {backbone_name(model)}. {_other_ways(model)}")
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
-
     # Only safetensors are ever asked for; of these the hub has every network of timm's.
     filename = str(config.get("hf_hub_filename") or f"model{_SUFFIX}")
     filename = str(Path(filename.replace("pytorch_model", "model")).with_suffix(_SUFFIX))
     identifier, _, revision = str(repository).partition("@")
     try:
-        return Path(huggingface_hub.hf_hub_download(identifier, filename, revision=revision or None))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        return _downloaded(identifier, filename, revision or None)
+    except Exception as error:  # its own, the operating system's, or of whichever HTTP library a release uses
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"The weights of {backbone_name(model)} are not on this machine, and could not be downloaded ({reason}). "
             f"{_other_ways(model)}"
         ) from error
+
+
+def _downloaded(repository: str, filename: str, revision: str | None) -> Path:
+    """A file of the hub. One that was downloaded before is not asked for again: its digest tells which it is."""
+    import huggingface_hub
+
+    known = huggingface_hub.try_to_load_from_cache(repository, filename, revision=revision)
+    if isinstance(known, str):
+        return Path(known)
+    # The download itself tries for a minute where there is no network, and tells of each attempt.
+    huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, filename, revision=revision))
+    return Path(huggingface_hub.hf_hub_download(repository, filename, revision=revision))
 
 
 def _other_ways(model: str) -> str:
@@ -300,7 +310,10 @@ def _translated(
     if net is None or translate is None:
         return None
     own = {key.removeprefix(TRUNK_PREFIX).removeprefix(HEAD_PREFIX): value for key, value in tensors.items()}
-    with contextlib.suppress(Exception):  # it was written for weights of this network, and these may be any
+    # It was written for weights of this network, and these may be any; where it resamples Swin's tables of positions,
+    # torch warns of what it will change.
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return _named_as_here(dict(translate(own, net)), wanted)
     return None
 

@@ -119,12 +119,19 @@ def _run(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[nn.Module
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; modes and generators are as before afterwards."""
     training = [module for module in model.modules() if module.training]
+    # Torch's counter asks each input of a module for its gradient's function, which views of parameters do not have
+    # here (the query of an attention that pools).
+    trainable = [p for p in model.parameters() if p.requires_grad]
     gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
             model.eval()
+            for parameter in trainable:
+                parameter.requires_grad_(False)
             yield
     finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         for module in training:
             module.training = True
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 from markupsafe import Markup
 
 from netloom.metrics.intervals import Estimate, Interval
+from netloom.progress import duration
 from netloom.report.curves import RUN_COLOURS, History, draw_runs, run_style
 from netloom.report.data import Status
 from netloom.report.page import render_page
-from netloom.report.wording import counted, duration, percent, percent_interval
+from netloom.report.wording import counted, percent, percent_interval
 
 _SIGNIFICANT = 0.05
 # Matplotlib's markers as a legend in HTML writes them.

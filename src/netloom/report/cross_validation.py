@@ -113,6 +113,7 @@ def render_cross_validation(report: CrossValidationReport) -> str:
         headline=headline(report),
         verdict=verdict(scores),
         axis=_axis(scores.accuracy),
+        validated=any(fold.validation_n for fold in report.folds),
         spread_text=spread_text,
         number_spread=number_spread,
         place=lambda value: _place(scores.accuracy, value),

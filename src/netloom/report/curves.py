@@ -196,14 +196,15 @@ def _mark_best(
     best_epoch: int,
 ) -> None:
     axes.axvline(best_epoch, color=_COLOURS["ink-soft"], linewidth=1, linestyle=(0, (3, 3)))
-    axes.plot(
-        epochs[epochs == best_epoch],
-        values[epochs == best_epoch],
-        marker="o",
-        markersize=7,
-        color=_COLOURS["validation"],
-        gid="best",
-    )
+    if not np.isnan(values).all():
+        axes.plot(
+            epochs[epochs == best_epoch],
+            values[epochs == best_epoch],
+            marker="o",
+            markersize=7,
+            color=_COLOURS["validation"],
+            gid="best",
+        )
     in_right_half = best_epoch > (epochs[0] + epochs[-1]) / 2
     axes.annotate(
         f"epoch {best_epoch}",

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from netloom.progress import duration
 from netloom.report import wording
 from netloom.report.fonts import FONT_STACK
 
@@ -38,7 +39,7 @@ def _environment() -> Environment:
         wording.certainty,
         wording.percent_interval,
         wording.number_interval,
-        wording.duration,
+        duration,
         wording.counted,
     ):
         environment.filters[function.__name__] = function

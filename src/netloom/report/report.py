@@ -28,6 +28,17 @@ _CONFUSED_PAIRS = 12
 _REJECTED = 100
 
 
+# Of the table of epochs: heading, column of the history, format.
+_COLUMNS = (
+    ("training loss", "train_loss", "{:.4f}"),
+    ("validation loss", "validation_loss", "{:.4f}"),
+    ("training accuracy", "train_accuracy", "{:.2%}"),
+    ("validation accuracy", "validation_accuracy", "{:.2%}"),
+    ("learning rate", "learning_rate", "{:.3g}"),
+    ("seconds", "seconds", "{:.2f}"),
+)
+
+
 def render_report(report: ReportData) -> str:
     """Write a report as one self-contained HTML page.
 
@@ -68,8 +79,11 @@ def _test(test: HeldOutScores, class_names: Sequence[str]) -> dict[str, Any]:
 def _training(training: TrainingFacts) -> dict[str, Any]:
     history = training.history
     unfreezing = [epoch for epoch, _ in training.unfreezing]
+    validated = any(row.get("validation_loss") is not None for row in history)
     return {
         "epochs": len(history),
+        "validated": validated,
+        "columns": [c for c in _COLUMNS if validated or not c[1].startswith("validation")],
         # Markup of Matplotlib from numbers alone; no name of the user's is in it.
         "curves": [
             (name, Markup(draw_curve(history, name, best_epoch=training.best_epoch, unfreezing=unfreezing)))

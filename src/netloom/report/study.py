@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.colors import to_hex
 
 from netloom.files import write_atomically
+from netloom.progress import duration
 from netloom.report import study_wording as wording
 from netloom.report.axes import value_text
 from netloom.report.curves import ThemedColour
@@ -22,7 +23,6 @@ from netloom.report.study_marks import SHADES, Shading, beyond_the_axis
 from netloom.report.study_progress import draw_courses, draw_history, draw_over_time, draw_timeline
 from netloom.report.study_space import PARALLEL_AXES, draw_pairs, draw_parallel, draw_slice
 from netloom.report.study_wording import describe_study
-from netloom.report.wording import duration
 
 __all__ = ["describe_study", "render_study", "write_study_report"]
 

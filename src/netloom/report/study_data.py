@@ -68,7 +68,7 @@ class TrialFacts:
     """The objective after each epoch; NaN where it was no number."""
     reason: str
     origin: str
-    """`sampler`, `recipe` or `earlier study`."""
+    """`sampler`, `recipe`, or `study FOLDER`, whose best trials were tried first."""
 
 
 class FreshSeeds(NamedTuple):
@@ -80,6 +80,16 @@ class FreshSeeds(NamedTuple):
     """NaN for a single seed."""
     interval: Interval | None
     """Of the mean."""
+
+
+class FinalTraining(NamedTuple):
+    """How the winning recipe was trained again."""
+
+    on: str
+    """`train` or `train+validation`."""
+    n: int
+    """Pictures."""
+    epochs: int
 
 
 class TestFacts(NamedTuple):
@@ -119,6 +129,8 @@ class StudyFacts:
     pruner: str
     scheme: str
     validation_n: int | None
+    per_class: int | None
+    """Pictures of each class that trials and winner train on; None for all."""
     keys: Sequence[SearchKey]
     trials: Sequence[TrialFacts]
     """In the order of their numbers."""
@@ -130,6 +142,7 @@ class StudyFacts:
     """0..1 by key; empty where trials were too few to tell."""
     best: Winner | None
     fresh: FreshSeeds | None
+    final: FinalTraining | None
     test: TestFacts | None
     final_run: str
     base: Mapping[str, Any]
@@ -213,6 +226,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         pruner=str(result["pruner"] or "none"),
         scheme=str(result["scheme_in_words"]),
         validation_n=result.get("validation_n"),
+        per_class=result.get("per_class"),
         keys=[_key(row) for row in result["space"]],
         trials=trials,
         planned=int(result["n_trials"]),
@@ -222,6 +236,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         importances={key: _number(value) for key, value in (result.get("importances") or {}).items()},
         best=_winner(result.get("best")),
         fresh=_fresh(result.get("fresh")),
+        final=_final(result.get("final")),
         test=_test(result),
         final_run=str(result.get("final_run") or ""),
         base=result.get("base") or as_it_is,
@@ -296,6 +311,13 @@ def _fresh(fresh: Mapping[str, Any] | None) -> FreshSeeds | None:
     return FreshSeeds(
         there, _number(fresh["mean"]), _number(fresh.get("standard_deviation")), _interval(fresh.get("interval"))
     )
+
+
+def _final(final: Mapping[str, Any] | None) -> FinalTraining | None:
+    if not final:
+        return None
+    _require(final, ("on", "train_n", "epochs"), "The final training of the search")
+    return FinalTraining(str(final["on"]), int(final["train_n"]), int(final["epochs"]))
 
 
 def _test(result: Mapping[str, Any]) -> TestFacts | None:

@@ -35,11 +35,7 @@ def draw_history(study: StudyFacts) -> Markup | None:
 
 def draw_over_time(study: StudyFacts) -> Markup | None:
     """The same against the time since the search began; None where that is not known."""
-    timed = [
-        (trial, 0.0 if trial.origin == "earlier study" else trial.finished_after)
-        for trial in finishing_order(study)
-        if math.isfinite(trial.finished_after) or trial.origin == "earlier study"
-    ]
+    timed = [(trial, trial.finished_after) for trial in finishing_order(study) if math.isfinite(trial.finished_after)]
     end = max((at for _, at in timed), default=0.0)
     if not (study.complete and len(timed) > 1 and end > 0):
         return None
@@ -66,11 +62,10 @@ def _draw_trials(plot: Plot, study: StudyFacts, trials: Sequence[tuple[TrialFact
 
 
 def finishing_order(study: StudyFacts) -> list[TrialFacts]:
-    """Trials as they ended: those of an earlier study first, those whose end is not known last."""
+    """Trials as they ended; those whose end is not known last."""
 
-    def key(trial: TrialFacts) -> tuple[bool, float, int]:
-        known = math.isfinite(trial.finished_after)
-        return trial.origin != "earlier study", trial.finished_after if known else math.inf, trial.number
+    def key(trial: TrialFacts) -> tuple[float, int]:
+        return trial.finished_after if math.isfinite(trial.finished_after) else math.inf, trial.number
 
     return sorted(study.trials, key=key)
 
@@ -117,11 +112,7 @@ def _draw_curve(plot: Plot, study: StudyFacts, trial: TrialFacts, shading: Shadi
 
 def draw_timeline(study: StudyFacts, shading: Shading) -> Markup | None:
     """Which trial ran when, a lane for each that ran at once; None where the times are not known."""
-    timed = [
-        trial
-        for trial in study.trials
-        if math.isfinite(trial.finished_after) and math.isfinite(trial.seconds) and trial.origin != "earlier study"
-    ]
+    timed = [trial for trial in study.trials if math.isfinite(trial.finished_after) and math.isfinite(trial.seconds)]
     end = max((trial.finished_after for trial in timed), default=0.0)
     if len(timed) < 2 or not end > 0:
         return None

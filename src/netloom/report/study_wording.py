@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from netloom.progress import duration
 from netloom.report.axes import number_text, value_text
 from netloom.report.study_data import SearchKey, StudyFacts, read_study
-from netloom.report.wording import counted, duration, percent, percent_interval, points
+from netloom.report.wording import counted, percent, percent_interval, points
 
 # Nearer to an end of its range than this part of it, the best value may lie beyond.
 _AT_THE_END = 0.03
@@ -84,6 +85,12 @@ def fresh_seeds(study: StudyFacts) -> str:
     """The same recipe on seeds that the search had not seen; the difference is selection luck."""
     if study.best is None:
         return ""
+    if study.fresh is None and study.final is not None and study.final.on != "train":
+        return (
+            f"The same recipe was trained anew on {counted(study.final.n, 'picture')}, of training and validation part "
+            f"together, for {counted(study.final.epochs, 'epoch')}, as many as the winning trial kept. Nothing is left "
+            "to validate on, so the share of luck in the searched figure is not known."
+        )
     if study.fresh is None:
         return "The winning recipe was not trained again on fresh seeds, so its share of luck is not known."
     fresh = study.fresh
@@ -92,6 +99,15 @@ def fresh_seeds(study: StudyFacts) -> str:
         f"The same recipe on {counted(len(fresh.values), 'fresh seed')} reached "
         f"{study.score(fresh.mean)}{spread}, {selection_luck(study)}."
     )
+
+
+def without_importance(study: StudyFacts) -> list[str]:
+    """Why some keys are not among the importances, a sentence each."""
+    return [
+        f"{key.name} is searched {key.condition}, so what it explains of all trials is not known."
+        for key in study.keys
+        if key.condition
+    ]
 
 
 def selection_luck(study: StudyFacts) -> str:
@@ -186,6 +202,7 @@ def facts(study: StudyFacts) -> dict[str, str]:
     listed = {
         "Recipe": study.recipe,
         "Scored by": f"{study.metric}, {study.scheme}{n}",
+        "Trained on": "" if study.per_class is None else f"{counted(study.per_class, 'picture')} of each class",
         "Settings chosen by": study.sampler,
         "Stopped early by": study.pruner,
         "Trials": trials_in_words(study),

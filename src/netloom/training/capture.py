@@ -214,7 +214,7 @@ def _rewrite(
             _rewrite_mask(node, n_samples, result)
         elif node.target == aten.max_pool2d_with_indices.default:
             _move_relu_behind(node)
-        elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        elif _draws(node):
             raise CaptureError(f"it draws random numbers by {node.target}")
     _check_state_is_read_only(graph, set(buffers))
     outputs = graph.output_node()
@@ -226,6 +226,15 @@ def _rewrite(
     graph.eliminate_dead_code()
     traced.recompile()
     return result
+
+
+def _draws(node: Node) -> bool:
+    """Whether an operation draws random numbers: by its tag, but attention does so only for its dropout."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    if node.target == aten._scaled_dot_product_flash_attention_for_cpu.default:
+        return bool(node.args[3:4]) and float(node.args[3]) > 0.0  # type: ignore[arg-type]
+    return True
 
 
 def _counter(node: Node, buffers: dict[Node, int]) -> int:

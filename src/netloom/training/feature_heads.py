@@ -184,7 +184,7 @@ def fit_logistic(
     or half a decade beside the best of them, whose weighted log loss on held-out rows is the lowest: five folds in
     which classes are in proportion and units whole, fewer of them where the training part is large. The strongest
     penalty is tried first, each solution begins where the one before it ended, and the search ends when two values in
-    turn are no better.
+    turn are no better. Features are standardized once, by all rows, held out or not: no class enters that.
 
     Args:
         features: Float32 `[M, D]`, on the CPU.

@@ -33,7 +33,7 @@ def fit(
     model: nn.Module,
     *,
     train: Batches,
-    validation: Batches,
+    validation: Batches | None,
     heads: Sequence[Head],
     optimizer: torch.optim.Optimizer,
     plan: ExecutionPlan,
@@ -57,7 +57,8 @@ def fit(
     Args:
         model: On the plan's device, in channels-last memory where that is fast.
         train: The training part.
-        validation: The validation part; never augmented.
+        validation: The validation part; never augmented. None for none: the history then has no columns of it, its
+            hooks are not called, and a callback that monitors one of them ends the training with an error.
         heads: What the outputs mean and how they are trained.
         optimizer: Over the model's parameters, from `create_optimizer`.
         plan: Device, threads and precision.
@@ -78,9 +79,9 @@ def fit(
             checkpoint then holds that very step, so that nothing is lost.
 
     Raises:
-        TrainingError: The loss is no longer a number.
+        TrainingError: The loss is no longer a number, or a callback monitors a figure that the history does not have.
     """
-    state = TrainingState(model, optimizer, epochs, len(train))
+    state = TrainingState(model, optimizer, epochs, len(train), validates=validation is not None)
     step = TrainingStep(
         model,
         heads,
@@ -125,7 +126,7 @@ class _Fitting:
         callbacks: CallbackList,
         schedule: Schedule,
         train: Batches,
-        validation: Batches,
+        validation: Batches | None,
         checkpointer: Checkpointer | None,
     ) -> None:
         self.state, self.step, self.callbacks, self.schedule = state, step, callbacks, schedule
@@ -145,7 +146,8 @@ class _Fitting:
         state = self.state
         self.callbacks.call("on_epoch_start", state)
         row = {"epoch": float(state.epoch + 1), **self._train(progress)}
-        row |= self._validate()
+        if self.validation is not None:
+            row |= self._validate(self.validation)
         state.history.append(row)
         state.epoch += 1
         self.progress = EpochProgress()
@@ -211,21 +213,21 @@ class _Fitting:
             self.checkpointer.save_if_due(self.state, self.callbacks, self.progress)
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, validation: Batches) -> dict[str, float]:
         state, step = self.state, self.step
         torch.set_num_threads(step.plan.threads)
         self.callbacks.call("on_validation_start", state)
         outputs = predict_outputs(
             state.evaluated_model,
-            self.validation.epoch(),
+            validation.epoch(),
             head_names=[head.name for head in step.heads],
             plan=step.plan,
             watch=self.callbacks.call,
         )
-        rows = torch.from_numpy(self.validation.indices)
+        rows = torch.from_numpy(validation.indices)
         loss, accuracy = 0.0, 0.0
         for i, head in enumerate(step.heads):
-            targets = self.validation.targets[head.name].cpu()[rows]
+            targets = validation.targets[head.name].cpu()[rows]
             loss += head.loss_weight * head.loss(outputs[head.name], targets).item()
             if i == 0:
                 accuracy = head.correct(outputs[head.name], targets).item() / len(rows)

@@ -19,6 +19,7 @@ class TrainingState:
         optimizer: Its optimizer.
         epochs: How many epochs were asked for.
         steps_per_epoch: Optimizer steps in one epoch.
+        validates: There is a validation part; else the history has no columns of one.
         epoch: Completed epochs.
         step: Completed optimizer steps, counted over all epochs.
         learning_rate_scale: Factor on every learning rate, beside the schedule's; `ReduceOnPlateau` lowers it.
@@ -41,6 +42,7 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)
     stop_reason: str | None = None
     batch: Batch | None = None
+    validates: bool = True
     evaluated_model: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from netloom.parallel.tasks import (
     Task,
     uninterrupted,
 )
-from netloom.tuning.study import Proposal, SearchStudy, State
+from netloom.tuning.study import FINISHED_AFTER, Proposal, SearchStudy, State
 
 _PRUNED = "pruned"
 TIME_LIMIT = "time limit"
@@ -80,7 +80,10 @@ class Driver:
         seconds: From now on; None for no limit. Trials that still run then are ended, unless none is complete yet.
         pruning: Intermediate values are written down and judged by the study's pruner.
         at_once: Several trials run at once.
+        seconds_before: That the search took in earlier processes, to tell when in its course a trial ended; None where
+            other drivers are at work, and the clock on the wall tells.
         watcher: Is told how it goes.
+        most_at_once: Trials that ran at once, at the most; known after `run`.
     """
 
     study: SearchStudy
@@ -90,7 +93,9 @@ class Driver:
     seconds: float | None
     pruning: bool
     at_once: bool
+    seconds_before: float | None = None
     watcher: Watcher = field(default_factory=Watcher)
+    most_at_once: int = field(default=0, init=False)
 
     def run(self, *, interruption: Interruption = uninterrupted) -> None:
         """Ask, run and tell until the budget is used up, or `interruption` gives a reason.
@@ -157,6 +162,7 @@ class Driver:
         proposal = self._proposals[name]
         if isinstance(event, Started):
             self._begun[name] = time.monotonic()
+            self.most_at_once = max(self.most_at_once, len(self._begun))
             if self._out_of_time:
                 self._stop(name, TIME_LIMIT)
             if event.attempt == 1:
@@ -172,7 +178,7 @@ class Driver:
         elif isinstance(event, Failed):
             if self._interruption() is not None and event.died:
                 return  # killed because its time was up, or by the signal that this process got; it is gone on with
-            outcome = {"reason": event.reason, "seconds": self._seconds_of(name)}
+            outcome = {"reason": event.reason, "seconds": self._seconds_of(name), **self._course()}
             self.study.fail(proposal.number, outcome)
             self._tell(name, proposal, "failed", None, {**outcome, "details": event.details})
 
@@ -187,7 +193,7 @@ class Driver:
         self.watcher.progressed(proposal.number, values)
 
     def _on_finish(self, name: str, proposal: Proposal, value: Mapping[str, Any]) -> None:
-        outcome = {k: v for k, v in value.items() if k not in ("state", "value")}
+        outcome = {**{k: v for k, v in value.items() if k not in ("state", "value")}, **self._course()}
         if value["state"] == "complete":
             self._complete += 1
             self._trial_seconds = self._seconds_of(name)
@@ -198,6 +204,12 @@ class Driver:
             self.study.prune(proposal.number, outcome)
             self._tell(name, proposal, "pruned", None, outcome)
         # Else it was stopped with everything, and is gone on with.
+
+    def _course(self) -> dict[str, float]:
+        """When in the course of the search it is now, pauses between two processes left out."""
+        if self.seconds_before is None:
+            return {}
+        return {FINISHED_AFTER: self.seconds_before + time.monotonic() - self._started}
 
     def _seconds_of(self, name: str) -> float:
         return time.monotonic() - self._begun.get(name, time.monotonic())
@@ -214,4 +226,5 @@ class Driver:
             return
         proposal = self._ahead.result()
         if self._interruption() is None:
-            self.study.prune(proposal.number, {"reason": f"{TIME_LIMIT}, before it began"})
+            outcome = {"reason": f"{TIME_LIMIT}, before it began", **self._course()}
+            self.study.prune(proposal.number, outcome)

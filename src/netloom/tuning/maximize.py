@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from netloom.errors import NetloomError
-from netloom.progress import Reporter
+from netloom.progress import Reporter, table_row
 from netloom.tuning.samplers import check_names, create_pruner, create_sampler
-from netloom.tuning.space import arrange, parse_dimension
+from netloom.tuning.space import arrange, cell_of, parse_dimension
 from netloom.tuning.storage import in_memory
 from netloom.tuning.study import SearchStudy
 
@@ -74,8 +74,8 @@ def maximize(
         pruner=create_pruner("none", epochs=1),
     )
     reporter = Reporter(quiet=verbose < 1)
-    widths = [max(len(d.key), _CELL) for d in dimensions]
-    reporter.say(_row("iter", "target", [d.key for d in dimensions], widths))
+    widths = [5, 9, *(max(len(d.key), _CELL) for d in dimensions)]
+    reporter.say(table_row(["iter", "target", *(d.key for d in dimensions)], widths))
     results: list[dict[str, Any]] = []
     best: dict[str, Any] | None = None
     for _ in range(total):
@@ -86,8 +86,9 @@ def maximize(
         better = best is None or target > best["target"]
         best = results[-1] if best is None or better else best
         if verbose > 1 or better:
-            cells = [_cell(proposal.overrides.get(d.key)) for d in dimensions]
-            reporter.say(_row(str(len(results)), _cell(target), cells, widths) + (" *" if better else ""))
+            values = [target, *(proposal.overrides.get(d.key) for d in dimensions)]
+            cells = [str(len(results)), *map(cell_of, values)]
+            reporter.say(table_row(cells, widths) + (" *" if better else ""))
     assert best is not None
     return Maximum(best, tuple(results))
 
@@ -105,12 +106,3 @@ def _number(value: Any, f: Callable[..., float]) -> float:
     if number != number:
         raise NetloomError(f"{getattr(f, '__name__', repr(f))} returned NaN, which cannot be compared.")
     return number
-
-
-def _row(number: str, target: str, cells: list[str], widths: list[int]) -> str:
-    middle = " | ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-    return f"| {number:>5} | {target:>9} | {middle} |"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,7 +70,6 @@ class OwnDatabase(InMemoryStorage):
         self._study_ids: dict[int, int] = {}
         self._trial_ids: dict[int, int] = {}  # of the database, by those in memory; used by the thread only
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="netloom-write")
-        self._last: Future[None] | None = None
         self._error: RunError | None = None
         for study in database.get_all_studies():
             own = super().create_new_study(study.directions, study.study_name)
@@ -81,17 +80,6 @@ class OwnDatabase(InMemoryStorage):
                 super().set_study_system_attr(own, key, value)
             for trial in database.get_all_trials(study._study_id):
                 self._trial_ids[super().create_new_trial(own, trial)] = trial._trial_id
-
-    def flush(self) -> None:
-        """Wait until all is written.
-
-        Raises:
-            RunError: That, or an earlier change, could not be written.
-        """
-        if self._last is not None:
-            self._last.result()
-        if self._error is not None:
-            raise self._error
 
     def close(self) -> None:
         """Write what is waiting, and end the connections to the database; further changes are refused.
@@ -109,7 +97,7 @@ class OwnDatabase(InMemoryStorage):
     def _later(self, change: Callable[[], None]) -> None:
         if self._error is not None:
             raise self._error
-        self._last = self._writer.submit(self._write, change)
+        self._writer.submit(self._write, change)
 
     def _write(self, change: Callable[[], None]) -> None:
         if self._error is not None:  # nothing may follow what is missing

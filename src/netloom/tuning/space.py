@@ -167,6 +167,11 @@ def label_of(choice: Any) -> str:
     return str(choice)
 
 
+def cell_of(value: Any) -> str:
+    """A value in a table that a person reads while a search runs: numbers with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else label_of(value)
+
+
 def parse_dimension(key: str, value: Any, problem_of: KeyProblem) -> Dimension:
     """One dimension as people write it.
 

@@ -28,6 +28,9 @@ _OUTCOME = "netloom:outcome"
 _DRIVER = "netloom:driver"
 _SPACE = "netloom:space"
 _SOURCE = "netloom:source"
+FINISHED_AFTER = "finished_after"
+"""Key of an outcome: seconds of search until the trial's end, where its driver counts them."""
+
 _GIVEN_UP = "Its driver fell silent, and another driver of the study gave it up."
 _STATES: Mapping[TrialState, State] = {
     TrialState.COMPLETE: "complete",
@@ -64,7 +67,8 @@ class TrialRecord:
         overrides: Plain values by key.
         outcome: What else the driver wrote down of it.
         origin: Where its values come from: `sampler`, or as `enqueue` was told.
-        finished_after: Seconds since the study's first trial was begun; None while it runs.
+        finished_after: Seconds of search until its end; where several drivers share the study, since its first trial
+            was begun. None while it runs.
     """
 
     number: int
@@ -297,6 +301,8 @@ class SearchStudy:
     def _record(self, trial: FrozenTrial, begun: datetime | None) -> TrialRecord:
         overrides = {d.key: d.from_storage(trial.params[d.key]) for d in self._dimensions if d.key in trial.params}
         value, ended = trial.value, trial.datetime_complete
+        outcome = dict(trial.user_attrs.get(_OUTCOME, {}))
+        on_the_wall = None if begun is None or ended is None else (ended - begun).total_seconds()
         if value is None and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]
         return TrialRecord(
@@ -304,13 +310,15 @@ class SearchStudy:
             state=_STATES[trial.state],
             value=value,
             overrides=overrides,
-            outcome=dict(trial.user_attrs.get(_OUTCOME, {})),
+            outcome=outcome,
             origin=str(trial.user_attrs.get(_SOURCE, "sampler")),
-            finished_after=None if begun is None or ended is None else (ended - begun).total_seconds(),
+            finished_after=outcome.pop(FINISHED_AFTER, on_the_wall),
         )
 
     def importances(self) -> dict[str, float] | None:
         """How much of the values' spread each dimension explains (fANOVA's shares), or None.
+
+        Dimensions under a condition have none: a share of all trials is not defined where most do not have the key.
 
         Source: Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance", 2014.
         """

@@ -54,6 +54,19 @@ CustomModel = nn.Module | Callable[..., nn.Module]
 _PICTURES_TO_WHITEN, _PIXELS_TO_WHITEN = 5_000, 5_000_000
 
 
+def split_options(recipe: Recipe, image_set: ImageSet) -> dict[str, Any]:
+    """How pictures become parts: what `make_split` and `make_folds` share."""
+    return {
+        "targets": image_set.targets.numpy(),
+        "groups": image_set.groups,
+        "content_hashes": image_set.content_hashes,
+        "class_names": image_set.class_names,
+        "validation_fraction": recipe.validation_fraction,
+        "per_class": recipe.per_class,
+        "seed": recipe.split_seed,
+    }
+
+
 def build_heads(recipe: Recipe, class_names: Sequence[str]) -> list[Head]:
     """What the network's outputs mean.
 
@@ -398,6 +411,12 @@ def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
         batch_norm=transfer.batch_norm,
         cut=transfer.cut,
     )
+
+
+def count_phases(recipe: Recipe, model: nn.Module) -> int:
+    """Into how many stretches the epochs of a training fall, in each of which the same stages train."""
+    freezing = build_freezing(recipe, model)
+    return 1 if freezing is None else len({0, *(epoch for epoch, _ in freezing.unfreezing(recipe.epochs))})
 
 
 def as_in_training(recipe: Recipe, model: nn.Module) -> nn.Module:

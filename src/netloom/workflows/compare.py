@@ -159,9 +159,10 @@ class _Opened:
 
     def _validation(self) -> Estimate | None:
         """Of the kept weights; of the last epoch in a run that has not got to keeping any."""
-        if "validation" in self.result or not self.history:
+        accuracy = self.history[-1].get("validation_accuracy") if self.history else None
+        if "validation" in self.result or accuracy is None:
             return _estimate(self.result.get("validation"))
-        accuracy, n = self.history[-1]["validation_accuracy"], len(self.split["validation"])
+        n = len(self.split["validation"])
         return Estimate(accuracy, n, wilson_interval(round(accuracy * n), n))
 
 

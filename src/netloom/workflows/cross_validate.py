@@ -18,17 +18,15 @@ from netloom.errors import DataError, TrainingError
 from netloom.evaluation.cross_validation import CrossValidationScores, FoldOutcome, summarize_folds
 from netloom.files import write_json
 from netloom.memory import without_garbage_collection
-from netloom.parallel.planning import parse_jobs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.runtime import ExecutionPlan, resolve_device
+from netloom.runtime import ExecutionPlan
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
+from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
-from netloom.workflows.train import recipe_for
 from netloom.workflows.training_job import Member, TrainingJob, damaged_manifest, resume_job, start_job
-from netloom.workflows.trainings import jobs_for_model
 
 RESULT_FILE = "cv.json"
 REPORT_FILE = "report.html"
@@ -119,17 +117,21 @@ def cross_validate(
             the others are in the folder all the same.
         InterruptedTrainingsError: Ctrl-C or SIGTERM; `resume_cross_validation` goes on.
     """
-    reporter = Reporter(quiet=quiet)
-    if isinstance(model, str):
-        overrides, model = {**overrides, "model": model}, None
     scheme = Scheme(DEFAULT_FOLDS if folds is None and holdout is None else folds, repeats, holdout)
-    at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
-    chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
-    device = resolve_device(device if plan is None else plan.device)
-    build.check_extras(chosen)
+    asked = request_for(
+        source,
+        recipe,
+        model=model,
+        jobs=jobs,
+        device=device,
+        plan=plan,
+        quiet=quiet,
+        changes={**(settings or {}), **overrides},
+    )
+    chosen, reporter = asked.recipe, asked.reporter
     with without_garbage_collection():
         loaded, audit = load_pictures(source, chosen, reporter)
-        drawn = _draw(loaded.image_set, chosen, scheme)
+        drawn = make_folds(scheme, parts=loaded.image_set.splits, **build.split_options(chosen, loaded.image_set))
     height, width = loaded.image_set.images.shape[2:]
     chosen = chosen.replace(image_size=[height, width])
     members = [
@@ -160,10 +162,10 @@ def cross_validate(
         out=out,
         name=f"{name or loaded.source_name}-cv",
         details={"scheme": scheme.to_json(), "notes": notes},
-        jobs=at_once,
-        device=device,
+        jobs=asked.jobs,
+        device=asked.device,
         plan=plan,
-        model=model,
+        model=asked.model,
         reporter=reporter,
     )
     return _finish(job, scheme, reporter)
@@ -213,19 +215,6 @@ def _scheme_of(job: TrainingJob) -> Scheme:
     raise damaged_manifest(job.path, "its trainings need repeats, and it a list of notes")
 
 
-def _draw(image_set: ImageSet, recipe: Recipe, scheme: Scheme) -> list[Fold]:
-    return make_folds(
-        scheme,
-        targets=image_set.targets.numpy(),
-        parts=image_set.splits,
-        groups=image_set.groups,
-        content_hashes=image_set.content_hashes,
-        class_names=image_set.class_names,
-        validation_fraction=recipe.validation_fraction,
-        seed=recipe.split_seed,
-    )
-
-
 def _notes(image_set: ImageSet, drawn: Sequence[Fold]) -> list[str]:
     """What a user should know of these folds, a sentence each."""
     notes = []
@@ -239,6 +228,11 @@ def _notes(image_set: ImageSet, drawn: Sequence[Fold]) -> list[str]:
         notes.append("The source's validation part is pooled with its training part, and the folds drawn from both.")
     if image_set.groups is not None:
         notes.append("Pictures of one group are in one fold.")
+    if (n := drawn[0].split.per_class) is not None:
+        notes.append(
+            f"Each training uses {n:,} pictures of each class, drawn from its own training part; the pictures that "
+            "choose the epoch and those that test are whole."
+        )
     of_folds = [f"{fold.name}: {note}" for fold in drawn for note in fold.split.notes]
     if len(of_folds) > _NOTES_SHOWN:
         of_folds = [*of_folds[:_NOTES_SHOWN], f"And {len(of_folds) - _NOTES_SHOWN} more notes like these."]
@@ -248,7 +242,8 @@ def _notes(image_set: ImageSet, drawn: Sequence[Fold]) -> list[str]:
 def _finish(job: TrainingJob, scheme: Scheme, reporter: Reporter) -> CrossValidation:
     """Train what is left to train, and tell what came out."""
     started = time.perf_counter()
-    failures = job.train(reporter, go_on_with=f"netloom cv --resume {job.path}")
+    go_on_with = job.how_to_go_on("netloom cv", "netloom.resume_cross_validation")
+    failures = job.train(reporter, go_on_with=go_on_with)
     tested = [run for run in job.runs if run.result["status"] == "finished"]
     if not tested:
         raise TrainingError(f"All {len(job.runs)} trainings failed, the first of them so: {_first(failures)}")
@@ -272,8 +267,7 @@ def _finish(job: TrainingJob, scheme: Scheme, reporter: Reporter) -> CrossValida
     if failures:
         raise TrainingError(
             f"{len(failures)} of {len(job.runs)} trainings failed, for example {_first(failures)} The figures of the "
-            f"others are in {job.path / RESULT_FILE}. When the cause is mended, go on with: netloom cv --resume "
-            f"{job.path}"
+            f"others are in {job.path / RESULT_FILE}. When the cause is mended, go on with: {go_on_with}"
         )
     for line in describe(result):
         reporter.say(line)

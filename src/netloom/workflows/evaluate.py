@@ -134,6 +134,8 @@ def _pictures(
     if source is not None:
         return image_set, targets, np.arange(len(image_set))
     split = Split.from_json(run.split, image_set.ids)
+    if not len(getattr(split, part)):
+        raise RunError(f"{run.path} has no {part} part: it was trained without one. Score it on --part test.")
     return image_set, targets[split.train], getattr(split, part)
 
 

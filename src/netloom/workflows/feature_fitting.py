@@ -101,7 +101,7 @@ class FeatureFitting(Fitting):
         if recipe.transfer.views and build.build_augmenter(recipe) is None:
             raise RecipeError("transfer.views: augmented views need an augmentation, and the recipe has none.")
         own = {name: getattr(fitting, name) for name in Fitting.__dataclass_fields__}
-        return cls(**own, reporter=reporter, extractor=FeatureExtractor(network), head=FeatureHead(network))
+        return cls(**{**own, "reporter": reporter}, extractor=FeatureExtractor(network), head=FeatureHead(network))
 
     @property
     def scored(self) -> nn.Module:
@@ -190,10 +190,11 @@ class FeatureFitting(Fitting):
         computed = sum(part.computed for part in parts)
         seconds = time.perf_counter() - started
         self.known.append(_Known(features, row_of, np.arange(len(indices), total), computed=computed, seconds=seconds))
-        views = f" and {transfer.views} views of each training picture" if transfer.views else ""
+        views = f" and {total - len(indices):,} augmented views" if transfer.views else ""
+        known = "" if computed == total else f", {total - computed:,} of them known already"
         self.reporter.say(
-            f"Features: {features.shape[1]:,} numbers for each of {len(indices):,} pictures{views}; {computed:,} of "
-            f"{total:,} computed, the others found in the cache; {seconds:.1f} s"
+            f"Features: {features.shape[1]:,} numbers for each of {len(indices):,} pictures{views}{known}; "
+            f"{seconds:.1f} s"
         )
         return True
 
@@ -233,7 +234,7 @@ class FeatureFitting(Fitting):
         return fit(
             self.head,
             train=train,
-            validation=self._rows(self._found().row_of[self.split.validation]),
+            validation=self._rows(self._found().row_of[self.split.validation]) if len(self.split.validation) else None,
             heads=self.heads,
             optimizer=build.build_optimizer(recipe, self.head),
             plan=replace(plan, precision="float32", shards=0),
@@ -302,9 +303,10 @@ class FeatureFitting(Fitting):
         n_versions = 1 + len(known.view_rows) // len(train)
         rows = np.concatenate([known.row_of[train], known.view_rows])
         pictures = np.tile(np.arange(len(train)), n_versions)
-        chosen = torch.from_numpy(train[pictures]).to(self.image_set.targets.device)
+        chosen, device = torch.from_numpy(train[pictures]).to(self.image_set.targets.device), known.features.device
         weights = build.sample_weights(self.recipe, self.image_set, train)
-        return rows, self.image_set.targets[chosen], None if weights is None else weights[chosen], pictures
+        of_rows = None if weights is None else weights[chosen].to(device)
+        return rows, self.image_set.targets[chosen].to(device), of_rows, pictures
 
     def _solve(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         """Fit the classifier in one go; for those who watch, that is one epoch."""
@@ -316,9 +318,9 @@ class FeatureFitting(Fitting):
             watchers.call("on_fit_start", state)
             self._found().choice = self._fit_classifier()
             seconds = time.perf_counter() - started
-            figures = self._figures(plan, self.split.train, "train") | self._figures(
-                plan, self.split.validation, "validation"
-            )
+            figures = self._figures(plan, self.split.train, "train")
+            if len(self.split.validation):
+                figures |= self._figures(plan, self.split.validation, "validation")
             state.history.append(
                 {
                     "epoch": 1.0,
@@ -371,7 +373,7 @@ class FeatureFitting(Fitting):
     def _state(self, *, steps: int) -> TrainingState:
         """Of a training without steps: its optimizer has nothing to do."""
         idle = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
-        return TrainingState(self.head, idle, 1, steps)
+        return TrainingState(self.head, idle, 1, steps, validates=len(self.split.validation) > 0)
 
 
 def _tell(on_progress: OnProgress, before: int, total: int, done: int, _of: int) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from netloom.data.batches import Batches, ImageBatches, InputScaling
+from netloom.data.batches import Batch, Batches, ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
+from netloom.errors import RecipeError
 from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
@@ -24,6 +25,7 @@ from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
 from netloom.workflows import build
+from netloom.workflows.starting_head import start_from_features, starts_from_features
 from netloom.workflows.starting_weights import initialize_from_weights
 
 
@@ -36,10 +38,11 @@ class Fitting:
         network: On the device.
         heads: What its outputs mean.
         image_set: On the device, or where the pictures fit.
-        split: Of `image_set`; the test part is not looked at.
+        split: Of `image_set`; the test part is not looked at, and there may be no validation part.
         scaling: From pixels to network inputs.
         device: A torch device name.
         train: Batches of the training part.
+        reporter: Tells a person how it goes.
     """
 
     recipe: Recipe
@@ -50,6 +53,7 @@ class Fitting:
     scaling: InputScaling
     device: str
     train: ImageBatches
+    reporter: Reporter
 
     @classmethod
     def prepare(
@@ -82,8 +86,10 @@ class Fitting:
         Raises:
             ModelError: The recipe wants a whitened first convolution, and there is none; or pretrained weights, and
                 they are missing or another network's.
-            RecipeError: A class weight is given for a class that does not exist.
+            RecipeError: A class weight is given for a class that does not exist, or what the recipe watches is not
+                measured.
         """
+        check_monitors(recipe, split)
         by_features = build.learns_from_features(recipe)
         initialized = initialized and not by_features
         if not initialized:
@@ -93,13 +99,14 @@ class Fitting:
         if not initialized:
             build.initialize_from_pictures(recipe, network, resident, split.train, scaling=scaling)
         train = build.training_batches(recipe, resident, split.train, scaling=scaling, device=device)
-        fitting = cls(recipe, network, heads, resident, split, scaling, device, train)
+        reporter = reporter or Reporter(quiet=True)
+        fitting = cls(recipe, network, heads, resident, split, scaling, device, train, reporter)
         if not by_features:
             return fitting
         # Imported late, since it is made of this module.
         from netloom.workflows.feature_fitting import FeatureFitting
 
-        return FeatureFitting.of(fitting, reporter or Reporter(quiet=True))
+        return FeatureFitting.of(fitting, reporter)
 
     @property
     def scored(self) -> nn.Module:
@@ -128,17 +135,23 @@ class Fitting:
         Raises:
             TrainingError: Shards are asked for, but the model cannot be divided.
         """
+        steps = self.recipe.epochs * len(self.train) if n_steps is None else n_steps
         return choose_plan(
             build.as_in_training(self.recipe, self.network),
-            next(iter(self.train.epoch(self.recipe.epochs - 1))),  # of whole pictures
+            self.typical_batch(),
             self.heads,
             device=self.device,
             precision=self.recipe.precision,
             shards=self.recipe.shards,
             label_smoothing=self.recipe.label_smoothing,
-            n_steps=self.recipe.epochs * len(self.train) if n_steps is None else n_steps,
+            # What a step is prepared with serves as long as the same stages train.
+            n_steps=steps // build.count_phases(self.recipe, self.network),
             threads=threads,
         )
+
+    def typical_batch(self) -> Batch:
+        """A batch to measure with: of the last epoch, whose pictures are whole."""
+        return next(iter(self.train.epoch(self.recipe.epochs - 1)))
 
     def part(self, indices: npt.NDArray[np.int64]) -> Batches:
         """Batches of `image_set[indices]` in order, never augmented."""
@@ -149,6 +162,21 @@ class Fitting:
             scaling=self.scaling,
             device=self.device,
         )
+
+    def start_head(self, plan: ExecutionPlan) -> None:
+        """Have a linear head behind pretrained features start from the logistic regression on them, in place."""
+        if not starts_from_features(self.recipe, self.network):
+            return
+        how = start_from_features(
+            self.recipe,
+            self.network,  # type: ignore[arg-type]
+            self.heads[0],
+            self.image_set,
+            self.split.train,
+            scaling=self.scaling,
+            plan=plan,
+        )
+        self.reporter.say(f"The head starts from the logistic regression on the features. {how}")
 
     def fit(
         self,
@@ -165,11 +193,13 @@ class Fitting:
             TrainingError: The loss is no longer a number.
         """
         recipe = self.recipe
+        if resume is None:
+            self.start_head(plan)
         freezing = build.build_freezing(recipe, self.network)
         return fit(
             self.network,
             train=self.train,
-            validation=self.part(self.split.validation),
+            validation=self.part(self.split.validation) if len(self.split.validation) else None,
             heads=self.heads,
             optimizer=build.build_optimizer(recipe, self.network, freezing),
             plan=plan,
@@ -182,4 +212,28 @@ class Fitting:
             checkpointer=checkpointer,
             resume=resume,
             interruption=interruption,
+        )
+
+
+def check_monitors(recipe: Recipe, split: Split) -> None:
+    """See that what the recipe watches is measured.
+
+    Raises:
+        RecipeError: It watches the validation part, and there is none.
+    """
+    if len(split.validation) or build.is_solved_at_once(recipe):
+        return
+    stopping, plateau = recipe.early_stopping, recipe.reduce_on_plateau
+    watching = {
+        "keep=last": recipe.monitor if recipe.keep == "best" else None,
+        "early_stopping=null": None if stopping is None else stopping.monitor,
+        "reduce_on_plateau=null": None if plateau is None else plateau.monitor,
+    }
+    unmeasured = {remedy: name for remedy, name in watching.items() if name and name.startswith("validation")}
+    if unmeasured:
+        keys = [f"{remedy.partition('=')[0]} ({name})" for remedy, name in unmeasured.items()]
+        raise RecipeError(
+            f"There is no validation part, which {' and '.join(keys)} would watch. Use "
+            f"{' '.join(f'--set {remedy}' for remedy in unmeasured)}, watch train_loss, or give a validation part "
+            "(validation_fraction above 0)."
         )

@@ -21,6 +21,7 @@ from pathlib import Path
 _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from netloom.workflows.head_start import main; main()"
 )
+_TIMM = "timm/"  # `models.backbones.PREFIX`, which would import torch
 _SECONDS_TO_END = 5.0
 _running: list[_HeadStart] = []
 
@@ -113,8 +114,11 @@ def main() -> None:
     if source.casefold() in NAMED_SETS or not outlives_process():
         return
     overrides = parse_overrides(settings)
-    overrides.pop("model", None)  # looking its options up would import torch
+    model = overrides.pop("model", None)  # looking its options up would import torch
     chosen = load_recipe(recipe or DEFAULT_RECIPE, overrides)
+    pretrained = chosen.transfer is not None or str(model or chosen.model).startswith(_TIMM)
+    if pretrained and (chosen.image_size is None or chosen.color == "auto"):
+        return  # size and colour are then the network's
     size = (chosen.image_size,) * 2 if isinstance(chosen.image_size, int) else chosen.image_size
     opened = open_source(source)
     fingerprint, locations = opened.fingerprint(), opened.locations

@@ -163,14 +163,7 @@ def fit_in_memory(
         resize=recipe.resize,
         channels=wanted_channels(recipe),
     ).image_set
-    split = make_split(
-        targets=targets,
-        content_hashes=image_set.content_hashes,
-        class_names=class_names,
-        validation_fraction=recipe.validation_fraction,
-        test_fraction=None,
-        seed=recipe.split_seed,
-    )
+    split = make_split(test_fraction=None, **build.split_options(recipe, image_set))
     scaling = build.build_scaling(recipe, image_set.images, split.train)
     _, channels, height, width = image_set.images.shape
     facts = DataFacts(

@@ -18,6 +18,19 @@ def exit_code_of(reason: str) -> int:
     return 143 if reason == BY_SYSTEM else 130
 
 
+def how_to_go_on(command: str, call: str, *, in_memory: bool, model: object) -> str:
+    """What to do after an interruption: the command, or, where that cannot have all that is needed, the call.
+
+    Args:
+        command: For a shell.
+        call: For Python, without its closing parenthesis.
+        in_memory: The pictures are not on the disk.
+        model: The function making the network, where it is the user's own.
+    """
+    given = [*(["source=image_set"] if in_memory else []), *(["model=model"] if model is not None else [])]
+    return f"{', '.join([call, *given])})" if given else command
+
+
 class Interruption:
     """Says whether the training was asked to end; pass it to `fit`."""
 

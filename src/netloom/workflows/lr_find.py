@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from netloom.data.imageset import ImageSet
-from netloom.errors import RunError
+from netloom.errors import RecipeError, RunError
 from netloom.files import refuse_existing, write_atomically
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
@@ -75,6 +75,11 @@ def lr_find(
     keep_freed_memory()
     reporter = Reporter(quiet=quiet)
     chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
+    if build.is_solved_at_once(chosen):
+        raise RecipeError(
+            "This recipe fits its classifier to features in one go: there is no learning rate to find. Use "
+            "transfer.classifier=network, or another transfer.mode."
+        )
     device = resolve_device(device if plan is None else plan.device)
     data = prepare_data(source, chosen, reporter)
     heads = build.build_heads(chosen, data.facts.class_names)
@@ -89,6 +94,7 @@ def lr_find(
         chosen, network, heads, data.image_set, data.split, scaling=data.facts.scaling, device=device
     )
     measured = plan or fitting.choose_plan(n_steps=n_steps)
+    fitting.start_head(measured)
 
     def make_step(replica: nn.Module) -> TrainingStep:
         freezing = build.build_freezing(chosen, replica)

@@ -51,14 +51,7 @@ def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) 
     loaded, report = load_pictures(source, recipe, reporter)
     image_set = loaded.image_set
     split = make_split(
-        targets=image_set.targets.numpy(),
-        parts=image_set.splits,
-        groups=image_set.groups,
-        content_hashes=image_set.content_hashes,
-        class_names=image_set.class_names,
-        validation_fraction=recipe.validation_fraction,
-        test_fraction=recipe.test_fraction,
-        seed=recipe.split_seed,
+        parts=image_set.splits, test_fraction=recipe.test_fraction, **build.split_options(recipe, image_set)
     )
     facts = data_facts(loaded, report, recipe, split)
     _say_what_is_there(reporter, facts, image_set, split, [*report.warnings, *_notes_on_room(loaded)])
@@ -196,10 +189,11 @@ def _say_what_is_there(
     reporter: Reporter, facts: DataFacts, image_set: ImageSet, split: Split, warnings: Sequence[str]
 ) -> None:
     height, width = facts.image_size
+    few = "" if split.per_class is None else f" ({split.per_class:,} of each class)"
     reporter.say(
         f"{facts.source_name}: {len(image_set):,} pictures of {len(facts.class_names)} classes at "
         f"{width}x{height}, {'grey' if facts.channels == 1 else 'colour'}; "
-        f"{len(split.train):,} to train, {len(split.validation):,} to validate, {len(split.test):,} to test"
+        f"{len(split.train):,} to train{few}, {len(split.validation):,} to validate, {len(split.test):,} to test"
     )
     for warning in [*warnings, *split.notes]:
         reporter.say(f"  note: {warning}")

@@ -15,6 +15,7 @@ from netloom.evaluation.holdout import Evaluation
 from netloom.models.registry import describe_models
 from netloom.report.data import Mistake, ModelFacts, ReportData, SourceFacts, TrainingFacts
 from netloom.report.report import render_report
+from netloom.report.wording import counted
 from netloom.run import RunFolder
 from netloom.workflows import build
 
@@ -71,7 +72,7 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         recipe_yaml=recipe.to_yaml(),
         environment=environment_facts(folder),
         command=_command(folder),
-        notes=[*split.notes, *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
+        notes=[*split.notes, *_how_few(split), *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
     )
     folder.write_report(render_report(report))
 
@@ -88,7 +89,7 @@ def _how_solved(result: Mapping[str, Any]) -> list[str]:
     if features is None or classifier is None:
         return ["The training did not get as far as its classifier."]
     views = classifier["views"]
-    seen = f" and {views} augmented views of each of them" if views else ""
+    seen = f" and {counted(views, 'augmented view')} of each of them" if views else ""
     return [
         f"The network was left as it was: it gives {features['numbers']:,} features of each picture. "
         f"{_CLASSIFIERS[classifier['kind']]} the {result['train_n']:,} training pictures{seen}.",
@@ -102,6 +103,16 @@ def _what_was_tried(result: Mapping[str, Any]) -> list[tuple[str, float, float]]
     return [
         (f"{name} = {candidate[name]:g}", candidate["log_loss"], candidate["accuracy"])
         for candidate in classifier.get("candidates", ())
+    ]
+
+
+def _how_few(split: Split) -> list[str]:
+    if split.per_class is None:
+        return []
+    return [
+        f"It was trained on {split.per_class:,} pictures of each class, drawn from the training part by split_seed "
+        f"{split.seed}; the others were not used. Validation and test are whole, so that scores can be compared with "
+        "those of trainings on more."
     ]
 
 
@@ -123,7 +134,9 @@ def _source(folder: RunFolder, image_set: ImageSet, split: Split) -> SourceFacts
     return SourceFacts(
         name=facts.source_name,
         location=facts.source_location,
-        class_counts={part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items()},
+        class_counts={
+            part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items() if len(indices)
+        },
         class_weights=() if weights is None else weights.tolist(),
         split_method=_HOW_SPLIT.get(split.method, f"Parts: {split.method}."),
         rejected=[(item["path"], item["reason"]) for item in facts.audit.get("rejected", [])],

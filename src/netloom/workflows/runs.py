@@ -24,7 +24,7 @@ class Run(RunFolder):
 
     def __init__(self, path: str | Path, *, model: CustomModel | None = None) -> None:
         super().__init__(path)
-        self._custom = model
+        self.custom_model = model
 
     def model(self) -> nn.Module:
         """The network with its kept weights, on the CPU in evaluation mode.
@@ -35,7 +35,7 @@ class Run(RunFolder):
         """
         if not self.weights_path.is_file():
             raise RunError(f"{self.path} has no weights yet; its training did not finish an epoch.")
-        model = model_for(self, self.data, self._custom)
+        model = model_for(self, self.data, self.custom_model)
         load_weights(model.cpu(), self.weights_path)
         return model.eval()
 

@@ -12,17 +12,14 @@ from netloom.data.imageset import ImageSet
 from netloom.errors import RecipeError, TrainingError
 from netloom.files import write_json
 from netloom.metrics.intervals import mean_interval
-from netloom.parallel.planning import parse_jobs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.runtime import ExecutionPlan, resolve_device
-from netloom.workflows import build
+from netloom.runtime import ExecutionPlan
 from netloom.workflows.build import CustomModel
 from netloom.workflows.prepare import prepare_data
+from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
-from netloom.workflows.train import recipe_for
 from netloom.workflows.training_job import Member, TrainingJob, resume_job, start_job
-from netloom.workflows.trainings import jobs_for_model
 
 SUMMARY_FILE = "seeds.json"
 
@@ -33,7 +30,7 @@ def train_seeds(
     *,
     n_seeds: int,
     jobs: int | str = "auto",
-    model: CustomModel | None = None,
+    model: CustomModel | str | None = None,
     out: str | Path = "runs",
     name: str | None = None,
     device: str = "auto",
@@ -67,11 +64,17 @@ def train_seeds(
     """
     if n_seeds < 2:
         raise RecipeError(f"--seeds {n_seeds}: a spread needs at least two seeds.")
-    reporter = Reporter(quiet=quiet)
-    at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
-    chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
-    device = resolve_device(device if plan is None else plan.device)
-    build.check_extras(chosen)
+    asked = request_for(
+        source,
+        recipe,
+        model=model,
+        jobs=jobs,
+        device=device,
+        plan=plan,
+        quiet=quiet,
+        changes={**(settings or {}), **overrides},
+    )
+    chosen, reporter = asked.recipe, asked.reporter
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     seeds = range(chosen.seed, chosen.seed + n_seeds)
@@ -82,10 +85,10 @@ def train_seeds(
         out=out,
         name=f"{name or data.facts.source_name}-{n_seeds}-seeds",
         details={},
-        jobs=at_once,
-        device=device,
+        jobs=asked.jobs,
+        device=asked.device,
         plan=plan,
-        model=model,
+        model=asked.model,
         reporter=reporter,
     )
     return _finish(job, reporter)
@@ -117,7 +120,7 @@ def resume_seeds(
 
 def _finish(job: TrainingJob, reporter: Reporter) -> dict[str, Any]:
     """Train what is left to train, and summarize."""
-    go_on_with = f"netloom train --resume {job.path}"
+    go_on_with = job.how_to_go_on("netloom train", "netloom.workflows.seeds.resume_seeds")
     failures = job.train(reporter, go_on_with=go_on_with)
     if failures:
         name, reason = next(iter(failures.items()))
@@ -142,12 +145,21 @@ def summarize_seeds(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
         "runs": [str(run.path) for run in runs],
         "test_n": results[0]["test"]["n"],
         "test_accuracy": spread([r["test"]["accuracy"] for r in results]),
-        "validation_n": results[0]["validation"]["n"],
-        "validation_accuracy": spread([r["validation"]["accuracy"] for r in results]),
-        "best_validation_accuracy": spread([r["validation"]["best_accuracy"] for r in results]),
+        **_validation([r["validation"] for r in results if "validation" in r]),
         "epochs": [r["epochs"] for r in results],
         "train_seconds": spread([r["train_seconds"] for r in results]),
         "train_images_per_second": spread([r["train_images_per_second"] for r in results]),
+    }
+
+
+def _validation(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the validation part; nothing where there is none."""
+    if not scores:
+        return {}
+    return {
+        "validation_n": scores[0]["n"],
+        "validation_accuracy": spread([s["accuracy"] for s in scores]),
+        "best_validation_accuracy": spread([s["best_accuracy"] for s in scores]),
     }
 
 
@@ -167,6 +179,8 @@ def describe_seeds(summary: Mapping[str, Any]) -> list[str]:
     """The summary in lines for people."""
     lines = []
     for part in ("validation", "test"):
+        if f"{part}_n" not in summary:
+            continue
         figures = summary[f"{part}_accuracy"]
         low, high = figures["interval"]
         values = ", ".join(f"{value:.2%}" for value in figures["values"])

@@ -16,7 +16,7 @@ from netloom.tuning.space import Dimension, arrange, parse_dimension, values_of_
 DEFAULT_SPACE = "default"
 SpaceLike = str | Path | Mapping[str, Any] | Sequence[str | Path | Mapping[str, Any]]
 
-_OF_THE_DATA = ("validation_fraction", "test_fraction", "split_seed")
+_OF_THE_DATA = ("validation_fraction", "test_fraction", "split_seed", "per_class")
 OF_THE_PICTURES = ("image_size", "resize", "color")
 """Keys whose values each need a set of decoded pictures of their own."""
 

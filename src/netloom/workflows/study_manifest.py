@@ -20,9 +20,7 @@ from netloom.tuning.space import Dimension
 from netloom.tuning.storage import close_storage, open_own, open_storage
 from netloom.tuning.study import Direction, SearchStudy
 from netloom.workflows.prepare import PreparedData
-from netloom.workflows.trial_task import Objective
-
-OBJECTIVES: Mapping[str, Direction] = {"validation_accuracy": "maximize", "validation_loss": "minimize"}
+from netloom.workflows.search_options import DEFAULT_FINAL_PART, OBJECTIVES, FinalPart, Objective, checked_final_part
 
 _MANIFEST = "study.json"
 DATABASE = "study.db"
@@ -39,6 +37,7 @@ _PLAIN: Mapping[str, tuple[tuple[type, ...], int | None]] = {
     "final_seeds": ((int,), 0),
     "searched": ((bool,), None),
     "seconds": ((int, float), 0),
+    "jobs": ((int,), 1),
 }
 """The types and least values of what is plain in the manifest."""
 
@@ -61,8 +60,10 @@ class StudyManifest:
         cv: Folds that score a trial; None for the validation part.
         final_seeds: Trainings of the winner.
         plan: How every trial is executed.
+        final_on: What they are trained on.
         searched: The search has ended by its number of trials or its time, so that the winner's trainings are next.
-        seconds: That it has taken so far.
+        seconds: That it has taken so far, without pauses between two processes.
+        jobs: Trials at once in the latest of them.
     """
 
     study: str
@@ -80,6 +81,8 @@ class StudyManifest:
     plan: ExecutionPlan
     searched: bool = False
     seconds: float = 0.0
+    final_on: FinalPart = DEFAULT_FINAL_PART
+    jobs: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -103,11 +106,13 @@ class StudyManifest:
                 raise ValueError("it is of another kind")
             value["space"] = tuple(map(Dimension.from_json, value["space"]))
             value["plan"] = ExecutionPlan.from_json(value["plan"])
+            value = {"jobs": 1, **value}  # studies of earlier versions do not tell
             for key, (types, least) in _PLAIN.items():
                 if not isinstance(value[key], types) or (least is not None and (value[key] or least) < least):
                     raise ValueError(f"{key} is {value[key]!r}")
             manifest = cls(**value)
             check_names(manifest.sampler, manifest.pruner)
+            checked_final_part(manifest.final_on)
             if manifest.objective not in OBJECTIVES:
                 raise ValueError(f"objective is {manifest.objective!r}")
             return manifest

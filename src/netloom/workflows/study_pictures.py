@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netloom.data.imageset import ImageSet
+from netloom.data.splits import Split
 from netloom.errors import DataError
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
@@ -33,13 +34,13 @@ class StudyPictures:
         """As `executor_for` takes them."""
         return [(kind.image_set, file) for kind, file in self.kinds]
 
-    def prepared_for(self, recipe: Recipe) -> PreparedData:
-        """The pictures for a training of `recipe`, one of the study's trials'."""
+    def prepared_for(self, recipe: Recipe, split: Split) -> PreparedData:
+        """The pictures for a training of `recipe`, one of the study's trials', on `split`."""
         values = recipe.to_mapping()
         kind, file = next((k, f) for k, f in self.kinds if k.are_for({**values, "image_size": _side(values)}))
-        scaling = build.build_scaling(recipe, kind.image_set.images, self.data.split.train)
+        scaling = build.build_scaling(recipe, kind.image_set.images, split.train)
         facts = replace(kind.facts, mean=scaling.mean, std=scaling.std)
-        return PreparedData(kind.image_set, self.data.split, facts, file)
+        return PreparedData(kind.image_set, split, facts, file)
 
 
 def study_pictures(

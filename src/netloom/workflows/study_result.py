@@ -36,8 +36,6 @@ def study_result(
     runs: Sequence[Run],
     earlier_winners: int,
     importances: Mapping[str, float] | None,
-    seconds: float,
-    jobs: int,
 ) -> dict[str, Any]:
     """The figures of a study.
 
@@ -54,8 +52,6 @@ def study_result(
         runs: Of the winner, with fresh seeds.
         earlier_winners: Of this search when it was shorter, which were tested on the same pictures.
         importances: Of the dimensions.
-        seconds: Of the search, without the winner's trainings.
-        jobs: Trials at once.
     """
     summary = summarize_seeds(folder, runs) if len(runs) > 1 else None
     return {
@@ -66,16 +62,17 @@ def study_result(
         "objective": manifest.objective,
         "direction": manifest.direction,
         "sampler": manifest.sampler,
-        "sampler_in_words": describe_sampler(manifest.sampler),
+        "sampler_in_words": describe_sampler(manifest.sampler, len(records)),
         "pruner": manifest.pruner,
         "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
         "validation_n": validation_n,
+        "per_class": recipe.per_class,
         "space": [dimension.to_json() for dimension in manifest.space],
         "base": values_of(recipe, manifest.space),
         "trials": [_trial_json(record) for record in records],
         "n_trials": len(records),
-        "seconds": seconds,
-        "jobs": jobs,
+        "seconds": manifest.seconds,
+        "jobs": manifest.jobs,
         "plan": manifest.plan.to_json(),
         "importances": None if importances is None else dict(importances),
         "best": None
@@ -87,6 +84,7 @@ def study_result(
             "overrides": dict(best.overrides),
         },
         "fresh": _fresh(runs, manifest),
+        "final": _final(runs, manifest),
         "test": dict(runs[0].result["test"]) if runs else None,
         "earlier_winners": earlier_winners,
         "test_over_seeds": None if summary is None else summary["test_accuracy"],
@@ -98,7 +96,7 @@ def study_result(
 
 def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | None:
     """What the winner scores on the validation part with seeds that were not searched with."""
-    if not runs or manifest.cv is not None:
+    if not runs or manifest.cv is not None or "validation" not in runs[0].result:
         return None
     values = []
     for run in runs:
@@ -110,6 +108,14 @@ def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | Non
         if manifest.objective == "validation_accuracy":
             found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
     return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
+
+
+def _final(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | None:
+    """What the winner's trainings with fresh seeds were trained on, and how long."""
+    if not runs:
+        return None
+    result = runs[0].result
+    return {"on": manifest.final_on, "train_n": result["train_n"], "epochs": result["epochs"]}
 
 
 def values_of(recipe: Recipe, dimensions: Sequence[Dimension]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from netloom.training.callbacks import require_tensorboard
 from netloom.tuning.driver import TrialEnd, Watcher
 from netloom.tuning.space import label_of
 from netloom.tuning.storage import close_storage, open_file, open_storage
+from netloom.workflows.search_options import DEFAULT_PORT
 from netloom.workflows.study_manifest import DATABASE, StudyManifest
 
-DEFAULT_PORT = 8080
 _LOOPBACK = "127.0.0.1"
 
 

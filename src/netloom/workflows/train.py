@@ -19,6 +19,7 @@ from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import load_checkpoint
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
+from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.runs import Run, load_classifier
 from netloom.workflows.starting_weights import initialize_from_weights, settle
@@ -71,7 +72,9 @@ def train(
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     heads = build.build_heads(chosen, data.facts.class_names)
-    build.sample_weights(chosen, data.image_set, data.split.train)  # a wrong class name is told before a run is made
+    # What is wrong is told before a run is made.
+    build.sample_weights(chosen, data.image_set, data.split.train)
+    check_monitors(chosen, data.split)
     network = build.build_model(
         chosen,
         in_channels=data.facts.channels,
@@ -155,6 +158,8 @@ def resume(
 def _extended(run: RunFolder, recipe: Recipe, epochs: int | None) -> Recipe:
     if epochs is None or epochs == recipe.epochs:
         return recipe
+    if build.is_solved_at_once(recipe):
+        raise RunError(f"{run.path} has no epochs that could be more: its classifier was fitted in one go.")
     extended, done = recipe.replace(epochs=epochs), len(run.history)
     if extended.epochs < done:
         raise RunError(f"{run.path} has trained {done} epochs already; it cannot be resumed to have {epochs}.")

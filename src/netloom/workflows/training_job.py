@@ -19,6 +19,8 @@ from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.feature_fitting import cache_features
+from netloom.workflows.fitting import check_monitors
+from netloom.workflows.interruption import how_to_go_on
 from netloom.workflows.prepare import PreparedData, reopen_data
 from netloom.workflows.runs import Run
 from netloom.workflows.starting_weights import initialize_from_weights
@@ -77,6 +79,15 @@ class TrainingJob:
     pixels_file: Path | None
     model: CustomModel | None
 
+    def how_to_go_on(self, command: str, function: str) -> str:
+        """What to do after an interruption: `command` with `--resume`, or a call where that takes what no shell has."""
+        return how_to_go_on(
+            f"{command} --resume {self.path}",
+            f"{function}({str(self.path)!r}",
+            in_memory=not self.runs[0].data.source_location,
+            model=self.model,
+        )
+
     def train(self, reporter: Reporter, *, go_on_with: str) -> dict[str, str]:
         """Bring every run to its end; why each of those failed that did, by name. See `run_trainings`."""
         return run_trainings(
@@ -127,8 +138,9 @@ def start_job(
     """
     keep_freed_memory()
     first, image_set, facts = members[0], data.image_set, data.facts
-    # A wrong class name in the recipe is told before anything is made.
+    # What is wrong with the recipe is told before anything is made.
     build.sample_weights(first.recipe, image_set, first.split.train)
+    check_monitors(first.recipe, first.split)
     heads = build.build_heads(first.recipe, facts.class_names)
     network = build.build_model(
         first.recipe,

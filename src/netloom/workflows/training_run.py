@@ -24,7 +24,7 @@ from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.state import TrainingState
 from netloom.workflows import build
 from netloom.workflows.fitting import Fitting
-from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, listening
+from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, how_to_go_on, listening
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
 
@@ -142,7 +142,7 @@ class TrainingRun:
         if interrupted and self.interruption is not None:
             self.run.write_result(result)
             raise InterruptedTrainingError(f"Training was {state.stop_reason}.", self.run, str(state.stop_reason))
-        if state.history:
+        if state.history and len(self.data.split.validation):
             validation = self._evaluate(self.data.split.validation, plan, watch)
             result["validation"] = {**validation.to_json(), **_best(state.history)}
         test = None
@@ -160,12 +160,20 @@ class TrainingRun:
         if interrupted:
             raise InterruptedTrainingError(
                 f"Training was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. The run so far is "
-                f"usable; go on with: netloom train --resume {self.run.path}",
+                f"usable; go on with: {self._how_to_go_on()}",
                 self.run,
                 str(state.stop_reason),
             )
         self._say_result(result)
         return self.run
+
+    def _how_to_go_on(self) -> str:
+        return how_to_go_on(
+            f"netloom train --resume {self.run.path}",
+            f"netloom.resume({str(self.run.path)!r}",
+            in_memory=not self.data.facts.source_location,
+            model=self.run.custom_model,
+        )
 
     def _was_interrupted(self, state: TrainingState) -> bool:
         if self.interruption is None:
@@ -210,14 +218,15 @@ class TrainingRun:
         }
 
     def _say_result(self, result: Mapping[str, Any]) -> None:
-        test, validation = result["test"], result["validation"]
+        test, validation = result["test"], result.get("validation")
+        chosen = "no validation part" if validation is None else f"validation {validation['accuracy']:.2%}"
         low, high = test["interval"]
         how = result.get("classifier", {}).get("how")
         by = f"\n  {how}" if how else f" (weights of epoch {result['kept_epoch']})"
         self.reporter.say(
             f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures "
             f"(95% interval {low:.2%} to {high:.2%}); always guessing {test['majority_baseline']['class']!r}: "
-            f"{test['majority_baseline']['accuracy']:.2%}; validation {validation['accuracy']:.2%}{by}"
+            f"{test['majority_baseline']['accuracy']:.2%}; {chosen}{by}"
         )
         if self.recipe.test_time_augmentation != "none":
             self.reporter.say(

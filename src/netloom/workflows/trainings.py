@@ -20,8 +20,9 @@ from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Event, Executor, Failed, Finished, Reported, Retried, Task, name_of
 from netloom.progress import Bars, Reporter
 from netloom.recipe import Recipe
-from netloom.runtime import ExecutionPlan, on_device, training_threads, usable_cpus
-from netloom.training.planning import choose_plan, seconds_by_threads
+from netloom.runtime import ExecutionPlan, training_threads, usable_cpus
+from netloom.training.callbacks.progress import figures_in_words
+from netloom.training.planning import seconds_by_threads
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.fitting import Fitting
@@ -96,38 +97,30 @@ def plan_trainings(
         plan: To be followed; None to measure.
     """
     if plan is not None:
-        fitting = max(1, usable_cpus() // plan.cpus) if plan.device == "cpu" else 1
-        return plan, min(n_trainings, jobs or fitting)
+        room = max(1, usable_cpus() // plan.cpus) if plan.device == "cpu" else 1
+        return plan, min(n_trainings, jobs or room)
     if build.learns_from_features(recipe):
         return _plan_by_features(recipe, data, network, heads, n_trainings=n_trainings, jobs=jobs, device=device)
     if device != "cpu":
         jobs = jobs or 1
-    on_it = build.as_in_training(recipe, on_device(network, device))
-    batches = build.training_batches(
+    fitting = Fitting.prepare(
         recipe,
-        build.resident(data.image_set, device),
-        data.split.train,
+        network,
+        heads,
+        data.image_set,
+        data.split,
         scaling=data.facts.scaling,
         device=device,
+        initialized=True,  # weights do not matter for a measurement
     )
-    batch = next(iter(batches.epoch(recipe.epochs - 1)))  # of whole pictures
     threads, cpus = None, usable_cpus()
     decided = recipe.shards != "auto" and recipe.shards > 0
     if device == "cpu" and jobs != 1 and n_trainings > 1 and not decided:
         candidates = [t for t in candidate_threads(n_trainings, cpus, jobs) if t <= training_threads()]
-        seconds = seconds_by_threads(on_it, batch, heads, candidates)
+        on_it = build.as_in_training(recipe, fitting.network)
+        seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, candidates)
         jobs, threads = choose_jobs(seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs)
-    measured = choose_plan(
-        on_it,
-        batch,
-        heads,
-        device=device,
-        precision=recipe.precision,
-        threads=None if jobs == 1 else threads,
-        shards=recipe.shards,
-        label_smoothing=recipe.label_smoothing,
-        n_steps=recipe.epochs * len(batches),
-    )
+    measured = fitting.choose_plan(threads=None if jobs == 1 else threads)
     return measured, min(n_trainings, jobs or max(1, cpus // measured.cpus))
 
 
@@ -322,10 +315,7 @@ class _Teller:
     def _epoch(self, name: str, values: Mapping[str, Any]) -> None:
         done, epochs, row = values["done"], values["epochs"], values.get("row")
         if row is not None:
-            self._figures[name] = (
-                f"loss {row['train_loss']:.4f}  validation loss {row['validation_loss']:.4f}"
-                f"  accuracy {row['validation_accuracy']:.4f}"
-            )
+            self._figures[name] = figures_in_words(row)
             if not self._reporter.interactive:
                 self._reporter.say(f"{name}  epoch {done:>{len(str(epochs))}}/{epochs}  {self._figures[name]}")
         self._bars.update(name, done, epochs, f"{done:.1f} of {epochs} epochs  {self._figures.get(name, '')}")

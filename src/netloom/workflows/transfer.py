@@ -78,14 +78,13 @@ def transfer(
     shared: dict[str, Any] = {"out": out, "name": name, "device": device, "quiet": quiet, "plan": plan}
     if mode == AUTO:
         if classifier is not None or recipe is not None:
-            raise RecipeError(
-                "--mode auto goes through the shipped recipes; give --classifier or --recipe with a mode."
-            )
+            raise RecipeError("--mode auto takes the shipped recipes; --classifier and --recipe go with another mode.")
         from netloom.workflows.transfer_auto import DEFAULT_MINUTES, climb
 
-        recipes: dict[str, Mapping[str, Any]] = {
-            m: {**start, **mode_settings(m, None, unfreeze), **changes} for m in MODES
-        }
+        recipes: dict[str, Mapping[str, Any]] = {}
+        for step in MODES:
+            said = mode_settings(step, None, unfreeze if step == "finetune" else None)
+            recipes[step] = {**start, **said, **changes}
         minutes = DEFAULT_MINUTES if time_limit_minutes is None else time_limit_minutes
         return climb(source, recipes, minutes=minutes, callbacks=callbacks, **shared)
     chosen = {**start, **mode_settings(mode, classifier, unfreeze)}
@@ -143,7 +142,7 @@ def backbone_settings(
         RecipeError: Weights are given for a run, which has its own, or its network is the user's own.
     """
     text = str(backbone)
-    as_run = isinstance(backbone, Path) or Path(text).is_dir() or ("/" in text and not is_backbone(text))
+    as_run = isinstance(backbone, Path) or Path(text).is_dir() or (len(Path(text).parts) > 1 and not is_backbone(text))
     changes = _of_run(Path(text), weights) if as_run else {"model": text if is_backbone(text) else PREFIX + text}
     if weights is not None:
         changes["transfer.weights"] = str(weights)

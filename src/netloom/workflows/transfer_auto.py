@@ -16,22 +16,25 @@ from netloom.errors import RecipeError
 from netloom.files import write_json
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.parallel.planning import candidate_threads, choose_jobs
-from netloom.progress import Reporter
+from netloom.progress import Reporter, duration
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
-from netloom.runtime import ExecutionPlan, on_device, resolve_device, training_threads, usable_cpus
+from netloom.runtime import ExecutionPlan, resolve_device, training_threads, usable_cpus
 from netloom.training.callbacks import Callback
 from netloom.training.planning import seconds_by_threads
 from netloom.workflows import build
 from netloom.workflows.cross_validate import DEFAULT_FOLDS, CrossValidation, cross_validate
+from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.runs import Run
 from netloom.workflows.train import recipe_for, train
 
 DEFAULT_MINUTES = 30.0
 STEPS_FILE = "transfer.json"
-# Validation after each epoch and the start of workers, beside the steps that are timed.
-_BESIDE_STEPS = 1.15
+# The start of workers, features for the head to start from, the last evaluation: beside what is counted.
+_BESIDE_STEPS = 1.1
+# A backward pass costs twice a forward pass; a frozen network has none.
+_FORWARD_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -172,35 +175,51 @@ def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: 
         num_outputs=heads[0].num_outputs,
         image_size=data.facts.image_size,
     )
-    network = build.as_in_training(recipe, on_device(network, device))
-    batches = build.training_batches(recipe, data.image_set, data.split.train, scaling=data.facts.scaling)
-    batch = next(iter(batches.epoch(recipe.epochs - 1)))
+    fitting = Fitting.prepare(
+        recipe,
+        network,
+        heads,
+        data.image_set,
+        data.split,
+        scaling=data.facts.scaling,
+        device=device,
+        initialized=True,  # weights do not matter for a measurement
+    )
     threads = [t for t in candidate_threads(folds, usable_cpus(), None) if t <= training_threads()]
-    seconds = seconds_by_threads(network, batch, heads, threads)
+    on_it = build.as_in_training(recipe, fitting.network)
+    seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, threads)
     at_once, each = choose_jobs(seconds, n_tasks=folds, cpus=usable_cpus())
-    learned = (len(data.split.train) + len(data.split.validation)) * (1 - recipe.validation_fraction)
-    of_fold = math.ceil(learned * (folds - 1) / folds / recipe.batch_size) * recipe.epochs
-    of_last = len(batches) * recipe.epochs
-    return _BESIDE_STEPS * (math.ceil(folds / at_once) * seconds[each] * of_fold + min(seconds.values()) * of_last)
+    pool = (len(data.image_set) - len(data.split.test)) * (folds - 1) / folds
+    trained = pool * (1 - recipe.validation_fraction)
+    if recipe.per_class is not None:
+        trained = min(trained, recipe.per_class * len(data.facts.class_names))
+    rounds = math.ceil(folds / at_once) * seconds[each]
+    return _BESIDE_STEPS * (
+        rounds * _steps(recipe, trained, pool * recipe.validation_fraction)
+        + min(seconds.values()) * _steps(recipe, len(data.split.train), len(data.split.validation))
+    )
+
+
+def _steps(recipe: Recipe, n_train: float, n_validation: float) -> float:
+    """Steps of a training, passes over the validation part counted as the shares of a step that they take."""
+    frozen = recipe.transfer is not None and recipe.transfer.mode == "frozen"
+    forward = 1.0 if frozen else _FORWARD_SHARE
+    return recipe.epochs * (math.ceil(n_train / recipe.batch_size) + forward * n_validation / recipe.batch_size)
 
 
 def _about(seconds: float) -> str:
-    return f", about {_duration(seconds)} with the last training"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f", about {duration(seconds)} with the last training"
 
 
 def _too_slow(mode: str, expected: float, left: float) -> str:
     return (
-        f"{mode} would take about {_duration(expected)}, and {_duration(max(0.0, left))} of the time limit are left; "
+        f"{mode} would take about {duration(expected)}, and {duration(max(0.0, left))} of the time limit are left; "
         "--time-limit gives more"
     )
 
 
 def _in_words(step: Step, steps: Sequence[Step]) -> str:
-    text = f"  {step.mode}: accuracy {step.accuracy:.2%} in {_duration(step.seconds)}"
+    text = f"  {step.mode}: accuracy {step.accuracy:.2%} in {duration(step.seconds)}"
     if step.gain is None or step.interval is None:
         return text
     low, high = step.interval

@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netloom.progress import Bars, Reporter
+from netloom.progress import Bars, Reporter, duration, table_row
 from netloom.tuning.driver import TrialEnd, Watcher
-from netloom.tuning.space import label_of
+from netloom.tuning.space import cell_of
 from netloom.tuning.study import Direction, Proposal, TrialRecord, best_of
 
 _NARROWEST, _WIDEST = 9, 18
@@ -49,7 +49,8 @@ class TrialTable(Watcher):
         self._best_number = None if best is None else best.number
         self._ended_before = n_ended
         self.n_ended = self._ended_before
-        self._widths = [min(max(len(key), _NARROWEST), _WIDEST) for key in self._keys]
+        keyed = [min(max(len(key), _NARROWEST), _WIDEST) for key in self._keys]
+        self._widths = [5, 8, *keyed, 6, 7, 10]
         self._header_shown = False
 
     def progressed(self, number: int, values: Mapping[str, Any]) -> None:
@@ -80,31 +81,22 @@ class TrialTable(Watcher):
             self._best, self._best_number = end.value, end.number
         if not self._header_shown:
             self._header_shown = True
-            self._reporter.say(self._row("trial", "value", self._keys, "epochs", "seconds", "left"))
-            self._reporter.say(self._row("-----", "-" * 8, ["-" * w for w in self._widths], "-" * 6, "-" * 7, "-" * 6))
+            self._reporter.say(table_row(["trial", "value", *self._keys, "epochs", "seconds", "left"], self._widths))
+            self._reporter.say(table_row(["-" * width for width in self._widths], self._widths))
         value = f"{end.value:.4f}" if end.value is not None else end.state
-        cells = [_cell(end.overrides.get(key, "")) if key in end.overrides else "" for key in self._keys]
         epochs, seconds = end.outcome.get("epochs"), end.outcome.get("seconds")
-        self._reporter.say(
-            self._row(
-                str(end.number),
-                value,
-                cells,
-                "" if epochs is None else str(epochs),
-                "" if seconds is None else f"{seconds:.1f}",
-                self._left(),
-                mark=" *" if better else "",
-            )
-        )
+        cells = [
+            str(end.number),
+            value,
+            *(cell_of(end.overrides[key]) if key in end.overrides else "" for key in self._keys),
+            "" if epochs is None else str(epochs),
+            "" if seconds is None else f"{seconds:.1f}",
+            self._left(),
+        ]
+        self._reporter.say(table_row(cells, self._widths) + (" *" if better else ""))
         if end.state == "failed":
             self._reporter.say(f"  trial {end.number} failed: {end.outcome.get('reason')}")
         self._show_search()
-
-    def _row(
-        self, number: str, value: str, cells: Sequence[str], epochs: str, seconds: str, left: str, mark: str = ""
-    ) -> str:
-        middle = " | ".join(cell[:w].rjust(w) for cell, w in zip(cells, self._widths, strict=True))
-        return f"| {number:>5} | {value:>8} | {middle} | {epochs:>6} | {seconds:>7} | {left:>6} |{mark}"
 
     def _left(self) -> str:
         """The time that the search will still take, or an empty text where nobody knows."""
@@ -115,22 +107,10 @@ class TrialTable(Watcher):
             by_number = max(0, self._n_trials - self.n_ended) * passed / done
         by_time = None if self._seconds is None else max(0.0, self._seconds - passed)
         known = [seconds for seconds in (by_number, by_time) if seconds is not None]
-        return _duration(min(known)) if known else ""
+        return duration(min(known)) if known else ""
 
     def _show_search(self) -> None:
         best = "" if self._best is None else f"best {self._best:.4f} (trial {self._best_number})  "
         left = self._left()
         total = float(self._n_trials or max(self.n_ended, 1))
         self._bars.update(_SEARCH, float(self.n_ended), total, f"{best}{f'{left} left' if left else ''}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f}s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f}m"
-    return f"{seconds / 3600:.1f}h"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else label_of(value)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,8 @@ from netloom.training.state import TrainingState
 from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.fitting import Fitting
+from netloom.workflows.search_options import Objective
 from netloom.workflows.training_run import kept_epoch
-
-Objective = Literal["validation_accuracy", "validation_loss"]
 
 _SECONDS_PER_REPORT = 0.5
 _STATE = "trial.json"
@@ -134,8 +133,9 @@ def run_trial(
         folder: Of this trial, for going on after a crash; None to begin anew then.
 
     Returns:
-        `state` (`complete`, or `stopped` where that was asked for), `value`, `epochs`, `kept_epoch`, `parameters`,
-        `seconds`, and `values`, those of each epoch (of each fold, where there are folds).
+        `state` (`complete`, or `stopped` where that was asked for), `value`, `epochs`, `kept_epoch` (None with folds),
+        `kept_epochs` (one for each fold), `parameters`, `seconds`, and `values`, those of each epoch (of each fold,
+        where there are folds).
 
     Raises:
         NetloomError: The overrides are no recipe, the model does not fit, or the loss is no longer a number.
@@ -164,6 +164,7 @@ def run_trial(
         "values": values if len(values) > 1 else first["values"],
         "parameters": first["parameters"],
         "kept_epoch": first["kept_epoch"] if len(values) == 1 else None,
+        "kept_epochs": [score["kept_epoch"] for score in trial.scores],
     }
     trial.finish(outcome)
     return outcome
@@ -316,15 +317,14 @@ class _Score:
             interruption=self.context.stop_reason,
         )
         self.trial.epochs_of_current = state.epoch
-        self.trial.values_of_current = [row[self.resources.objective] for row in state.history]
+        objective = self.resources.objective
+        self.trial.values_of_current = [row[objective] for row in state.history if objective in row]
         if state.stop_reason is not None and state.stop_reason == self.context.stop_reason():
             return None
         kept = kept_epoch(recipe, state.history)
-        value = float(state.history[(kept or 1) - 1][self.resources.objective])
-        if self.cross_validated:
-            value = self._held_out(fitting)
+        value = self._held_out(fitting) if self.cross_validated else float(state.history[(kept or 1) - 1][objective])
         if not math.isfinite(value):
-            raise TrainingError(f"The {self.resources.objective.replace('_', ' ')} is not a number after training.")
+            raise TrainingError(f"The {objective.replace('_', ' ')} is not a number after training.")
         if self.cross_validated:
             done = [*(score["value"] for score in self.trial.scores), value]
             reports.tell(state, float(self.number + 1), step=len(done), value=float(np.mean(done)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from netloom.errors import TrainingError
 from netloom.inference import Prediction
 from netloom.training.state import TrainingState
 
@@ -34,7 +35,8 @@ class Callback:
     so that a resumed training goes on as if it had never stopped.
 
     The prediction hooks belong to every pass over pictures without training: the validation of each epoch (between
-    `on_validation_start` and `on_validation_end`), the test at the end, and `evaluate` and `predict`.
+    `on_validation_start` and `on_validation_end`, where there is a validation part), the test at the end, and
+    `evaluate` and `predict`.
     """
 
     def on_fit_start(self, state: TrainingState) -> None:
@@ -143,11 +145,16 @@ class Monitor:
         self.waited = 0
 
     def improved(self, state: TrainingState) -> bool:
-        """True if the last epoch is the best so far, which it then remembers; else it counts as waited."""
+        """True if the last epoch is the best so far, which it then remembers; else it counts as waited.
+
+        Raises:
+            TrainingError: The history has no such figure.
+        """
         row = state.history[-1]
         if self.name not in row:
             known = ", ".join(k for k in row if k not in ("epoch", "seconds"))
-            raise ValueError(f"Monitored figure {self.name!r} is not in the history, which has {known}.")
+            why = "" if state.validates else " There is no validation part: monitor a figure of training, or give one."
+            raise TrainingError(f"Monitored figure {self.name!r} is not in the history, which has {known}.{why}")
         value = row[self.name]
         gain = 0.0 if self.best is None else (value - self.best) * (1 if self.maximize else -1)
         if self.best is not None and not math.isnan(self.best) and not gain > self.min_delta:

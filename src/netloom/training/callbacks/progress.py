@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 
-from netloom.progress import OnProgress, Reporter
+from netloom.progress import OnProgress, Reporter, duration
 from netloom.training.callbacks.base import Callback
 from netloom.training.state import TrainingState
 
@@ -43,12 +44,9 @@ class EpochProgress(Callback):
         row = state.history[-1]
         width = len(str(state.epochs))
         seconds = row["seconds"] * (state.epochs - state.epoch)
-        left = f"  {_duration(seconds)} left" if state.epoch < state.epochs else ""
+        left = f"  {duration(seconds)} left" if state.epoch < state.epochs else ""
         self.reporter.say(
-            f"Epoch {state.epoch:>{width}}/{state.epochs}"
-            f"  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}"
-            f"  validation loss {row['validation_loss']:.4f}"
-            f"  accuracy {row['validation_accuracy']:.4f}"
+            f"Epoch {state.epoch:>{width}}/{state.epochs}  {figures_in_words(row)}"
             f"  {row['images_per_second']:,.0f} images/s{left}"
         )
 
@@ -57,7 +55,9 @@ class EpochProgress(Callback):
         self._bar.close()
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def figures_in_words(row: Mapping[str, float]) -> str:
+    """Loss and accuracy of an epoch, of the training part and of the validation part if there is one."""
+    words = f"loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}"
+    if "validation_loss" in row:
+        words += f"  validation loss {row['validation_loss']:.4f}  accuracy {row['validation_accuracy']:.4f}"
+    return words

@@ -71,7 +71,7 @@ class TensorBoard(Callback):
         """Open the event files; those of a resumed training tell TensorBoard to forget what comes after now."""
         self._has_graph = state.epoch > 0
         with self._writing():
-            for part in ("train", "validation"):
+            for part in ("train", "validation") if state.validates else ("train",):
                 self._writers[part] = self._open_writer(
                     str(self.folder / part), purge_step=state.epoch + 1 if state.epoch else None
                 )

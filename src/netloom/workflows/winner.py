@@ -1,0 +1,172 @@
+"""The winner of a search: trained anew with seeds that the search has not seen, each training tested once."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from netloom.data.splits import Split
+from netloom.errors import RecipeError, TrainingError
+from netloom.progress import Reporter
+from netloom.recipe import Recipe
+from netloom.tuning.study import TrialRecord
+from netloom.workflows import build
+from netloom.workflows.fitting import check_monitors
+from netloom.workflows.prepare import PreparedData
+from netloom.workflows.runs import Run, load
+from netloom.workflows.search import Search
+from netloom.workflows.search_options import FinalPart
+from netloom.workflows.training_job import Member, TrainingJob, is_job, resume_job, start_job
+
+_FINAL = "final"
+
+
+def check_final_part(recipe: Recipe, split: Split, final_on: FinalPart, *, n_seeds: int) -> None:
+    """See, before anything is searched, that the winner of such a recipe could be trained on `final_on`.
+
+    Raises:
+        RecipeError: It could not.
+    """
+    if final_on == "train":
+        return
+    what = f"--final-on {final_on}"
+    if n_seeds == 0:
+        raise RecipeError(
+            f"{what} says how the winner is trained, and --final-seeds 0 trains none. Leave out one of them."
+        )
+    if recipe.per_class is not None:
+        raise RecipeError(
+            f"{what} would train the winner on the whole validation part, too, not on {recipe.per_class} pictures of "
+            "each class. Leave out one of the two."
+        )
+    if not len(split.validation):
+        raise RecipeError(f"{what} needs a validation part to add, and there is none. Leave it out.")
+    try:
+        check_monitors(recipe.replace(keep="last", early_stopping=None), split.with_validation_trained())
+    except RecipeError as error:
+        raise RecipeError(f"{what} trains the winner without a validation part. {error}") from error
+
+
+def train_winner(search: Search, best: TrialRecord, recipe: Recipe) -> list[Run]:
+    """The winner, trained with fresh seeds; each training is tested once.
+
+    On training and validation part together nothing is left to choose an epoch by: it is trained for as many epochs as
+    the trial's kept weights had, and the last are kept.
+
+    Args:
+        search: Whose winner it is.
+        best: The winning trial.
+        recipe: With its values.
+
+    Raises:
+        TrainingError: A training failed; the search can be gone on with.
+    """
+    n, reporter = search.manifest.final_seeds, search.reporter
+    if n == 0:
+        return []
+    final, split = _as_trained(search, best, recipe)
+    data = search.pictures.prepared_for(final, split)
+    job = _begun(search, final, data)
+    if job is None:
+        reporter.say(
+            f"Training the best recipe anew, with {n} {'seed' if n == 1 else 'seeds'} that the search has not seen"
+        )
+        if split is not search.pictures.data.split:
+            _say_how_long(search, recipe, final, split)
+        job = _start(search, final, data)
+    failures = job.train(reporter, go_on_with=search.how_to_go_on())
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise TrainingError(
+            f"The best recipe could not be trained anew: {name}: {reason.rstrip('.')}. The search is whole; go on "
+            f"with: {search.how_to_go_on()}"
+        )
+    return list(job.runs)
+
+
+def earlier_winners(folder: Path, runs: Sequence[Run]) -> int:
+    """Other winners of the search in `folder`, when it was shorter, that have met the test pictures, beside `runs`."""
+    if not runs:
+        return 0
+    others = [f for f in folder.glob(f"*-{_FINAL}*") if f.resolve() != runs[0].path.parent.resolve()]
+    return sum(any("test" in Run(run).result for run in folder.glob("seed-*")) for folder in others)
+
+
+def _as_trained(search: Search, best: TrialRecord, recipe: Recipe) -> tuple[Recipe, Split]:
+    """What the winner's trainings follow, and on which parts."""
+    split = search.pictures.data.split
+    if search.manifest.final_on == "train":
+        return recipe, split
+    final = recipe.replace(epochs=_kept_epochs(best), keep="last", early_stopping=None)
+    joined = split.with_validation_trained()
+    try:
+        check_monitors(final, joined)
+    except RecipeError as error:
+        raise TrainingError(
+            f"The best recipe cannot be trained on {search.manifest.final_on}. {error} The search is whole; go on "
+            f"with: {search.how_to_go_on(final_on='train')}"
+        ) from error
+    return final, joined
+
+
+def _kept_epochs(best: TrialRecord) -> int:
+    """How long the trial trained until the weights that scored it; of folds, the median."""
+    kept = best.outcome.get("kept_epoch")
+    found = [kept] if kept is not None else list(best.outcome.get("kept_epochs") or ())
+    if not found:
+        raise TrainingError(
+            f"Trial {best.number} does not say which epoch it kept, so it is not known how long to train its recipe "
+            "without a validation part. Go on with --final-on train."
+        )
+    return max(1, round(float(statistics.median(found))))
+
+
+def _say_how_long(search: Search, recipe: Recipe, final: Recipe, split: Split) -> None:
+    search.reporter.say(
+        f"  on {len(split.train):,} pictures, of training and validation part together, for {final.epochs} epochs: as "
+        "many as the winning trial's kept weights had, since no validation part is left to choose by"
+    )
+    if final.epochs != recipe.epochs:
+        for what in build.depending_on_length(final):
+            search.reporter.say(f"  note: {what} on the length and is recomputed for {final.epochs} epochs")
+
+
+def _begun(search: Search, final: Recipe, data: PreparedData) -> TrainingJob | None:
+    """The trainings of this very winner that an earlier call has begun."""
+    seed = search.recipe.seed
+    for folder in sorted(search.folder.glob(f"*-{_FINAL}*")):
+        if not is_job(folder, "seeds"):
+            continue
+        first = load(folder / f"seed-{seed + 1}")
+        same_parts = len(first.split["validation"]) == len(data.split.validation)
+        if same_parts and first.recipe.replace(seed=seed) == final.replace(seed=seed):
+            return resume_job(
+                folder,
+                "seeds",
+                source=data.image_set,
+                jobs=search.jobs,
+                model=search.model,
+                reporter=search.reporter,
+            )
+    return None
+
+
+def _start(search: Search, final: Recipe, data: PreparedData) -> TrainingJob:
+    first = search.recipe.seed + 1
+    return start_job(
+        "seeds",
+        [
+            Member(f"seed-{seed}", final.replace(seed=seed), data.split, {"seed": seed})
+            for seed in range(first, first + search.manifest.final_seeds)
+        ],
+        data,
+        out=search.folder,
+        name=_FINAL,
+        details={},
+        jobs=None if search.jobs > 1 else 1,
+        device=search.manifest.plan.device,
+        plan=search.manifest.plan,
+        model=search.model,
+        reporter=Reporter(quiet=True),
+    )

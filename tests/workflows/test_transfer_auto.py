@@ -1,0 +1,180 @@
+"""Which mode `transfer --mode auto` ends with, and why it says it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import netloom
+from netloom.errors import RecipeError
+from netloom.metrics.intervals import resampled_mean_interval
+from netloom.models.backbones import timm
+from netloom.progress import Reporter
+from netloom.workflows import transfer_auto
+from netloom.workflows.prepare import prepare_data
+from picture_folders import write_folder
+
+NAME = "test_resnet"
+QUICK: dict[str, Any] = {"image_size": 32, "epochs": 2, "batch_size": 16, "precision": "float32", "shards": 0}
+# Accuracies of the five folds.
+LOW = (0.80, 0.82, 0.78, 0.81, 0.79)
+CLEARLY_BETTER = tuple(value + 0.1 for value in LOW)
+NO_BETTER = (0.81, 0.80, 0.80, 0.80, 0.80)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / f"{NAME}.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        save_file(timm().create_model(NAME, num_classes=0).state_dict(), path)
+    return path
+
+
+def auto(photos: Path, weights: Path, out: Path, **options: Any) -> netloom.Run:
+    return netloom.transfer(
+        photos, NAME, weights=weights, mode="auto", out=out, quiet=True, device="cpu", settings=QUICK, **options
+    )
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Cross-validations whose accuracies are given, one after the other, and what they were given."""
+
+    def script(*accuracies: Sequence[float], expected: float = 1.0) -> list[Any]:
+        left, asked = list(accuracies), []
+
+        def cross_validate(pictures: Any, recipe: Any, **options: Any) -> Any:
+            asked.append((pictures, recipe, options))
+            scores = SimpleNamespace(accuracy=SimpleNamespace(values=left.pop(0)), test_per_train=0.25)
+            return SimpleNamespace(scores=scores, result={"seconds": 1.0}, path=Path(options["name"]))
+
+        monkeypatch.setattr(transfer_auto, "cross_validate", cross_validate)
+        monkeypatch.setattr(transfer_auto, "expected_seconds", lambda *args, **options: expected)
+        return asked
+
+    return script
+
+
+def test_climbs_as_long_as_the_gain_is_more_than_noise(
+    photos: Path, weights: Path, tmp_path: Path, scripted: Any
+) -> None:
+    asked = scripted(LOW, CLEARLY_BETTER, [value - 0.01 for value in CLEARLY_BETTER])
+    run = auto(photos, weights, tmp_path, unfreeze=1)
+    told = run.result["transfer"]
+    assert [step["mode"] for step in told["steps"]] == ["features", "frozen", "finetune"]
+    assert told["chosen"] == "frozen"
+    assert run.recipe.transfer is not None
+    assert run.recipe.transfer.mode == "frozen"
+    assert "finetune gains no more than noise over frozen" in told["reason"]
+    assert told["steps"][1]["gain"] == pytest.approx(0.1)
+    differences = np.array(CLEARLY_BETTER) - np.array(LOW)
+    assert told["steps"][1]["interval"] == list(resampled_mean_interval(differences, test_per_train=0.25))
+    assert told == {**json.loads((Path(told["folder"]) / "transfer.json").read_text()), "folder": told["folder"]}
+    assert [recipe.transfer.unfreeze for _, recipe, _ in asked] == ["all", "all", 1]
+
+
+def test_stays_with_features_where_the_gain_may_be_luck(
+    photos: Path, weights: Path, tmp_path: Path, scripted: Any
+) -> None:
+    asked = scripted(LOW, NO_BETTER)
+    run = auto(photos, weights, tmp_path)
+    told = run.result["transfer"]
+    assert told["chosen"] == "features"
+    assert told["reason"] == "frozen gains no more than noise over features"
+    assert len(asked) == 2
+    assert told["steps"][1]["interval"][0] < 0
+
+
+def test_all_folds_leave_the_test_part_alone(photos: Path, weights: Path, tmp_path: Path, scripted: Any) -> None:
+    asked = scripted(LOW, NO_BETTER)
+    run = auto(photos, weights, tmp_path)
+    for pictures, recipe, _ in asked:
+        marked = {name for name, part in zip(pictures.ids, pictures.splits, strict=True) if part == "test"}
+        assert marked == set(run.split["test"])
+        assert recipe.split_seed == run.recipe.split_seed
+
+
+def test_what_would_exceed_the_time_limit_is_not_begun(
+    photos: Path, weights: Path, tmp_path: Path, scripted: Any
+) -> None:
+    asked = scripted(LOW, CLEARLY_BETTER, expected=7200.0)
+    run = auto(photos, weights, tmp_path, time_limit_minutes=30)
+    told = run.result["transfer"]
+    assert len(asked) == 1
+    assert told["chosen"] == "features"
+    assert told["reason"].startswith("frozen would take about 2 h 0 min, and ")
+    assert "--time-limit gives more" in told["reason"]
+
+
+def test_the_time_that_a_step_would_take_grows_with_its_epochs_and_pictures(
+    photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 pictures of 3 classes: 12 test; 38.4 of a fold are learned from, a fifth of them validates."""
+    monkeypatch.setattr(transfer_auto, "seconds_by_threads", lambda model, batch, heads, threads: {1: 2.0})
+    monkeypatch.setattr(transfer_auto, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(transfer_auto, "training_threads", lambda: 1)
+
+    def expected(mode: str, **changes: Any) -> float:
+        settings = {**QUICK, "model": f"timm/{NAME}", "transfer.weights": str(weights), **changes}
+        recipe = netloom.load_recipe(f"transfer-{mode}", settings)
+        data = prepare_data(photos, recipe, Reporter(quiet=True))
+        return transfer_auto.expected_seconds(recipe, data, device="cpu")
+
+    assert expected("features") == 0
+    folds, last = math.ceil(38.4 * 0.8 / 16) + 38.4 * 0.2 / 16, math.ceil(38 / 16) + 10 / 16
+    assert expected("frozen") == pytest.approx(1.1 * 2.0 * 2 * (5 * folds + last))
+    folds, last = math.ceil(38.4 * 0.8 / 16) + 38.4 * 0.2 / 48, math.ceil(38 / 16) + 10 / 48
+    assert expected("finetune", epochs=6) == pytest.approx(1.1 * 2.0 * 6 * (5 * folds + last))
+    folds, last = math.ceil(6 / 16) + 38.4 * 0.2 / 16, math.ceil(6 / 16) + 10 / 16
+    assert expected("frozen", per_class=2) == pytest.approx(1.1 * 2.0 * 2 * (5 * folds + last))
+
+
+def test_the_last_step_is_told(photos: Path, weights: Path, tmp_path: Path, scripted: Any) -> None:
+    scripted(LOW, CLEARLY_BETTER, [value + 0.1 for value in CLEARLY_BETTER])
+    told = auto(photos, weights, tmp_path).result["transfer"]
+    assert told["chosen"] == "finetune"
+    assert told["reason"] == "finetune is the last step"
+
+
+@pytest.mark.slow
+def test_the_whole_with_real_cross_validations(photos: Path, weights: Path, tmp_path: Path) -> None:
+    run = auto(photos, weights, tmp_path)
+    told = run.result["transfer"]
+    assert told["steps"][0]["mode"] == "features"
+    assert len(told["steps"]) >= 2
+    for step in told["steps"]:
+        found = json.loads((Path(step["folder"]) / "cv.json").read_text(encoding="utf-8"))
+        assert step["accuracy"] == pytest.approx(found["accuracy"]["mean"])
+    assert run.result["tests"] == 1
+    assert run.evaluate()["accuracy"] == run.result["test"]["accuracy"]
+
+
+def test_impossible_wishes_are_told(photos: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="time limit must be above 0"):
+        auto(photos, weights, tmp_path, time_limit_minutes=0)
+    with pytest.raises(RecipeError, match="--mode auto takes the shipped recipes"):
+        auto(photos, weights, tmp_path, classifier="knn")
+    assert list(tmp_path.iterdir()) == []
