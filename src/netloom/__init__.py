@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from netloom.workflows.inspect import audit_source as audit  # noqa: F401
     from netloom.workflows.lr_find import lr_find as lr_find
     from netloom.workflows.predict import predict as predict
+    from netloom.workflows.pretrain import pretrain as pretrain
+    from netloom.workflows.pretrain import resume_pretraining as resume_pretraining
     from netloom.workflows.runs import Run as Run
     from netloom.workflows.runs import load as load
     from netloom.workflows.study import Study as Study
@@ -51,8 +53,10 @@ _PUBLIC = {
     "lr_find": ("netloom.workflows.lr_find", "lr_find"),
     "maximize": ("netloom.tuning.maximize", "maximize"),
     "predict": ("netloom.workflows.predict", "predict"),
+    "pretrain": ("netloom.workflows.pretrain", "pretrain"),
     "resume": ("netloom.workflows.train", "resume"),
     "resume_cross_validation": ("netloom.workflows.cross_validate", "resume_cross_validation"),
+    "resume_pretraining": ("netloom.workflows.pretrain", "resume_pretraining"),
     "summary": ("netloom.workflows.summarize", "summary"),
     "resume_tune": ("netloom.workflows.tune", "resume_tune"),
     "train": ("netloom.workflows.train", "train"),

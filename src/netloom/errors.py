@@ -16,6 +16,10 @@ class DataError(NetloomError):
     """The source, its pictures or its labels cannot be used as they are."""
 
 
+class NoClassesError(DataError):
+    """The source holds pictures, but not of two classes, which a classifier needs."""
+
+
 class RecipeError(NetloomError):
     """A recipe holds unknown keys or impossible values; the message lists all of them."""
 

@@ -28,6 +28,7 @@ from netloom.recipe_groups import (
     Pooling,
     ProgressiveResizing,
     ReduceOnPlateau,
+    SelfSupervised,
     Side,
     Transfer,
     Units,
@@ -73,6 +74,10 @@ class Recipe(Group):
     )
 
     transfer: Transfer | None = Field(None, description="start from a pretrained network, see docs/transfer.md")
+
+    self_supervised: SelfSupervised | None = Field(
+        None, description="learn without labels, for `netloom pretrain`, see docs/pretrain.md"
+    )
 
     identity_start: bool | None = Field(None, description="kernels start by passing their channels on unchanged")
     first_layer: Literal["random", "whitening", "frozen_whitening"] = Field(
@@ -269,6 +274,8 @@ def _combination_problems(recipe: Recipe) -> list[str]:
         problems.append("label_smoothing: is for loss cross_entropy")
     if recipe.transfer is not None and recipe.model == CUSTOM_MODEL:
         problems.append("transfer: is for models by name; a network of yours can load its own weights")
+    if recipe.self_supervised is not None:
+        problems += _problems_without_labels(recipe)
     if recipe.transfer is not None and recipe.first_layer != "random":
         problems.append("first_layer: a pretrained network has its own; random leaves that as it is")
     transfer = recipe.transfer
@@ -277,6 +284,34 @@ def _combination_problems(recipe: Recipe) -> list[str]:
             f"transfer.head_epochs: {transfer.head_epochs} of {recipe.epochs} epochs leave none in which more than the "
             "head trains; give fewer, or more epochs, or mode: frozen"
         )
+    return problems
+
+
+def _problems_without_labels(recipe: Recipe) -> list[str]:
+    """What a training without labels cannot do."""
+    problems = []
+    if recipe.augmentation is None:
+        problems.append("augmentation: self_supervised learns from how views of a picture differ; it needs some")
+    elif recipe.augmentation.mixup or recipe.augmentation.cutmix:
+        problems.append("augmentation: self_supervised has no targets to mix; set mixup and cutmix to 0")
+    if recipe.label_smoothing:
+        problems.append("label_smoothing: self_supervised has no labels to smooth")
+    if recipe.class_weight is not None:
+        problems.append("class_weight: self_supervised looks at no classes")
+    if recipe.per_class is not None:
+        problems.append("per_class: self_supervised looks at no classes; it learns from all pictures")
+    if not recipe.validation_fraction:
+        problems.append("validation_fraction: self_supervised shows by a validation part how it goes; give it one")
+    if recipe.transfer is not None:
+        problems.append("transfer: self_supervised starts from random weights; set one of the two to null")
+    if recipe.shards not in ("auto", 0):
+        problems.append("shards: self_supervised compares all views of a batch, which cannot be divided; set 0")
+    if recipe.progressive_resizing is not None:
+        problems.append("progressive_resizing: self_supervised.view_size says how large views are")
+    given = (key for key in ("keep_every", "tensorboard") if getattr(recipe, key))
+    problems += [f"{key}: is for trainings with labels" for key in given]
+    if recipe.model == CUSTOM_MODEL:
+        problems.append("self_supervised: is for models by name")
     return problems
 
 

@@ -172,6 +172,23 @@ class Transfer(Group):
     )
 
 
+class SelfSupervised(Group):
+    """Learn from pictures without their labels, by telling two views of a picture from all others."""
+
+    pictures: int | None = Field(
+        300_000,
+        ge=1,
+        description="pictures seen in all, each in two views, from which the number of epochs follows; null takes "
+        "`epochs`",
+    )
+    view_size: float = Field(0.75, gt=0, le=1, description="side of the views, of the pictures' side")
+    temperature: float = Field(
+        0.2, gt=0, le=10, description="what similarities are divided by; smaller looks at the hardest others only"
+    )
+    hidden_units: int = Field(512, ge=1, le=65_536, description="of the projector behind the network")
+    embedding_size: int = Field(128, ge=2, le=65_536, description="numbers per view that are compared")
+
+
 class LearningRateSchedule(Group):
     """How the learning rate moves during training."""
 

@@ -45,7 +45,7 @@ class DataFacts:
     Attributes:
         source_name: What the user called it.
         source_location: Where it was, an absolute path or a named set.
-        class_names: In the order of the network's outputs.
+        class_names: In the order of the network's outputs; none of a network that was trained without labels.
         image_size: (height, width) of the network's input.
         channels: 1 or 3.
         resize: `stretch`, `crop` or `pad`.
@@ -57,7 +57,7 @@ class DataFacts:
 
     source_name: str
     source_location: str
-    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
+    class_names: tuple[str, ...]
     image_size: tuple[Side, Side]
     channels: Literal[1, 3]
     resize: Resize
@@ -89,6 +89,8 @@ class DataFacts:
             place = ".".join(map(str, first["loc"])) or "all of it"
             found = "" if first["type"] == "missing" else f", found {reprlib.repr(first['input'])}"
             raise ValueError(f"{place}: {first['msg']}{found}") from error
+        if len(facts.class_names) == 1:
+            raise ValueError("class_names: expected two or more, or none of a network trained without labels")
         if len(set(facts.class_names)) < len(facts.class_names):
             raise ValueError("class_names: two are the same")
         if not len(facts.mean) == len(facts.std) == facts.channels:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from netloom.data.location import read_bytes
-from netloom.data.sources import Source, open_source
+from netloom.data.sources import Source, open_pictures, open_source
 from netloom.errors import DataError
 
 
@@ -492,3 +492,34 @@ def test_a_compressed_tar_that_unpacks_to_absurdly_much_is_refused_at_once(tmp_p
     with pytest.raises(DataError, match="would unpack"):
         open_source(path)
     assert time.process_time() - started < 5
+
+
+def test_pictures_without_classes_are_one_class(tmp_path: Path) -> None:
+    flat = write_folder(tmp_path / "flat", ["a.png", "b.png", "deep/er/c.png", "notes.txt", ".hidden.png"])
+    found = open_pictures(flat)
+    assert found.class_names == ("unlabelled",)
+    assert [(s.id, s.split) for s in found.samples] == [("a.png", None), ("b.png", None), ("deep/er/c.png", None)]
+    assert all(read_bytes(location) for location in found.locations)
+    archive = tmp_path / "flat.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("a.png", "b.png"):
+            file.write(flat / name, f"inside/{name}")
+    assert [s.id for s in open_pictures(archive).samples] == ["inside/a.png", "inside/b.png"]
+
+
+def test_parts_of_pictures_without_classes_are_known(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "parts", ["a.png", "Test/b.png", "val/c.png", "train/d.png"])
+    parts = {s.id: s.split for s in open_pictures(source).samples}
+    assert parts == {"a.png": "train", "Test/b.png": "test", "val/c.png": "validation", "train/d.png": "train"}
+
+
+def test_classes_are_kept_where_there_are_some(tmp_path: Path) -> None:
+    labelled = write_folder(tmp_path / "labelled", ["x/a.png", "y/b.png"])
+    assert open_pictures(labelled).class_names == ("x", "y")
+    assert open_pictures("digits").class_names == open_source("digits").class_names
+    with pytest.raises(DataError, match=r"neither a folder, an archive"):
+        open_pictures(tmp_path / "absent")
+    table = tmp_path / "one.csv"
+    table.write_text("image_path,label\nlabelled/x/a.png,x\nlabelled/y/b.png,x\n", encoding="utf-8")
+    with pytest.raises(DataError, match="one class only"):
+        open_pictures(table)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import sys
 
-from netloom.cli import lists, runs, training, trainings, transfer, tuning
+from netloom.cli import lists, pretraining, runs, training, trainings, transfer, tuning
 from netloom.cli.app import app
 
-__all__ = ["app", "lists", "main", "runs", "training", "trainings", "transfer", "tuning"]
+__all__ = ["app", "lists", "main", "pretraining", "runs", "training", "trainings", "transfer", "tuning"]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 from netloom.data.augment import Augmenter
 from netloom.data.mapping import fits_memory, will_need
 from netloom.data.prefetch import prefetched
-from netloom.data.progressive import ProgressiveSizes, shrunk
+from netloom.data.progressive import Sizes, shrunk
 from netloom.randomness import permutation
 
 _ANNOUNCED_BATCHES = 4  # whose pictures the system is told to read, the one that is collected included
@@ -179,7 +179,7 @@ class ImageBatches:
         augmenter: Augmenter | None = None,
         weights: torch.Tensor | None = None,
         device: torch.device | str | None = None,
-        sizes: ProgressiveSizes | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         self.images, self.targets, self.indices, self.weights = images, targets, indices, weights
         self.batch_size, self.scaling = batch_size, scaling

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from netloom.data.location import Location
 from netloom.data.samples import Rejected, Sample
-from netloom.errors import DataError
+from netloom.errors import DataError, NoClassesError
 
 PART_NAMES = {
     "train": "train",
@@ -24,6 +24,9 @@ PART_NAMES = {
     "testing": "test",
 }
 """Folder names and CSV values, in any case, and the parts they mean."""
+
+UNLABELLED = "unlabelled"
+"""The one class of pictures without classes."""
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -89,8 +92,8 @@ def arrange(entries: Sequence[Entry], *, where: str, strip_common: bool) -> Arra
     archives often have them.
 
     Raises:
-        DataError: There are no files, no class folders, fewer than two classes or pictures, part
-            folders beside others, or a class that the training part lacks.
+        NoClassesError: There are no class folders, or fewer than two classes or pictures.
+        DataError: There are no files, part folders beside others, or a class that the training part lacks.
     """
     entries = [entry for entry in entries if not (is_junk(entry.parts[-1]) or _in_junk(entry.parts[:-1]))]
     if not entries:
@@ -101,7 +104,7 @@ def arrange(entries: Sequence[Entry], *, where: str, strip_common: bool) -> Arra
     inside = [entry for entry in entries if len(entry.parts) > depth + 1]
     loose = [entry for entry in entries if len(entry.parts) <= depth + 1]
     if not inside:
-        raise DataError(f"{where} holds {_counted(loose)} but no class folders. {_ARRANGEMENT}")
+        raise NoClassesError(f"{where} holds {_counted(loose)} but no class folders. {_ARRANGEMENT}")
     by_id = {_id(entry): entry for entry in reversed(inside)}
     classes = {folder: printable(folder) for folder in {entry.parts[depth] for entry in inside}}
     names = order_classes(classes.values())
@@ -119,17 +122,45 @@ def arrange(entries: Sequence[Entry], *, where: str, strip_common: bool) -> Arra
     return Arranged(names, samples, _left_out(inside, by_id, loose))
 
 
+def arrange_unlabelled(entries: Sequence[Entry], *, where: str) -> Arranged:
+    """All pictures, in whatever folders, as one class.
+
+    Folders at the top may be parts (`PART_NAMES`); what lies beside a part is for training.
+
+    Raises:
+        DataError: There are fewer than two pictures.
+    """
+    found = [
+        entry
+        for entry in entries
+        if not (is_junk(entry.parts[-1]) or _in_junk(entry.parts[:-1])) and _is_picture(entry)
+    ]
+    by_id = {_id(entry): entry for entry in reversed(found)}
+    if len(by_id) < 2:
+        raise DataError(
+            f"{where} holds {_counted(found) if found else 'no pictures'}; to learn from pictures without classes it "
+            f"takes many of them ({', '.join(sorted(_PICTURE_SUFFIXES))})."
+        )
+    parts = {name: PART_NAMES.get(entry.parts[0].casefold(), "train") for name, entry in by_id.items()}
+    has_parts = set(parts.values()) != {"train"}
+    samples = [
+        Sample(id=name, label=0, split=parts[name] if has_parts else None, location=entry.location)
+        for name, entry in sorted(by_id.items())
+    ]
+    return Arranged((UNLABELLED,), samples, _left_out(found, by_id, ()))
+
+
 def check_classes(names: Sequence[str], samples: Sequence[Sample], *, where: str, hint: str = "") -> None:
     """Refuse what no classifier can be trained on.
 
     Raises:
-        DataError: Fewer than two pictures or classes, or parts of which the training part is
-            missing or lacks a class.
+        NoClassesError: There are fewer than two pictures or classes.
+        DataError: There are parts of which the training part is missing or lacks a class.
     """
     if len(samples) < 2:
-        raise DataError(f"{where} holds one picture; a classifier needs some of each class.{hint}")
+        raise NoClassesError(f"{where} holds one picture; a classifier needs some of each class.{hint}")
     if len(names) < 2:
-        raise DataError(f"{where} holds one class only, {names[0]!r}; a classifier needs at least two.{hint}")
+        raise NoClassesError(f"{where} holds one class only, {names[0]!r}; a classifier needs at least two.{hint}")
     parts = {sample.split for sample in samples}
     if parts <= {None, "train"}:
         return

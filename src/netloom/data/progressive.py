@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,13 @@ import torch.nn.functional as F
 # Sides are multiples of this: pooling cuts off odd rows, so that in a network that halves it three times a side of 28
 # costs four fifths of one of 29, and shows as much.
 _STEP = 4
+
+
+class Sizes(Protocol):
+    """How large pictures are in each epoch."""
+
+    def at(self, epoch: int, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in `epoch` (0 is the first) of pictures of `image_size`."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,13 @@ class ProgressiveSizes:
     def at(self, epoch: int, image_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width in `epoch` (0 is the first) of pictures of `image_size`: multiples of 4, or the whole."""
         fraction = self.start + (1 - self.start) * min(1.0, epoch / (self.until * self.epochs))
-        height, width = (_rounded(fraction * side, side) for side in image_size)
-        return height, width
+        return scaled_size(fraction, image_size)
+
+
+def scaled_size(fraction: float, image_size: tuple[int, int]) -> tuple[int, int]:
+    """A fraction of height and width, rounded to multiples of 4, or the whole."""
+    height, width = (_rounded(fraction * side, side) for side in image_size)
+    return height, width
 
 
 def _rounded(wanted: float, whole: int) -> int:

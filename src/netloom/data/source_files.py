@@ -11,7 +11,7 @@ from netloom.data import listing_memo
 from netloom.data.archives import ARCHIVE_SUFFIXES, list_archive
 from netloom.data.file_stamps import stamp_of
 from netloom.data.label_table import read_label_table
-from netloom.data.layout import Arranged, Entry, arrange, is_junk, printable
+from netloom.data.layout import Arranged, Entry, arrange, arrange_unlabelled, is_junk, printable
 from netloom.data.location import FileLocation
 from netloom.data.samples import Rejected, Source
 from netloom.errors import DataError
@@ -30,6 +30,29 @@ def open_path(path: Path, *, name: str | None = None, kind: str | None = None) -
     """
     with without_garbage_collection():
         return _open(path, name, kind)
+
+
+def open_unlabelled(path: Path) -> Source:
+    """Open the folder or archive at `path`, which exists, as pictures without classes, in whatever folders they lie.
+
+    Raises:
+        DataError: It is neither, or holds fewer than two pictures.
+    """
+    rejected: list[Rejected] = []
+    with without_garbage_collection():
+        if path.is_dir():
+            form, entries = "folder", _list_folder(path, rejected)
+        else:
+            form, (entries, rejected) = "archive", list_archive(path)
+        arranged = arrange_unlabelled(entries, where=str(path))
+    return Source(
+        name=_name_of(path),
+        kind=form,
+        location=str(Path.cwd() / path),
+        class_names=arranged.class_names,
+        samples=arranged.samples,
+        rejected=(*rejected, *arranged.rejected),
+    )
 
 
 def _open(path: Path, name: str | None, kind: str | None) -> Source:

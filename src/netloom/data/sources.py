@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from netloom.data.archives import ARCHIVE_SUFFIXES
 from netloom.data.named import NAMED_SETS, open_named
 from netloom.data.samples import ArrayPictures, Rejected, Sample, Source
-from netloom.data.source_files import open_path
-from netloom.errors import DataError, did_you_mean
+from netloom.data.source_files import open_path, open_unlabelled
+from netloom.errors import DataError, NoClassesError, did_you_mean
 
-__all__ = ["ArrayPictures", "Rejected", "Sample", "Source", "open_source"]
+__all__ = ["ArrayPictures", "Rejected", "Sample", "Source", "open_pictures", "open_source"]
 
 
 def open_source(source: str | Path) -> Source:
@@ -29,6 +30,28 @@ def open_source(source: str | Path) -> Source:
     """
     if isinstance(source, str) and source.casefold() in NAMED_SETS:
         return open_named(source.casefold())
+    return open_path(_existing(source))
+
+
+def open_pictures(source: str | Path) -> Source:
+    """Open pictures that need no labels: what `open_source` takes, or a folder or archive without class folders.
+
+    Where there are classes the source is as `open_source` gives it. Where there are none, or one only, all pictures in
+    it, in whatever folders, are of the class `unlabelled`.
+
+    Raises:
+        DataError: There is no such thing, or it holds fewer than two pictures.
+    """
+    try:
+        return open_source(source)
+    except NoClassesError:
+        path = _existing(source)
+        if not (path.is_dir() or path.name.casefold().endswith(ARCHIVE_SUFFIXES)):
+            raise
+        return open_unlabelled(path)
+
+
+def _existing(source: str | Path) -> Path:
     path = Path(source).expanduser()
     try:
         there = bool(str(source)) and path.exists()
@@ -36,7 +59,7 @@ def open_source(source: str | Path) -> Source:
         raise DataError(f"{str(source)!r} is no usable path: {error}.") from error
     if not there:
         raise DataError(_nothing_there(source, path))
-    return open_path(path)
+    return path
 
 
 def _nothing_there(source: str | Path, path: Path) -> str:

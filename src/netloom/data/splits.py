@@ -22,14 +22,16 @@ from netloom.randomness import permutation
 IntArray = npt.NDArray[np.int64]
 
 PARTS = ("train", "validation", "test")
+WITHOUT_TEST = "without classes"
+"""Method of a split of pictures without classes, which need no test part."""
 
 
 @dataclass(frozen=True)
 class Split:
     """Index arrays (int64, ascending) into an ImageSet, and how they were drawn.
 
-    `method` is one of `given`, `stratified`, `given test, stratified validation` and `given
-    validation, stratified test`; `notes` says in plain words what a user should know of this split.
+    `method` is one of `given`, `stratified`, `given test, stratified validation`, `given validation, stratified test`
+    and `WITHOUT_TEST`; `notes` says in plain words what a user should know of this split.
     The validation part may be empty, where nothing is chosen by it.
     Where `per_class` is a number, so many pictures of each class train, and the others of the training
     part are in no part.
@@ -75,7 +77,7 @@ class Split:
                 "keys train, validation, test (lists of picture ids), method, seed and notes."
             ) from error
         position = {name: index for index, name in enumerate(ids)}
-        _refuse_impossible_ids(names, position)
+        _refuse_impossible_ids(names, position, needed=("train", "validation" if method == WITHOUT_TEST else "test"))
         indices = {
             part: np.sort(np.array([position[name] for name in members], dtype=np.int64))
             for part, members in names.items()
@@ -83,11 +85,13 @@ class Split:
         return cls(**indices, method=method, seed=seed, notes=notes, per_class=per_class)
 
 
-def _refuse_impossible_ids(names: Mapping[str, list[str]], position: Mapping[str, int]) -> None:
+def _refuse_impossible_ids(
+    names: Mapping[str, list[str]], position: Mapping[str, int], *, needed: Sequence[str]
+) -> None:
     listed = [name for members in names.values() for name in members]
     if len(set(listed)) < len(listed):
         raise DataError("The split manifest is damaged: a picture is in it more than once.")
-    if not (names["train"] and names["test"]):
+    if not all(names[part] for part in needed):
         raise DataError("The split manifest is damaged: a part is empty.")
     missing = [name for name in listed if name not in position]
     if missing:

@@ -71,8 +71,13 @@ def build_heads(recipe: Recipe, class_names: Sequence[str]) -> list[Head]:
     """What the network's outputs mean.
 
     Raises:
-        RecipeError: One sigmoid output was asked for and there are not two classes.
+        RecipeError: One sigmoid output was asked for and there are not two classes, or the recipe learns no classes.
     """
+    if recipe.self_supervised is not None:
+        raise RecipeError(
+            "This recipe learns without labels (self_supervised), so that it gives no classifier. `netloom pretrain "
+            "SOURCE` trains it; `netloom transfer SOURCE --backbone RUN` makes a classifier of what came out."
+        )
     if recipe.loss == "cross_entropy":
         return [Head(name="label", kind="softmax", class_names=tuple(class_names))]
     if len(class_names) != 2:

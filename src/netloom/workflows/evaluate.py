@@ -24,7 +24,7 @@ from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device, resolve
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows import build
 from netloom.workflows.prepare import fingerprint, load_as_trained
-from netloom.workflows.runs import Run, load
+from netloom.workflows.runs import Run, load_classifier
 
 PARTS = ("train", "validation", "test")
 
@@ -52,7 +52,7 @@ def evaluate(
         DataError: The source does not fit the run.
     """
     keep_freed_memory()
-    opened = load(run)
+    opened = load_classifier(run)
     if part not in PARTS:
         raise RunError(f"Part {part!r} is unknown: one of {', '.join(PARTS)}.")
     image_set, train_targets, indices = _pictures(opened, source, part, Reporter(quiet=quiet))

@@ -23,7 +23,7 @@ from netloom.runtime import executing, keep_freed_memory, on_device, resolve_dev
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows.build import build_heads
 from netloom.workflows.evaluate import plan_for
-from netloom.workflows.runs import load
+from netloom.workflows.runs import load_classifier
 
 
 def predict(
@@ -56,7 +56,7 @@ def predict(
     if top < 1:
         raise DataError(f"top must be at least 1, not {top}.")
     keep_freed_memory()
-    opened = load(run)
+    opened = load_classifier(run)
     facts = opened.data
     files = _files(paths)
     chosen = resolve_device(device)

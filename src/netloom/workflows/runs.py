@@ -68,3 +68,22 @@ def load(run: str | Path | RunFolder, *, model: CustomModel | None = None) -> Ru
         return run
     path = run.path if isinstance(run, RunFolder) else run
     return Run(RunFolder.open(path).path, model=model)
+
+
+def load_classifier(run: str | Path | RunFolder, *, model: CustomModel | None = None) -> Run:
+    """Open an existing run that tells classes apart.
+
+    Args:
+        run: Its folder.
+        model: As for `load`.
+
+    Raises:
+        RunError: There is no run there, or it was trained without labels.
+    """
+    opened = load(run, model=model)
+    if not opened.data.class_names:
+        raise RunError(
+            f"{opened.path} was trained without labels (netloom pretrain), so that it knows no classes. Make a "
+            f"classifier of it first: netloom transfer SOURCE --backbone {opened.path}"
+        )
+    return opened

@@ -21,7 +21,7 @@ from netloom.workflows import build
 from netloom.workflows.build import CustomModel
 from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import prepare_data, reopen_data
-from netloom.workflows.runs import Run, load
+from netloom.workflows.runs import Run, load_classifier
 from netloom.workflows.starting_weights import initialize_from_weights, settle
 from netloom.workflows.training_run import TrainingRun
 
@@ -125,7 +125,7 @@ def resume(
     """
     keep_freed_memory()
     reporter = Reporter(quiet=quiet)
-    opened = load(run, model=model)
+    opened = load_classifier(run, model=model)
     opened.remove_unfinished_files()
     recipe, result = opened.recipe, opened.result
     build.check_extras(recipe)

@@ -1,0 +1,62 @@
+"""The verb `pretrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from netloom.cli.app import RecipeCommand, app
+from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Out, Quiet, Settings
+from netloom.cli.output import show, told
+from netloom.errors import DataError, RecipeError
+
+
+@app.command(cls=RecipeCommand)
+@told
+def pretrain(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, a .zip or .tar of pictures, with classes or without, a CSV file, or a named set.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="NAME", help="The network, in place of the recipe's.", show_default=False
+        ),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a YAML file, with self_supervised.")
+    ] = "pretrain",
+    settings: Settings = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    device: DeviceOption = Device.auto,
+    as_json: AsJSON = False,
+    quiet: Quiet = False,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run, which was cut short.")
+    ] = None,
+) -> None:
+    """Train a backbone on pictures without labels, for `transfer --backbone`."""
+    from netloom.recipe import parse_overrides
+    from netloom.workflows import pretrain as workflow
+
+    overrides: dict[str, Any] = parse_overrides(settings or [])
+    if resume is not None:
+        if source or model or name or overrides or device is not Device.auto:
+            raise RecipeError("--resume goes on with what the run holds; nothing else can be given beside it.")
+        run = workflow.resume_pretraining(resume, quiet=quiet)
+    elif source is None:
+        raise DataError("Say what to learn from: netloom pretrain SOURCE, or --resume RUN to go on with a run.")
+    else:
+        if model is not None:
+            overrides = {"model": model, **overrides}
+        run = workflow.pretrain(
+            source, recipe, out=out, name=name, device=device.value, quiet=quiet, settings=overrides
+        )
+    show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
