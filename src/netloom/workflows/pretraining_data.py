@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,7 @@ from netloom.memory import without_garbage_collection
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, wanted_channels
 from netloom.run import DataFacts, RunFolder
-from netloom.workflows import build
-from netloom.workflows.prepare import fingerprint
+from netloom.workflows.prepare import data_facts, fingerprint
 
 # A side of larger pictures, where the recipe names none: four times the pixels take four times as long, and what is in
 # a photograph can be told at this size.
@@ -61,21 +60,7 @@ def prepare_unlabelled(source: str | Path | ImageSet, recipe: Recipe, reporter: 
             f"{_FEWEST_PICTURES}, and thousands to be of use. Add some, or take a backbone that was trained on others: "
             "`netloom backbones` lists them."
         )
-    scaling = build.build_scaling(recipe, image_set.images, split.train)
-    height, width = image_set.images.shape[2:]
-    report = audit(loaded)
-    facts = DataFacts(
-        source_name=loaded.source_name,
-        source_location=loaded.source_location,
-        class_names=(),
-        image_size=(height, width),
-        channels=1 if image_set.images.shape[1] == 1 else 3,
-        resize=recipe.resize,
-        mean=scaling.mean,
-        std=scaling.std,
-        fingerprint=fingerprint(image_set),
-        audit=report.to_json(),
-    )
+    facts = replace(data_facts(loaded, audit(loaded), recipe, split), class_names=())
     _say_what_is_there(reporter, facts, split)
     for rejected in loaded.rejected[:3]:
         reporter.say(f"  note: left out: {rejected.path}: {rejected.reason}")
