@@ -1,6 +1,6 @@
 """How long a cross-validation takes: all folds at once against one after the other with all cores.
 
-    python benchmarks/cross_validation.py [SOURCE] [--recipe R] [--epochs 5] [--folds 5] [--rounds 3] [--json FILE]
+    python -m benchmarks.cross_validation [SOURCE] [--recipe R] [--epochs 5] [--folds 5] [--rounds 3]
 
 Both ways train the same folds, in turn, so that other work on the machine meets both. Sequential is `jobs=1` with the
 execution plan that `netloom train` would choose by itself; at once is `jobs="auto"`. Wall time of the whole, from the
@@ -10,15 +10,13 @@ start of the workers to the report, and accuracy, which agrees within rounding w
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
+from benchmarks.suite.machine import OtherWork
+from benchmarks.whole_programs import save
 from netloom.recipe import parse_overrides
-from netloom.runtime import environment_record, usable_cpus
 from netloom.workflows.cross_validate import cross_validate
 
 
@@ -53,33 +51,18 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", dest="settings", action="append", default=[])
-    parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     ways: dict[str, int | str] = {"one after the other": 1, "at once": "auto"}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    others = OtherWork()
     measure(argparse.Namespace(**{**vars(arguments), "epochs": 1, "folds": 2}), 1)  # decodes and imports
     for _ in range(arguments.rounds):
         for way, jobs in ways.items():
             found[way].append(measure(arguments, jobs))
             print(way, found[way][-1])
-    seconds = {way: statistics.median(one["seconds"] for one in rounds) for way, rounds in found.items()}
-    environment = environment_record()
-    record = {
-        "source": arguments.source,
-        "recipe": arguments.recipe,
-        "epochs": arguments.epochs,
-        "folds": arguments.folds,
-        "settings": parse_overrides(arguments.settings),
-        "rounds": found,
-        "median_seconds": seconds,
-        "speedup": seconds["one after the other"] / seconds["at once"],
-        "cpus": usable_cpus(),
-        "versions": environment["versions"],
-        "processor": environment["processor"],
-    }
-    print(f"{record['speedup']:.2f} times faster")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    keys = ("source", "recipe", "epochs", "folds")
+    about = {**{key: getattr(arguments, key) for key in keys}, "settings": parse_overrides(arguments.settings)}
+    save("cross_validation", found, about, others)
 
 
 if __name__ == "__main__":

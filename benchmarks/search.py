@@ -1,6 +1,6 @@
 """Searches beside each other, whole process against whole process: how long they take, and how long to a good network.
 
-    NETLOOM_DATA=… python benchmarks/search.py --peers PYTHON [--rounds 1] [--trials 7] [--epochs 5] [--only NAME ...]
+    NETLOOM_DATA=… python -m benchmarks.search --peers PYTHON [--rounds 1] [--trials 7] [--epochs 5] [--only NAME ...]
 
 The task is that of a well-known Keras notebook: a network of two convolutions on CIFAR-10, 40,000 training and 10,000
 validation pictures, batch 32, dropout from 0.1 to 0.5 and learning rate from 1e-4 to 1e-2, both linear. Contenders,
@@ -14,27 +14,32 @@ each with as many trials in a process of its own, the same pictures and the same
 - `netloom`: `netloom tune` with Gaussian processes, all trials in full, and `netloom_pruned` with the median pruner;
   their first trial is the recipe itself, dropout 0.3 and rate 0.001.
 
-Every process prints what it has reached as it goes. Reported are the seconds of the whole process, the best validation
-accuracy, and the seconds from its start until it first had one that is at least `bayes_opt`'s best of the same round.
+Every process prints what it has reached as it goes; the epochs of `netloom_pruned` are read from its study's database.
+Reported are the seconds of the whole process, the best validation accuracy, and the seconds from its start until it
+first had one that is at least `bayes_opt`'s best. What was measured is recorded in docs/results/programs/search.json.
 `--peers` is a Python with tensorflow, keras, keras-tuner, bayesian-optimization, optuna and torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import re
-import statistics
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.suite.machine import OtherWork
+from benchmarks.whole_programs import save
 
 _KERAS = """
 import sys
@@ -144,19 +149,42 @@ def command(name: str, peers: str, data: Path, out: Path, trials: int, epochs: i
     ]
 
 
-def measure(name: str, line: list[str]) -> dict[str, Any]:
+def measure(name: str, line: list[str], out: Path) -> dict[str, Any]:
     """Run a contender; what it reached, and when, in seconds since its start."""
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     started = time.perf_counter()
     process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    reached, said = [], []
+    reached: list[tuple[float, float]] = []
+    said: list[str] = []
+    over = threading.Event()
+    watcher = threading.Thread(target=watch_epochs, args=(out, started, reached, over))
+    watcher.start()
     for text in process.stdout:
         said.append(text)
         reached += [(time.perf_counter() - started, value) for value in values_in(text, ours=name in OURS)]
+    over.set()
+    watcher.join()
+    reached.sort()
     if process.wait():
         raise SystemExit(f"{name} failed:\n{''.join(said[-20:])}")
     return {"seconds": time.perf_counter() - started, "best": max(v for _, v in reached), "reached": reached}
+
+
+def watch_epochs(out: Path, started: float, reached: list[tuple[float, float]], over: threading.Event) -> None:
+    """Note when a study in `out`, if there is one, has a better epoch than before."""
+    best = 0.0
+    while not over.wait(0.5):
+        for database in out.glob("*/study.db"):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(database)) as study:
+                (value,) = study.execute("SELECT max(intermediate_value) FROM trial_intermediate_values").fetchone()
+                if value is not None and value > best:
+                    best = value
+                    reached.append((time.perf_counter() - started, value))
+
+
+def _read_only(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)
 
 
 def values_in(text: str, *, ours: bool) -> Iterator[float]:
@@ -164,11 +192,6 @@ def values_in(text: str, *, ours: bool) -> Iterator[float]:
         yield float(row[1])
     elif text.startswith("REACHED "):
         yield float(text.split()[1])
-
-
-def seconds_to(found: dict[str, Any], target: float) -> float | None:
-    # A table's row has four digits, so that a value may be shown up to half a ten-thousandth lower than it is.
-    return next((seconds for seconds, value in found["reached"] if value >= target - 5e-5), None)
 
 
 def save_pictures(path: Path) -> None:
@@ -192,35 +215,20 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=names, default=names)
     arguments = parser.parse_args()
-    rounds: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.only}
+    others = OtherWork()
+    about = {"trials": arguments.trials, "epochs": arguments.epochs}
     with tempfile.TemporaryDirectory() as scratch:
-        save_pictures(Path(scratch) / "cifar10.npz")
+        data = Path(scratch) / "cifar10.npz"
+        save_pictures(data)
         for number in range(arguments.rounds):
-            found = {}
             for name in arguments.only:
-                line = command(
-                    name,
-                    arguments.peers,
-                    Path(scratch) / "cifar10.npz",
-                    Path(scratch) / "runs",
-                    arguments.trials,
-                    arguments.epochs,
-                )
-                found[name] = measure(name, line)
-                print(number, name, f"{found[name]['seconds']:.1f} s, best {found[name]['best']:.4f}", flush=True)
-            if "bayes_opt" in found:
-                for values in found.values():
-                    values["seconds_to_theirs"] = seconds_to(values, found["bayes_opt"]["best"])
-            rounds.append(found)
-    summary = {
-        name: {
-            "seconds": statistics.median(r[name]["seconds"] for r in rounds),
-            "best": statistics.median(r[name]["best"] for r in rounds),
-            "seconds_to_theirs": [r[name].get("seconds_to_theirs") for r in rounds],
-        }
-        for name in arguments.only
-    }
-    print(json.dumps({"n": arguments.rounds, "trials": arguments.trials, "summary": summary}, indent=1))
+                out = Path(scratch) / f"{name}-{number}"
+                line = command(name, arguments.peers, data, out, arguments.trials, arguments.epochs)
+                found[name].append(measure(name, line, out))
+                last = found[name][-1]
+                print(number, name, f"{last['seconds']:.1f} s, best {last['best']:.4f}", flush=True)
+                save("search", {name: found[name]}, about, others)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,17 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "netloom"
 ROWS = [
     {"errors"},
-    {"runtime", "randomness", "files", "plain_yaml", "validation", "progress", "memory", "torchvision_shim"},
+    {
+        "runtime",
+        "randomness",
+        "durations",
+        "files",
+        "plain_yaml",
+        "validation",
+        "progress",
+        "memory",
+        "torchvision_shim",
+    },
     {"data"},
     {"models"},
     {"metrics"},

@@ -1,18 +1,10 @@
-"""What a person reads while something runs: durations and rows of tables."""
+"""What a person reads while something runs: rows of tables."""
 
 from __future__ import annotations
 
 import pytest
 
-from netloom.progress import duration, table_row
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.44, "0.4 s"), (41.6, "42 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+from netloom.progress import table_row
 
 
 def test_a_row_keeps_its_columns() -> None:

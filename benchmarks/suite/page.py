@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import whole_programs
 from benchmarks.suite.figures import (
     FAMILIES,
     family_ratios,
@@ -76,6 +77,7 @@ def performance_page(results: Path = RESULTS) -> str:
             lines += [f"Not measured yet: `./scripts/bench {name}`.", ""]
         for record in found:
             lines += [*_section(record), ""]
+    lines += whole_programs.sections()
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

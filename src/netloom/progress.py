@@ -15,17 +15,6 @@ _SECONDS_PER_LINE = 10.0
 _SECONDS_BEFORE_BAR = 0.5
 
 
-def duration(seconds: float) -> str:
-    """`0.4 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
-
-
 def table_row(cells: Sequence[str], widths: Sequence[int]) -> str:
     """A row of a table of plain text: each cell to the right of its column, and cut to that column's width."""
     return f"| {' | '.join(cell[:width].rjust(width) for cell, width in zip(cells, widths, strict=True))} |"

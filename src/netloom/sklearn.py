@@ -27,7 +27,7 @@ from netloom.progress import Reporter
 from netloom.recipe import DEFAULT_RECIPE, Recipe, load_recipe
 from netloom.runtime import resolve_device, training_threads
 from netloom.training.checkpoint import load_weights, load_weights_bytes, weights_bytes
-from netloom.workflows.build import CustomModel
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.in_memory import FittedNetwork, fit_in_memory
 from netloom.workflows.train import recipe_for
 from netloom.workflows.training_run import kept_epoch

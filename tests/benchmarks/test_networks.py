@@ -10,7 +10,7 @@ from benchmarks.suite.libraries import with_pytorch
 from benchmarks.suite.networks import NETWORKS, PHOTOS, Network
 
 from netloom.recipe import Recipe, load_recipe
-from netloom.workflows import build
+from netloom.workflows import builders
 
 ALL = [*NETWORKS.values(), PHOTOS]
 
@@ -35,7 +35,7 @@ def kinds(model: torch.nn.Module) -> list[tuple[str, tuple[object, ...]]]:
 def test_layers_and_parameters_are_the_recipes(network: Network) -> None:
     recipe = recipe_of(network)
     height, width, channels = network.shape
-    ours = build.build_model(recipe, in_channels=channels, num_outputs=network.outputs, image_size=(height, width))
+    ours = builders.build_model(recipe, in_channels=channels, num_outputs=network.outputs, image_size=(height, width))
     theirs = with_pytorch.build(network)
     assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
     assert kinds(ours) == kinds(theirs)
@@ -58,7 +58,7 @@ def test_the_training_is_the_recipes(network: Network) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_optimizer_has_the_recipes_constants(network: Network, fused: bool) -> None:
     model = torch.nn.Linear(2, 2)
-    ours = build.build_optimizer(recipe_of(network), model).defaults
+    ours = builders.build_optimizer(recipe_of(network), model).defaults
     theirs = with_pytorch.optimizer(network, model, fused=fused).defaults
     assert {k: v for k, v in ours.items() if k in ("lr", "eps", "alpha", "betas", "momentum", "momentum_decay")} == {
         k: v for k, v in theirs.items() if k in ("lr", "eps", "alpha", "betas", "momentum", "momentum_decay")

@@ -88,6 +88,8 @@ def test_stages_hold_every_parameter_once_and_end_with_the_classifier(model: Ima
         f"block{i}" for i in range(1, 1 + len(trunk) - ("stem" in trunk) - ("top" in trunk))
     ]
     assert len(trunk) >= 4
+    # Unfreezing a stage is worth something: no stage behind the stem is a norm alone.
+    assert all(any(p.dim() > 1 for p in part.parameters()) for name, part in stages if name not in ("stem", "head"))
 
 
 def test_a_frozen_trunk_leaves_exactly_the_head_to_be_trained(backbone: Backbone) -> None:

@@ -19,7 +19,7 @@ from netloom.cli import app
 from netloom.data.batches import InputScaling
 from netloom.errors import DataError, RecipeError, RunError
 from netloom.recipe import load_recipe
-from netloom.workflows import build
+from netloom.workflows import builders
 from picture_folders import stripes, write_folder
 
 CHANGES = {"augmentation": None, "augmentation.rotation": 25, "augmentation.brightness": 0.4}
@@ -63,7 +63,7 @@ def test_the_cells_are_the_pictures_that_training_is_fed(tmp_path: Path) -> None
     assert found["augmentation"] == {"rotation": 25.0, "brightness": 0.4}
     shown = cells(path, rows=2, columns=3)
     np.testing.assert_array_equal(shown[0], source.images[6].permute(1, 2, 0))
-    batches = build.training_batches(
+    batches = builders.training_batches(
         load_recipe("photos", CHANGES), source, np.arange(0, 30, 3), scaling=InputScaling.none(3)
     )
     for epoch in range(5):

@@ -17,7 +17,7 @@ from netloom.cli import app
 from netloom.data.batches import InputScaling
 from netloom.errors import RecipeError
 from netloom.recipe import Recipe, load_recipe, parse_overrides
-from netloom.workflows import build
+from netloom.workflows import builders
 from picture_folders import write_folder
 
 NAMES = ("a", "b.c", "고양이")
@@ -36,7 +36,7 @@ def recipe(class_weight: object) -> Recipe:
 
 def weights_in_training(chosen: Recipe, image_set: netloom.ImageSet, train: np.ndarray) -> dict[bytes, float]:
     """Weight of every picture that the batches of an epoch hold."""
-    batches = build.training_batches(chosen, image_set, train, scaling=InputScaling.none(3))
+    batches = builders.training_batches(chosen, image_set, train, scaling=InputScaling.none(3))
     found = {}
     for batch in batches.epoch():
         assert batch.weights is not None
@@ -58,10 +58,10 @@ def test_auto_is_scikit_learns_balanced_over_the_training_part(with_own: bool) -
 
 
 def test_a_mapping_weighs_the_named_classes_and_leaves_the_others_at_one() -> None:
-    found = build.class_weights(recipe({"고양이": 5, "b.c": 0.5}), np.array([0, 1, 2]), NAMES)
+    found = builders.class_weights(recipe({"고양이": 5, "b.c": 0.5}), np.array([0, 1, 2]), NAMES)
     assert found is not None
     assert found.tolist() == [1.0, 0.5, 5.0]
-    assert build.class_weights(recipe(None), np.array([0]), NAMES) is None
+    assert builders.class_weights(recipe(None), np.array([0]), NAMES) is None
 
 
 def test_names_with_dots_and_numbers_come_through_every_door(tmp_path: Path) -> None:

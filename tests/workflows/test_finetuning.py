@@ -16,7 +16,7 @@ import netloom
 from html_page import Page
 from netloom.errors import ModelError, RecipeError
 from netloom.recipe import Recipe
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.starting_head import starts_from_features
 from netloom.workflows.summarize import summary
 from netloom.workflows.training_run import InterruptedTrainingError
@@ -65,7 +65,7 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run
 
 
 def initial(run: netloom.Run) -> dict[str, torch.Tensor]:
-    model = build.model_for(run, run.data)
+    model = builders.model_for(run, run.data)
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -81,7 +81,7 @@ def test_a_finetuned_run_tells_what_trained_when(whole: netloom.Run) -> None:
     result = whole.result
     assert result["unfreezing"] == [{"epoch": 2, "stages": ["block3"]}, {"epoch": 3, "stages": ["block2"]}]
     assert result["frozen_stages"] == ["block1"]
-    model = build.model_for(whole, whole.data)
+    model = builders.model_for(whole, whole.data)
     trained = [p for n, p in model.named_parameters() if not n.startswith("trunk.block1")]
     assert result["trainable_tensors"] == len(trained)
     assert result["trainable_parameters"] == sum(p.numel() for p in trained) < result["parameters"]
@@ -180,8 +180,8 @@ def test_rates_are_searched_where_all_trains_that_ever_does(photos: Path) -> Non
 def test_what_comes_with_weights_behind_the_features_is_frozen_too(name: str) -> None:
     """A convolution, or a norm, between the last feature map and the classifier is published like the rest."""
     recipe = Recipe.from_mapping({"model": name, "transfer": {"mode": "frozen", "weights": "random"}})
-    model = build.build_model(recipe, in_channels=3, num_outputs=2, image_size=(224, 224))
-    freezing = build.build_freezing(recipe, model)
+    model = builders.build_model(recipe, in_channels=3, num_outputs=2, image_size=(224, 224))
+    freezing = builders.build_freezing(recipe, model)
     assert freezing is not None
     freezing.enter(model, 0)
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
@@ -237,7 +237,7 @@ def test_a_head_of_several_layers_or_behind_new_stages_starts_from_chance(backbo
     def starts(**changes: Any) -> bool:
         recipe = Recipe.from_mapping({**RECIPE, **on_top_of(backbone), **changes})
         return starts_from_features(
-            recipe, build.build_model(recipe, in_channels=3, num_outputs=3, image_size=(12, 12))
+            recipe, builders.build_model(recipe, in_channels=3, num_outputs=3, image_size=(12, 12))
         )
 
     assert starts()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from netloom.data import cache, worker_pool
 from netloom.progress import Reporter
 from netloom.recipe import load_recipe
 from netloom.workflows import head_start
 from netloom.workflows.prepare import prepare_data
+from netloom.workflows.train import recipe_for
 from picture_corpus import encoded, endless_jpeg
 
 
@@ -64,6 +67,28 @@ def test_pictures_decoded_ahead_are_those_the_training_wants(
     chosen = load_recipe(recipe or "photos", {"color": "grey", "resize": "pad"})
     assert len(prepare_data(folder, chosen, Reporter(quiet=True)).image_set) == 60
     assert len(_entries()) == 1
+
+
+@pytest.mark.parametrize("said", [None, [40, 56]])
+def test_pictures_for_a_pretrained_network_have_its_size(
+    folder: Path, tmp_path: Path, said: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the listed network, or what its file of weights says; neither needs torch."""
+    facts = {} if said is None else {"image_size": json.dumps(said), "mean": "[0, 0, 0]", "std": "[1, 1, 1]"}
+    weights = tmp_path / "some.safetensors"
+    save_file({"any": np.zeros(1, np.float32)}, weights, metadata=facts)
+    model = "timm/mobilenetv1_100"
+    head_start.begin(str(folder), "transfer-features", [f"model={model}", f"transfer.weights={weights}"])
+    head_start.wait_for(folder)
+    assert len(_entries()) == 1
+
+    def forbid(*_: object) -> None:
+        raise AssertionError("a picture was decoded again")
+
+    monkeypatch.setattr(worker_pool.WorkerPool, "run", forbid)
+    chosen = recipe_for(folder, "transfer-features", {"model": model, "transfer.weights": str(weights)})
+    images = prepare_data(folder, chosen, Reporter(quiet=True)).image_set.images
+    assert list(images.shape[1:]) == [3, *(said or [224, 224])]
 
 
 @pytest.mark.parametrize(

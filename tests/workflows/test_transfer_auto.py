@@ -121,7 +121,7 @@ def test_what_would_exceed_the_time_limit_is_not_begun(
     photos: Path, weights: Path, tmp_path: Path, scripted: Any
 ) -> None:
     asked = scripted(LOW, CLEARLY_BETTER, expected=7200.0)
-    run = auto(photos, weights, tmp_path, time_limit_minutes=30)
+    run = auto(photos, weights, tmp_path, time_limit="30m")
     told = run.result["transfer"]
     assert len(asked) == 1
     assert told["chosen"] == "features"
@@ -173,8 +173,8 @@ def test_the_whole_with_real_cross_validations(photos: Path, weights: Path, tmp_
 
 
 def test_impossible_wishes_are_told(photos: Path, weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="time limit must be above 0"):
-        auto(photos, weights, tmp_path, time_limit_minutes=0)
+    with pytest.raises(RecipeError, match="time limit 0 is no duration"):
+        auto(photos, weights, tmp_path, time_limit=0)
     with pytest.raises(RecipeError, match="--mode auto takes the shipped recipes"):
         auto(photos, weights, tmp_path, classifier="knn")
     assert list(tmp_path.iterdir()) == []

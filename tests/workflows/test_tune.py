@@ -16,7 +16,6 @@ from netloom.data.imageset import ImageSet
 from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
 from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
-from netloom.workflows.search_options import parse_duration
 from netloom.workflows.study import Study
 from parallel import work
 from picture_folders import stripes, write_folder
@@ -363,17 +362,6 @@ def test_a_second_winner_says_that_the_test_part_was_met_before(photos: Path, tm
     assert second.best_overrides != first.best_overrides
     assert second.result["earlier_winners"] == 1
     assert "1 earlier winner" in " ".join(Page((second.path / "report.html").read_text(encoding="utf-8")).text)
-
-
-def test_durations() -> None:
-    texts = {"90s": 90, "10m": 600, "1h30m": 5400, "2": 2, 45: 45, "1.5h": 5400, "1d": 86400, "0.5": 0.5, 2.5: 2.5}
-    assert {text: parse_duration(text) for text in texts} == texts
-    assert parse_duration(None) is None
-    for number in (20, 0.25, 1e6, 1e-3, np.float32(7)):
-        assert parse_duration(number) == parse_duration(str(number)) == number  # one rule, however it is written
-    for wrong in ("", "0s", "-3m", "h", "10 minutes", 0, float("inf"), float("nan"), True):
-        with pytest.raises(RecipeError, match="duration"):
-            parse_duration(wrong)
 
 
 def test_a_damaged_study_is_told(study: Study, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from netloom.durations import parse_duration
+
 
 class Device(str, Enum):
     """Where to compute."""
@@ -67,17 +69,34 @@ PlanOf = Annotated[
     str | None,
     typer.Option("--plan-of", metavar="RUN", help="Execute every training as this run was, to repeat its bits."),
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit",
+        metavar="TIME",
+        help="Of training and validation: 90s, 10m, 1h30m; a bare number is seconds.",
+        show_default=False,
+    ),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it runs.")]
 
 
-def changes_of(settings: Sequence[str] | None, per_class: int | None = None) -> dict[str, Any]:
+def changes_of(
+    settings: Sequence[str] | None, per_class: int | None = None, time_limit: str | None = None
+) -> dict[str, Any]:
     """Recipe keys that a command line changes: `--set` and the options that stand for a key.
 
     Raises:
-        RecipeError: A setting is not understood.
+        RecipeError: A setting or the time is not understood.
     """
     from netloom.recipe import parse_overrides
 
-    return {**parse_overrides(settings or []), **({} if per_class is None else {"per_class": per_class})}
+    changes = parse_overrides(settings or [])
+    if per_class is not None:
+        changes["per_class"] = per_class
+    seconds = parse_duration(time_limit)
+    if seconds is not None:
+        changes["time_limit_minutes"] = seconds / 60
+    return changes

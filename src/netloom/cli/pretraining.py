@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from netloom.cli.app import RecipeCommand, app
-from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Out, Quiet, Settings
+from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Out, Quiet, Settings, TimeLimit, changes_of
 from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
 
@@ -33,6 +33,7 @@ def pretrain(
         str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a YAML file, with self_supervised.")
     ] = "pretrain",
     settings: Settings = None,
+    time_limit: TimeLimit = None,
     out: Out = Path("runs"),
     name: Name = None,
     device: DeviceOption = Device.auto,
@@ -43,10 +44,9 @@ def pretrain(
     ] = None,
 ) -> None:
     """Train a backbone on pictures without labels, for `transfer --backbone`."""
-    from netloom.recipe import parse_overrides
     from netloom.workflows import pretrain as workflow
 
-    overrides: dict[str, Any] = parse_overrides(settings or [])
+    overrides = changes_of(settings, time_limit=time_limit)
     if resume is not None:
         if source or model or name or overrides or device is not Device.auto:
             raise RecipeError("--resume goes on with what the run holds; nothing else can be given beside it.")

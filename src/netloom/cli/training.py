@@ -22,6 +22,7 @@ from netloom.cli.options import (
     Settings,
     Source,
     SourceUnlessResumed,
+    TimeLimit,
     changes_of,
 )
 from netloom.cli.output import show, told
@@ -35,6 +36,7 @@ def train(
     recipe: RecipeOption = None,
     settings: Settings = None,
     per_class: PerClass = None,
+    time_limit: TimeLimit = None,
     out: Out = Path("runs"),
     name: Name = None,
     device: DeviceOption = Device.auto,
@@ -64,7 +66,7 @@ def train(
     from netloom.workflows import train as workflow
     from netloom.workflows.runs import load
 
-    overrides = changes_of(settings, per_class)
+    overrides = changes_of(settings, per_class, time_limit)
     if resume is not None:
         from netloom.workflows.seeds import describe_seeds, resume_seeds
         from netloom.workflows.training_job import is_job

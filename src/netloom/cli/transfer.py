@@ -101,11 +101,12 @@ def transfer(
     settings: Settings = None,
     per_class: PerClass = None,
     time_limit: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--time-limit",
-            metavar="MINUTES",
-            help="Of the training; in mode auto of the whole, 30 without it.",
+            metavar="TIME",
+            help="Of the training; in mode auto of the whole, 30m without it. 90s, 10m, 1h30m; a bare number is "
+            "seconds.",
             show_default=False,
         ),
     ] = None,
@@ -117,6 +118,14 @@ def transfer(
     quiet: Quiet = False,
 ) -> None:
     """Train a classifier that starts from a pretrained network, and test it once, at the end."""
+    from netloom.workflows import head_start
+
+    said = [
+        f"model=timm/{backbone.removeprefix('timm/')}",
+        *([] if weights is None else [f"transfer.weights={weights}"]),
+    ]
+    begun_with = recipe or f"transfer-{'features' if mode is TransferMode.auto else mode.value}"
+    head_start.begin(source, begun_with, [*said, *(settings or [])])  # before torch is imported, which takes as long
     from netloom.workflows.runs import load
     from netloom.workflows.transfer import transfer as workflow
 
@@ -130,7 +139,7 @@ def transfer(
         unfreeze=int(unfreeze) if unfreeze is not None and unfreeze.isdecimal() else unfreeze,
         cut=cut,
         recipe=recipe,
-        time_limit_minutes=time_limit,
+        time_limit=time_limit,
         plan=None if like is None else load(like).plan,
         settings=changes_of(settings, per_class),
         **shared,

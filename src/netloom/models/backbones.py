@@ -330,10 +330,12 @@ def _divide(net: nn.Module, facts: _Facts) -> tuple[BackboneTrunk, NetworkHead]:
 def _stages(net: nn.Module, ends: tuple[str, ...]) -> Iterator[tuple[str, dict[str, nn.Module | nn.Parameter]]]:
     """Names and parts of the stages. Parts come in the order of their definition, which is that of the picture's way.
 
-    A stage ends where timm says that a feature map of its own size, or a block of a transformer, does.
+    A stage ends where timm says that a feature map of its own size, or a block of a transformer, does. A last norm
+    alone is no stage: it belongs to the one in front of it.
     """
     remaining = dict(_parts(net, ends))
     number = 0
+    last: tuple[str, dict[str, nn.Module | nn.Parameter]] = ("", {})
     for end in ends:
         names = list(remaining)
         inside = [name for name in names if name == end or name.startswith(f"{end}.") or end.startswith(f"{name}.")]
@@ -350,10 +352,19 @@ def _stages(net: nn.Module, ends: tuple[str, ...]) -> Iterator[tuple[str, dict[s
             yield "stem", taken
             continue
         if any(_has_parameters(part) for part in taken.values()):
+            if number:
+                yield last
             number += 1
-            yield f"block{number}", taken
-    if any(_has_parameters(part) for part in remaining.values()):
-        yield "top" if number else "block1", remaining
+            last = (f"block{number}", taken)
+    weights = [tensor for part in remaining.values() for tensor in _parameters(part)]
+    if not number:
+        if weights:
+            yield "block1", remaining
+    elif any(tensor.dim() > 1 for tensor in weights):
+        yield last
+        yield "top", remaining
+    else:
+        yield last[0], {**last[1], **remaining}
 
 
 def _parts(
@@ -370,8 +381,12 @@ def _parts(
             yield full, child
 
 
+def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+
+
 def _has_parameters(part: nn.Module | nn.Parameter) -> bool:
-    return isinstance(part, nn.Parameter) or any(True for _ in part.parameters())
+    return bool(_parameters(part))
 
 
 def _register(name: str) -> None:

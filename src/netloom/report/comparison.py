@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
+from netloom.durations import duration
 from netloom.metrics.intervals import Estimate, Interval
-from netloom.progress import duration
 from netloom.report.curves import RUN_COLOURS, History, draw_runs, run_style
 from netloom.report.data import Status
 from netloom.report.page import render_page

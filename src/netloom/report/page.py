@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from netloom.progress import duration
+from netloom.durations import duration
 from netloom.report import wording
 from netloom.report.fonts import FONT_STACK
 

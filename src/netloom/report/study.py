@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib.colors import to_hex
 
+from netloom.durations import duration
 from netloom.files import write_atomically
-from netloom.progress import duration
 from netloom.report import study_wording as wording
 from netloom.report.axes import value_text
 from netloom.report.curves import ThemedColour

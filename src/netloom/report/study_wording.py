@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netloom.progress import duration
+from netloom.durations import duration
 from netloom.report.axes import number_text, value_text
 from netloom.report.study_data import SearchKey, StudyFacts, read_study
 from netloom.report.wording import counted, percent, percent_interval, points

@@ -18,7 +18,7 @@ from netloom.files import refuse_existing, safe_name, write_atomically
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.recipe_groups import Augmentation
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.train import recipe_for
 
@@ -65,7 +65,7 @@ def augment_preview(
         raise RunError(f"A grid of {rows} rows and {columns} columns shows nothing; take at least 1 and 2.")
     path = None if plot is None else _checked(Path(plot), force=force)
     chosen = recipe_for(source, recipe, {**(settings or {}), **overrides})
-    augmenter = build.build_augmenter(chosen)
+    augmenter = builders.build_augmenter(chosen)
     if augmenter is None or chosen.augmentation is None:
         raise RecipeError(_nothing_to_show(chosen))
     data = prepare_data(source, chosen, Reporter(quiet=quiet))

@@ -21,8 +21,8 @@ from netloom.memory import without_garbage_collection
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
@@ -131,7 +131,7 @@ def cross_validate(
     chosen, reporter = asked.recipe, asked.reporter
     with without_garbage_collection():
         loaded, audit = load_pictures(source, chosen, reporter)
-        drawn = make_folds(scheme, parts=loaded.image_set.splits, **build.split_options(chosen, loaded.image_set))
+        drawn = make_folds(scheme, parts=loaded.image_set.splits, **builders.split_options(chosen, loaded.image_set))
     height, width = loaded.image_set.images.shape[2:]
     chosen = chosen.replace(image_size=[height, width])
     members = [

@@ -22,7 +22,7 @@ from netloom.progress import Reporter
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device, resolve_device, training_threads
 from netloom.training.callbacks import Callback, CallbackList
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.prepare import fingerprint, load_as_trained
 from netloom.workflows.runs import Run, load_classifier
 
@@ -82,12 +82,12 @@ def score(
 ) -> Evaluation:
     """Score the run's model on `image_set[indices]`, executed as the run was if the device is the same."""
     recipe, facts, chosen = run.recipe, run.data, resolve_device(device)
-    head = build.build_heads(recipe, facts.class_names)[0]
+    head = builders.build_heads(recipe, facts.class_names)[0]
     plan = plan_for(run, chosen)
     return evaluate_model(
         on_device(run.model(), chosen),
-        build.plain_batches(
-            build.resident(image_set, chosen),
+        builders.plain_batches(
+            builders.resident(image_set, chosen),
             indices,
             batch_size=recipe.batch_size,
             scaling=facts.scaling,

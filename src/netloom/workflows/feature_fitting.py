@@ -42,7 +42,7 @@ from netloom.training.loop import fit
 from netloom.training.neighbours import NearestNeighbours, fit_neighbours
 from netloom.training.planning import choose_feature_plan
 from netloom.training.state import TrainingState
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.fitting import Fitting
 
 _ROWS_AT_ONCE = 512  # of features, in passes without training
@@ -96,9 +96,9 @@ class FeatureFitting(Fitting):
             RecipeError: Views are wanted, and no augmentation.
         """
         network, recipe = fitting.network, fitting.recipe
-        assert isinstance(network, ImageModel)  # `build.build_model` refuses others
+        assert isinstance(network, ImageModel)  # `builders.build_model` refuses others
         assert recipe.transfer is not None
-        if recipe.transfer.views and build.build_augmenter(recipe) is None:
+        if recipe.transfer.views and builders.build_augmenter(recipe) is None:
             raise RecipeError("transfer.views: augmented views need an augmentation, and the recipe has none.")
         own = {name: getattr(fitting, name) for name in Fitting.__dataclass_fields__}
         return cls(**{**own, "reporter": reporter}, extractor=FeatureExtractor(network), head=FeatureHead(network))
@@ -123,7 +123,7 @@ class FeatureFitting(Fitting):
 
     def callbacks(self, run: RunFolder | None) -> list[Callback]:
         """The recipe's, where there are epochs; the file of figures is written either way."""
-        if not build.is_solved_at_once(self.recipe):
+        if not builders.is_solved_at_once(self.recipe):
             return super().callbacks(run)
         return [] if run is None else [CSVLog(run.metrics_path)]
 
@@ -217,10 +217,10 @@ class FeatureFitting(Fitting):
             state = self._state(steps=1)
             state.stop_reason = interruption()
             return state
-        if build.is_solved_at_once(self.recipe):
+        if builders.is_solved_at_once(self.recipe):
             return self._solve(plan, callbacks)
         recipe = self.recipe
-        options = {**build.step_options(recipe, self.head), "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+        options = {**builders.step_options(recipe, self.head), "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
         rows, targets, weights, _ = self._training_rows()
         train = FeatureBatches(
             self._found().features[rows],
@@ -236,11 +236,11 @@ class FeatureFitting(Fitting):
             train=train,
             validation=self._rows(self._found().row_of[self.split.validation]) if len(self.split.validation) else None,
             heads=self.heads,
-            optimizer=build.build_optimizer(recipe, self.head),
+            optimizer=builders.build_optimizer(recipe, self.head),
             plan=replace(plan, precision="float32", shards=0),
             epochs=recipe.epochs,
             seed=recipe.seed,
-            schedule=build.build_schedule(recipe),
+            schedule=builders.build_schedule(recipe),
             **options,
             callbacks=callbacks,
             checkpointer=checkpointer,
@@ -304,7 +304,7 @@ class FeatureFitting(Fitting):
         rows = np.concatenate([known.row_of[train], known.view_rows])
         pictures = np.tile(np.arange(len(train)), n_versions)
         chosen, device = torch.from_numpy(train[pictures]).to(self.image_set.targets.device), known.features.device
-        weights = build.sample_weights(self.recipe, self.image_set, train)
+        weights = builders.sample_weights(self.recipe, self.image_set, train)
         of_rows = None if weights is None else weights[chosen].to(device)
         return rows, self.image_set.targets[chosen].to(device), of_rows, pictures
 

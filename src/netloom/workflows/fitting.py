@@ -24,7 +24,7 @@ from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.starting_head import start_from_features, starts_from_features
 from netloom.workflows.starting_weights import initialize_from_weights
 
@@ -90,15 +90,15 @@ class Fitting:
                 measured.
         """
         check_monitors(recipe, split)
-        by_features = build.learns_from_features(recipe)
+        by_features = builders.learns_from_features(recipe)
         initialized = initialized and not by_features
         if not initialized:
             initialize_from_weights(recipe, network)
         network = on_device(network, device)
-        resident = build.resident(image_set, device)
+        resident = builders.resident(image_set, device)
         if not initialized:
-            build.initialize_from_pictures(recipe, network, resident, split.train, scaling=scaling)
-        train = build.training_batches(recipe, resident, split.train, scaling=scaling, device=device)
+            builders.initialize_from_pictures(recipe, network, resident, split.train, scaling=scaling)
+        train = builders.training_batches(recipe, resident, split.train, scaling=scaling, device=device)
         reporter = reporter or Reporter(quiet=True)
         fitting = cls(recipe, network, heads, resident, split, scaling, device, train, reporter)
         if not by_features:
@@ -115,7 +115,7 @@ class Fitting:
 
     def callbacks(self, run: RunFolder | None) -> list[Callback]:
         """The recipe's callbacks; those that write do so into the run's folder."""
-        return build.build_callbacks(self.recipe, run, content=self.content)
+        return builders.build_callbacks(self.recipe, run, content=self.content)
 
     def content(self, model: nn.Module) -> bytes:
         """The whole network's weights as a file holds them, of what is trained."""
@@ -137,7 +137,7 @@ class Fitting:
         """
         steps = self.recipe.epochs * len(self.train) if n_steps is None else n_steps
         return choose_plan(
-            build.as_in_training(self.recipe, self.network),
+            builders.as_in_training(self.recipe, self.network),
             self.typical_batch(),
             self.heads,
             device=self.device,
@@ -145,7 +145,7 @@ class Fitting:
             shards=self.recipe.shards,
             label_smoothing=self.recipe.label_smoothing,
             # What a step is prepared with serves as long as the same stages train.
-            n_steps=steps // build.count_phases(self.recipe, self.network),
+            n_steps=steps // builders.count_phases(self.recipe, self.network),
             threads=threads,
         )
 
@@ -155,7 +155,7 @@ class Fitting:
 
     def part(self, indices: npt.NDArray[np.int64]) -> Batches:
         """Batches of `image_set[indices]` in order, never augmented."""
-        return build.plain_batches(
+        return builders.plain_batches(
             self.image_set,
             indices,
             batch_size=self.recipe.batch_size,
@@ -195,18 +195,18 @@ class Fitting:
         recipe = self.recipe
         if resume is None:
             self.start_head(plan)
-        freezing = build.build_freezing(recipe, self.network)
+        freezing = builders.build_freezing(recipe, self.network)
         return fit(
             self.network,
             train=self.train,
             validation=self.part(self.split.validation) if len(self.split.validation) else None,
             heads=self.heads,
-            optimizer=build.build_optimizer(recipe, self.network, freezing),
+            optimizer=builders.build_optimizer(recipe, self.network, freezing),
             plan=plan,
             epochs=recipe.epochs,
             seed=recipe.seed,
-            schedule=build.build_schedule(recipe),
-            **build.step_options(recipe, self.network),
+            schedule=builders.build_schedule(recipe),
+            **builders.step_options(recipe, self.network),
             freezing=freezing,
             callbacks=callbacks,
             checkpointer=checkpointer,
@@ -221,7 +221,7 @@ def check_monitors(recipe: Recipe, split: Split) -> None:
     Raises:
         RecipeError: It watches the validation part, and there is none.
     """
-    if len(split.validation) or build.is_solved_at_once(recipe):
+    if len(split.validation) or builders.is_solved_at_once(recipe):
         return
     stopping, plateau = recipe.early_stopping, recipe.reduce_on_plateau
     watching = {

@@ -22,8 +22,8 @@ from netloom.recipe import Recipe, wanted_channels
 from netloom.run import DataFacts
 from netloom.runtime import ExecutionPlan, executing, keep_freed_memory, on_device
 from netloom.training.callbacks import EpochProgress
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
 
 # Threads and generators are the process's: three fits at once in threads of one process gave other weights each time.
@@ -63,8 +63,8 @@ class FittedNetwork:
         loaded = load_image_set(
             image_set, image_size=facts.image_size, resize=facts.resize, channels=facts.channels
         ).image_set
-        batches = build.plain_batches(
-            build.resident(loaded, device),
+        batches = builders.plain_batches(
+            builders.resident(loaded, device),
             np.arange(len(pixels)),
             batch_size=recipe.batch_size,
             scaling=facts.scaling,
@@ -72,7 +72,7 @@ class FittedNetwork:
         )
         precision = self.plan.precision if self.plan.device == device else "float32"
         plan = ExecutionPlan(device, threads, precision)
-        head = build.build_heads(recipe, facts.class_names)[0]
+        head = builders.build_heads(recipe, facts.class_names)[0]
         with _ONE_AT_A_TIME, executing(plan):
             outputs = predict_outputs(
                 on_device(self.network, device),
@@ -163,8 +163,8 @@ def fit_in_memory(
         resize=recipe.resize,
         channels=wanted_channels(recipe),
     ).image_set
-    split = make_split(test_fraction=None, **build.split_options(recipe, image_set))
-    scaling = build.build_scaling(recipe, image_set.images, split.train)
+    split = make_split(test_fraction=None, **builders.split_options(recipe, image_set))
+    scaling = builders.build_scaling(recipe, image_set.images, split.train)
     _, channels, height, width = image_set.images.shape
     facts = DataFacts(
         source_name="pictures",
@@ -178,7 +178,7 @@ def fit_in_memory(
         fingerprint="",
         audit={},
     )
-    heads = build.build_heads(recipe, facts.class_names)
+    heads = builders.build_heads(recipe, facts.class_names)
     with _ONE_AT_A_TIME:
         network = _network(recipe, facts, model)
         fitting = Fitting.prepare(recipe, network, heads, image_set, split, scaling=scaling, device=device)
@@ -189,10 +189,10 @@ def fit_in_memory(
 
 
 def _network(recipe: Recipe, facts: DataFacts, model: CustomModel | None) -> nn.Module:
-    return build.build_model(
+    return builders.build_model(
         recipe,
         in_channels=facts.channels,
-        num_outputs=build.build_heads(recipe, facts.class_names)[0].num_outputs,
+        num_outputs=builders.build_heads(recipe, facts.class_names)[0].num_outputs,
         image_size=facts.image_size,
         custom=model,
     )

@@ -17,8 +17,8 @@ from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, keep_freed_memory, resolve_device
 from netloom.training.lr_finder import RangeTest, find_learning_rate
 from netloom.training.step import TrainingStep
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import prepare_data
 from netloom.workflows.train import recipe_for
@@ -75,15 +75,15 @@ def lr_find(
     keep_freed_memory()
     reporter = Reporter(quiet=quiet)
     chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
-    if build.is_solved_at_once(chosen):
+    if builders.is_solved_at_once(chosen):
         raise RecipeError(
             "This recipe fits its classifier to features in one go: there is no learning rate to find. Use "
             "transfer.classifier=network, or another transfer.mode."
         )
     device = resolve_device(device if plan is None else plan.device)
     data = prepare_data(source, chosen, reporter)
-    heads = build.build_heads(chosen, data.facts.class_names)
-    network = build.build_model(
+    heads = builders.build_heads(chosen, data.facts.class_names)
+    network = builders.build_model(
         chosen,
         in_channels=data.facts.channels,
         num_outputs=heads[0].num_outputs,
@@ -97,9 +97,9 @@ def lr_find(
     fitting.start_head(measured)
 
     def make_step(replica: nn.Module) -> TrainingStep:
-        freezing = build.build_freezing(chosen, replica)
-        optimizer = build.build_optimizer(chosen, replica, freezing)
-        options = build.step_options(chosen, replica)
+        freezing = builders.build_freezing(chosen, replica)
+        optimizer = builders.build_optimizer(chosen, replica, freezing)
+        options = builders.step_options(chosen, replica)
         if freezing is not None:
             freezing.enter(replica, chosen.epochs - 1)
         return TrainingStep(replica, heads, optimizer, plan=measured, seed=chosen.seed, **options)

@@ -21,7 +21,7 @@ from netloom.progress import OnProgress, Reporter
 from netloom.run import DataFacts, RunFolder
 from netloom.runtime import executing, keep_freed_memory, on_device, resolve_device, usable_cpus
 from netloom.training.callbacks import Callback, CallbackList
-from netloom.workflows.build import build_heads
+from netloom.workflows.builders import build_heads
 from netloom.workflows.evaluate import plan_for
 from netloom.workflows.runs import load_classifier
 

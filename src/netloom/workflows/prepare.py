@@ -20,7 +20,7 @@ from netloom.memory import memory_limit_bytes, without_garbage_collection
 from netloom.progress import OnProgress, Reporter
 from netloom.recipe import Recipe, wanted_channels
 from netloom.run import DataFacts, RunFolder
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.head_start import wait_for
 
 _LARGE_CACHE_BYTES = 10**9
@@ -51,7 +51,7 @@ def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) 
     loaded, report = load_pictures(source, recipe, reporter)
     image_set = loaded.image_set
     split = make_split(
-        parts=image_set.splits, test_fraction=recipe.test_fraction, **build.split_options(recipe, image_set)
+        parts=image_set.splits, test_fraction=recipe.test_fraction, **builders.split_options(recipe, image_set)
     )
     facts = data_facts(loaded, report, recipe, split)
     _say_what_is_there(reporter, facts, image_set, split, [*report.warnings, *_notes_on_room(loaded)])
@@ -81,7 +81,7 @@ def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Repor
 def data_facts(loaded: LoadedPictures, report: Audit, recipe: Recipe, split: Split) -> DataFacts:
     """What is to be kept of the pictures beside a network that is trained on this split."""
     image_set = loaded.image_set
-    scaling = build.build_scaling(recipe, image_set.images, split.train)
+    scaling = builders.build_scaling(recipe, image_set.images, split.train)
     height, width = image_set.images.shape[2:]
     return DataFacts(
         source_name=loaded.source_name,

@@ -33,7 +33,7 @@ from netloom.training.self_supervised import (
     spread_of,
 )
 from netloom.training.state import TrainingState
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.interruption import BY_SYSTEM, BY_USER, listening
 from netloom.workflows.pretraining_data import UnlabelledData
 from netloom.workflows.runs import Run
@@ -79,9 +79,9 @@ class PretrainingRun:
             TrainingError: The loss is no longer a number.
         """
         embedder = on_device(self.embedder, self.device)
-        self._images = build.resident(self.data.image_set, self.device)
+        self._images = builders.resident(self.data.image_set, self.device)
         if self.checkpoint is None:
-            build.initialize_from_pictures(
+            builders.initialize_from_pictures(
                 self.recipe, self._network, self._images, self.data.split.train, scaling=self.data.facts.scaling
             )
         train, validation = self._batches(self.data.split.train, shuffle=True), self._validation()
@@ -116,14 +116,14 @@ class PretrainingRun:
                     train=train,
                     validation=validation,
                     heads=[head],
-                    optimizer=build.build_optimizer(self.recipe, embedder),
+                    optimizer=builders.build_optimizer(self.recipe, embedder),
                     plan=plan,
                     epochs=self.recipe.epochs,
                     seed=self.recipe.seed,
-                    schedule=build.build_schedule(self.recipe),
-                    **build.step_options(self.recipe, embedder),
+                    schedule=builders.build_schedule(self.recipe),
+                    **builders.step_options(self.recipe, embedder),
                     callbacks=[
-                        *build.build_callbacks(self.recipe, None),
+                        *builders.build_callbacks(self.recipe, None),
                         CSVLog(self.run.metrics_path),
                         EpochProgress(self.reporter),
                         *callbacks,

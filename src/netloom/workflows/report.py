@@ -17,7 +17,7 @@ from netloom.report.data import Mistake, ModelFacts, ReportData, SourceFacts, Tr
 from netloom.report.report import render_report
 from netloom.report.wording import counted
 from netloom.run import RunFolder
-from netloom.workflows import build
+from netloom.workflows import builders
 
 _MISTAKES_SHOWN = 24
 _HOW_SPLIT = {
@@ -56,12 +56,12 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             input_shape=(facts.channels, *facts.image_size),
         ),
         training=TrainingFacts(
-            history=() if build.is_solved_at_once(recipe) else folder.history,
+            history=() if builders.is_solved_at_once(recipe) else folder.history,
             best_epoch=result["kept_epoch"],
             stopped=_sentence(result["stop_reason"]),
             seconds=result["train_seconds"],
             images_per_second=result["train_images_per_second"],
-            solved=_how_solved(result) if build.is_solved_at_once(recipe) else (),
+            solved=_how_solved(result) if builders.is_solved_at_once(recipe) else (),
             tried=_what_was_tried(result),
             # Runs of earlier versions have neither.
             unfreezing=[(step["epoch"], step["stages"]) for step in result.get("unfreezing", ())],
@@ -130,7 +130,7 @@ def _source(folder: RunFolder, image_set: ImageSet, split: Split) -> SourceFacts
     facts = folder.data
     targets, k = image_set.targets.numpy(), len(facts.class_names)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    weights = build.class_weights(folder.recipe, targets[split.train], facts.class_names)
+    weights = builders.class_weights(folder.recipe, targets[split.train], facts.class_names)
     return SourceFacts(
         name=facts.source_name,
         location=facts.source_location,

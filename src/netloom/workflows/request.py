@@ -12,8 +12,8 @@ from netloom.parallel.planning import parse_jobs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, resolve_device
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.train import recipe_for
 from netloom.workflows.trainings import jobs_for_model
 
@@ -59,5 +59,5 @@ def request_for(
     at_once = jobs_for_model(model, parse_jobs(jobs), reporter)
     chosen = recipe_for(source, recipe, changes, model)
     resolved = resolve_device(device if plan is None else plan.device)
-    build.check_extras(chosen)
+    builders.check_extras(chosen)
     return Request(chosen, model, at_once, resolved, reporter)

@@ -11,7 +11,7 @@ from torch import nn
 from netloom.errors import RunError
 from netloom.run import RunFolder
 from netloom.training.checkpoint import load_weights
-from netloom.workflows.build import CustomModel, model_for
+from netloom.workflows.builders import CustomModel, model_for
 
 
 class Run(RunFolder):

@@ -14,7 +14,7 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.tuning.driver import Driver, TrialEnd, Watcher
 from netloom.tuning.study import Proposal, SearchStudy
-from netloom.workflows.build import CustomModel
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.interruption import how_to_go_on, listening
 from netloom.workflows.study_manifest import StudyManifest
 from netloom.workflows.study_pictures import StudyPictures

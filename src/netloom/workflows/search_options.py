@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping
 from typing import Literal, cast, get_args
 
@@ -26,7 +25,6 @@ DEFAULT_PORT = 8080
 
 _LEAST = {"n_trials": 1, "init_points": 1, "cv": 2, "final_seeds": 0}
 _SHOWN = {"n_trials": "--trials", "init_points": "--init-points", "cv": "--cv", "final_seeds": "--final-seeds"}
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def checked_objective(name: str) -> Objective:
@@ -70,24 +68,3 @@ def checked_number(what: str, number: int | None) -> int | None:
     if isinstance(number, bool) or plain < _LEAST[what]:
         raise RecipeError(f"{_SHOWN[what]} must be a whole number of at least {_LEAST[what]}, not {number!r}.")
     return plain
-
-
-def parse_duration(value: float | str | None) -> float | None:
-    """Seconds, of a text such as `90s`, `10m`, `1h30m`, or of a bare number, which counts seconds as text, too.
-
-    Raises:
-        RecipeError: It is no positive duration.
-    """
-    if value is None:
-        return None
-    text = "" if isinstance(value, bool) else str(value).strip().lower()
-    seconds = 0.0
-    if re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d+)?", text):
-        seconds = float(text)
-    elif re.fullmatch(r"(\d+(\.\d*)?[smhd]\s*)+", text):
-        seconds = sum(float(n) * _UNITS[unit] for n, _, unit in re.findall(r"(\d+(\.\d*)?)([smhd])", text))
-    if not 0 < seconds < float("inf"):
-        raise RecipeError(
-            f"The time limit {value!r} is no duration; write 90s, 10m or 1h30m. A bare number is seconds."
-        )
-    return seconds

@@ -15,7 +15,7 @@ from netloom.metrics.intervals import mean_interval
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan
-from netloom.workflows.build import CustomModel
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.prepare import prepare_data
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run

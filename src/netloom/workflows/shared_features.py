@@ -15,7 +15,7 @@ from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, training_threads
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.feature_fitting import FeatureFitting
 from netloom.workflows.fitting import Fitting
 
@@ -44,9 +44,9 @@ def cache_features(
         plan: Of every training.
         reporter: Shows progress.
     """
-    if not build.learns_from_features(recipe):
+    if not builders.learns_from_features(recipe):
         return
-    scalings = {build.build_scaling(recipe, image_set.images, split.train) for split in splits}
+    scalings = {builders.build_scaling(recipe, image_set.images, split.train) for split in splits}
     if len(scalings) > 1:
         return
 

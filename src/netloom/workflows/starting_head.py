@@ -19,7 +19,7 @@ from netloom.models.pretrained import RANDOM
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, executing
 from netloom.training.feature_heads import fit_logistic
-from netloom.workflows import build
+from netloom.workflows import builders
 
 
 def starts_from_features(recipe: Recipe, model: nn.Module) -> bool:
@@ -68,7 +68,7 @@ def start_from_features(
         plan=plan,
     )
     assert extraction is not None  # nothing asks it to stop
-    weights = build.sample_weights(recipe, image_set, train)
+    weights = builders.sample_weights(recipe, image_set, train)
     rows = torch.from_numpy(train)
     with executing(replace(plan, threads=1)):  # more would wait for one another at each of a thousand short operations
         solution = fit_logistic(

@@ -12,7 +12,7 @@ from netloom.errors import DataError
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
 from netloom.tuning.space import Dimension
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
 from netloom.workflows.spaces import settings_of_pictures
 from netloom.workflows.trial_task import TrialPictures
@@ -38,7 +38,7 @@ class StudyPictures:
         """The pictures for a training of `recipe`, one of the study's trials', on `split`."""
         values = recipe.to_mapping()
         kind, file = next((k, f) for k, f in self.kinds if k.are_for({**values, "image_size": _side(values)}))
-        scaling = build.build_scaling(recipe, kind.image_set.images, split.train)
+        scaling = builders.build_scaling(recipe, kind.image_set.images, split.train)
         facts = replace(kind.facts, mean=scaling.mean, std=scaling.std)
         return PreparedData(kind.image_set, split, facts, file)
 

@@ -14,7 +14,7 @@ from netloom.models.pretrained import published_input
 from netloom.models.registry import create_model, is_family_member, is_model, model_names
 from netloom.models.summary import ModelSummary, summarize
 from netloom.recipe import Recipe, load_recipe, recipe_names
-from netloom.workflows.build import build_freezing, build_heads
+from netloom.workflows.builders import build_freezing, build_heads
 
 _MOST_CLASSES = 1_000_000
 _DEFAULT_SIDE = {"rgb": 3, "auto": 3, "grey": 1}

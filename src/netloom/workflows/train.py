@@ -17,8 +17,8 @@ from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import load_checkpoint
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.runs import Run, load_classifier
@@ -68,14 +68,14 @@ def train(
         overrides, model = {**overrides, "model": model}, None
     chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
     device = resolve_device(device if plan is None else plan.device)
-    build.check_extras(chosen)
+    builders.check_extras(chosen)
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
-    heads = build.build_heads(chosen, data.facts.class_names)
+    heads = builders.build_heads(chosen, data.facts.class_names)
     # What is wrong is told before a run is made.
-    build.sample_weights(chosen, data.image_set, data.split.train)
+    builders.sample_weights(chosen, data.image_set, data.split.train)
     check_monitors(chosen, data.split)
-    network = build.build_model(
+    network = builders.build_model(
         chosen,
         in_channels=data.facts.channels,
         num_outputs=heads[0].num_outputs,
@@ -128,7 +128,7 @@ def resume(
     opened = load_classifier(run, model=model)
     opened.remove_unfinished_files()
     recipe, result = opened.recipe, opened.result
-    build.check_extras(recipe)
+    builders.check_extras(recipe)
     extended = _extended(opened, recipe, epochs)
     if result["status"] == "finished" and extended == recipe:
         reporter.say(f"{opened.path} is finished; say how many epochs it shall have: --set epochs=N.")
@@ -144,8 +144,8 @@ def resume(
         opened,
         extended,
         data,
-        build.model_for(opened, data.facts, model),
-        build.build_heads(extended, data.facts.class_names),
+        builders.model_for(opened, data.facts, model),
+        builders.build_heads(extended, data.facts.class_names),
         resolve_device("auto" if plan is None else plan.device),
         reporter,
         plan=plan,
@@ -158,7 +158,7 @@ def resume(
 def _extended(run: RunFolder, recipe: Recipe, epochs: int | None) -> Recipe:
     if epochs is None or epochs == recipe.epochs:
         return recipe
-    if build.is_solved_at_once(recipe):
+    if builders.is_solved_at_once(recipe):
         raise RunError(f"{run.path} has no epochs that could be more: its classifier was fitted in one go.")
     extended, done = recipe.replace(epochs=epochs), len(run.history)
     if extended.epochs < done:
@@ -170,7 +170,7 @@ def _say_what_changes(reporter: Reporter, recipe: Recipe, extended: Recipe) -> N
     if extended == recipe:
         return
     reporter.say(f"Extending the training from {recipe.epochs} to {extended.epochs} epochs")
-    for what in build.depending_on_length(recipe):
+    for what in builders.depending_on_length(recipe):
         reporter.say(
             f"  note: {what} on the length and is recomputed for "
             f"{extended.epochs} epochs, so the result differs from training {extended.epochs} epochs at once"

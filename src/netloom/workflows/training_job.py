@@ -16,8 +16,8 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.run import DataFacts, RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import check_monitors
 from netloom.workflows.interruption import how_to_go_on
 from netloom.workflows.prepare import PreparedData, reopen_data
@@ -139,10 +139,10 @@ def start_job(
     keep_freed_memory()
     first, image_set, facts = members[0], data.image_set, data.facts
     # What is wrong with the recipe is told before anything is made.
-    build.sample_weights(first.recipe, image_set, first.split.train)
+    builders.sample_weights(first.recipe, image_set, first.split.train)
     check_monitors(first.recipe, first.split)
-    heads = build.build_heads(first.recipe, facts.class_names)
-    network = build.build_model(
+    heads = builders.build_heads(first.recipe, facts.class_names)
+    network = builders.build_model(
         first.recipe,
         in_channels=facts.channels,
         num_outputs=heads[0].num_outputs,
@@ -182,7 +182,7 @@ def _facts_of(member: Member, first: Member, facts: DataFacts, image_set: ImageS
     """The facts with the input scaling of this member's own training part."""
     if member.split is first.split:
         return facts
-    scaling = build.build_scaling(member.recipe, image_set.images, member.split.train)
+    scaling = builders.build_scaling(member.recipe, image_set.images, member.split.train)
     return replace(facts, mean=scaling.mean, std=scaling.std)
 
 
@@ -244,8 +244,8 @@ def resume_job(
     data = reopen_data(runs[0], source, reporter)
     left = sum(run.result["status"] != "finished" for run in runs)
     reporter.say(f"{len(runs) - left} of {len(runs)} trainings are finished; going on with the others")
-    recipe, heads = runs[0].recipe, build.build_heads(runs[0].recipe, data.facts.class_names)
-    network = build.model_for(runs[0], data.facts, model)
+    recipe, heads = runs[0].recipe, builders.build_heads(runs[0].recipe, data.facts.class_names)
+    network = builders.model_for(runs[0], data.facts, model)
     plan, at_once = plan_trainings(
         recipe,
         data,

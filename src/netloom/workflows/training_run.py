@@ -22,7 +22,7 @@ from netloom.runtime import ExecutionPlan, peak_memory_bytes
 from netloom.training.callbacks import Callback, CallbackList, EpochProgress, Profile
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.state import TrainingState
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, how_to_go_on, listening
 from netloom.workflows.prepare import PreparedData
@@ -96,7 +96,7 @@ class TrainingRun:
         self.run.write_plan(plan)
         self.run.write_result({"status": "running", "tests": self.earlier_tests})
         self.reporter.say(
-            f"{self.recipe.custom_model or self.recipe.model}: {build.parameters_in_words(self.network)}, on "
+            f"{self.recipe.custom_model or self.recipe.model}: {builders.parameters_in_words(self.network)}, on "
             f"{plan.device} with "
             f"{plan.describe_threads()} in {plan.precision} ({plan.reason})"
         )
@@ -109,7 +109,7 @@ class TrainingRun:
 
     def _fit(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         own = self.fitting.callbacks(self.run)
-        if not build.is_solved_at_once(self.recipe):
+        if not builders.is_solved_at_once(self.recipe):
             own += [EpochProgress(self.reporter)] + ([Profile(self.run.profile_path)] if self.profile else [])
         listener = listening() if self.interruption is None else contextlib.nullcontext(self.interruption)
         with listener as interruption:
@@ -183,7 +183,7 @@ class TrainingRun:
     def _result(self, state: TrainingState, plan: ExecutionPlan, status: str) -> dict[str, Any]:
         seconds = sum(row["seconds"] for row in state.history)
         parameters = dict(self.network.named_parameters())
-        freezing = build.build_freezing(self.recipe, self.network)
+        freezing = builders.build_freezing(self.recipe, self.network)
         begun = max(1, -(-state.step // state.steps_per_epoch))  # the epochs that had a step
         trained = [name for name, p in parameters.items() if p.requires_grad]
         if freezing is not None:
@@ -247,7 +247,7 @@ def kept_epoch(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> int | 
     """The epoch whose weights are kept."""
     if not history:
         return None
-    monitor = build.kept_by(recipe)
+    monitor = builders.kept_by(recipe)
     if monitor is None:
         return int(history[-1]["epoch"])
     values = np.array([row[monitor] for row in history])

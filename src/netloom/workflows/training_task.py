@@ -22,8 +22,8 @@ from netloom.runtime import ExecutionPlan, keep_freed_memory
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import load_checkpoint
 from netloom.training.state import TrainingState
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
 from netloom.workflows.training_run import InterruptedTrainingError, TrainingRun
@@ -92,8 +92,8 @@ def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> di
         opened,
         recipe,
         PreparedData(resources.image_set, Split.from_json(opened.split, resources.image_set.ids), facts),
-        build.model_for(opened, facts, resources.model),
-        build.build_heads(recipe, facts.class_names),
+        builders.model_for(opened, facts, resources.model),
+        builders.build_heads(recipe, facts.class_names),
         execution.device,
         Reporter(quiet=True),
         plan=execution,

@@ -23,8 +23,8 @@ from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, training_threads, usable_cpus
 from netloom.training.callbacks.progress import figures_in_words
 from netloom.training.planning import seconds_by_threads
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.interruption import exit_code_of, listening
 from netloom.workflows.prepare import PreparedData
@@ -99,7 +99,7 @@ def plan_trainings(
     if plan is not None:
         room = max(1, usable_cpus() // plan.cpus) if plan.device == "cpu" else 1
         return plan, min(n_trainings, jobs or room)
-    if build.learns_from_features(recipe):
+    if builders.learns_from_features(recipe):
         return _plan_by_features(recipe, data, network, heads, n_trainings=n_trainings, jobs=jobs, device=device)
     if device != "cpu":
         jobs = jobs or 1
@@ -117,7 +117,7 @@ def plan_trainings(
     decided = recipe.shards != "auto" and recipe.shards > 0
     if device == "cpu" and jobs != 1 and n_trainings > 1 and not decided:
         candidates = [t for t in candidate_threads(n_trainings, cpus, jobs) if t <= training_threads()]
-        on_it = build.as_in_training(recipe, fitting.network)
+        on_it = builders.as_in_training(recipe, fitting.network)
         seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, candidates)
         jobs, threads = choose_jobs(seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs)
     measured = fitting.choose_plan(threads=None if jobs == 1 else threads)
@@ -146,7 +146,7 @@ def _plan_by_features(
 def describe_plan(recipe: Recipe, network: nn.Module, plan: ExecutionPlan, jobs: int) -> str:
     """One line for people."""
     return (
-        f"{recipe.custom_model or recipe.model}: {build.parameters_in_words(network)}, on {plan.device}, "
+        f"{recipe.custom_model or recipe.model}: {builders.parameters_in_words(network)}, on {plan.device}, "
         f"{'one training after the other' if jobs == 1 else f'{jobs} trainings at once'} with "
         f"{plan.describe_threads()}{'' if jobs == 1 else ' each'} "
         f"in {plan.precision} ({plan.reason})"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from netloom.data.imageset import ImageSet
+from netloom.durations import parse_duration
 from netloom.errors import RecipeError, did_you_mean
 from netloom.models.backbones import PREFIX, is_backbone
 from netloom.models.pretrained import RANDOM
@@ -34,7 +35,7 @@ def transfer(
     unfreeze: int | str | None = None,
     cut: str | None = None,
     recipe: str | Path | Recipe | None = None,
-    time_limit_minutes: float | None = None,
+    time_limit: float | str | None = None,
     out: str | Path = "runs",
     name: str | None = None,
     device: str = "auto",
@@ -58,8 +59,8 @@ def transfer(
         unfreeze: Of mode `finetune`: `all`, a number of stages from the top, or a stage's name.
         cut: The last stage of the backbone that is kept; the rest is drawn anew.
         recipe: In place of the shipped recipe of the mode, `transfer-features` and so on.
-        time_limit_minutes: Of mode `auto`: a step that would end later is not begun; 30 without it. Of the others, of
-            the training, as the recipe key says.
+        time_limit: A text such as `90s`, `10m` or `1h30m`; a bare number is seconds. Of mode `auto`: a step that would
+            end later is not begun; half an hour without it. Of the others, of training and validation.
         out: As for `train`.
         name: As for `train`.
         device: As for `train`.
@@ -74,22 +75,23 @@ def transfer(
             another network.
     """
     changes = {**(settings or {}), **overrides}
+    limit = parse_duration(time_limit)
     start = backbone_settings(backbone, weights=weights, cut=cut)
     shared: dict[str, Any] = {"out": out, "name": name, "device": device, "quiet": quiet, "plan": plan}
     if mode == AUTO:
         if classifier is not None or recipe is not None:
             raise RecipeError("--mode auto takes the shipped recipes; --classifier and --recipe go with another mode.")
-        from netloom.workflows.transfer_auto import DEFAULT_MINUTES, climb
+        from netloom.workflows.transfer_auto import DEFAULT_SECONDS, climb
 
         recipes: dict[str, Mapping[str, Any]] = {}
         for step in MODES:
             said = mode_settings(step, None, unfreeze if step == "finetune" else None)
             recipes[step] = {**start, **said, **changes}
-        minutes = DEFAULT_MINUTES if time_limit_minutes is None else time_limit_minutes
-        return climb(source, recipes, minutes=minutes, callbacks=callbacks, **shared)
+        seconds = DEFAULT_SECONDS if limit is None else limit
+        return climb(source, recipes, seconds=seconds, callbacks=callbacks, **shared)
     chosen = {**start, **mode_settings(mode, classifier, unfreeze)}
-    if time_limit_minutes is not None:
-        chosen["time_limit_minutes"] = time_limit_minutes
+    if limit is not None:
+        chosen["time_limit_minutes"] = limit / 60
     return train(source, recipe or recipe_of(mode), callbacks=callbacks, settings={**chosen, **changes}, **shared)
 
 

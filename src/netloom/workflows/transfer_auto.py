@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 
 from netloom.data.imageset import ImageSet
-from netloom.errors import RecipeError
+from netloom.durations import duration
 from netloom.files import write_json
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.parallel.planning import candidate_threads, choose_jobs
-from netloom.progress import Reporter, duration
+from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, resolve_device, training_threads, usable_cpus
 from netloom.training.callbacks import Callback
 from netloom.training.planning import seconds_by_threads
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.cross_validate import DEFAULT_FOLDS, CrossValidation, cross_validate
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.runs import Run
 from netloom.workflows.train import recipe_for, train
 
-DEFAULT_MINUTES = 30.0
+DEFAULT_SECONDS = 1800.0
 STEPS_FILE = "transfer.json"
 # The start of workers, features for the head to start from, the last evaluation: beside what is counted.
 _BESIDE_STEPS = 1.1
@@ -62,7 +62,7 @@ def climb(
     source: str | Path | ImageSet,
     recipes: Mapping[str, Mapping[str, Any]],
     *,
-    minutes: float,
+    seconds: float,
     out: str | Path,
     name: str | None,
     device: str,
@@ -79,7 +79,7 @@ def climb(
     Args:
         source: As for `train`.
         recipes: Keys that differ from the shipped recipe of each mode, in the order in which they are tried.
-        minutes: A mode that would be done later than this after the beginning is not begun. The first always is.
+        seconds: A mode that would be done later than this after the beginning is not begun. The first always is.
         out: As for `train`; the cross-validations are in a folder beside the run.
         name: As for `train`.
         device: As for `train`.
@@ -90,8 +90,6 @@ def climb(
     Raises:
         NetloomError: As `cross_validate` and `train` raise it.
     """
-    if not minutes > 0:
-        raise RecipeError(f"The time limit must be above 0 minutes, not {minutes:g}.")
     reporter, started = Reporter(quiet=quiet), time.perf_counter()
     resolved = resolve_device(device if plan is None else plan.device)
     chosen = {mode: recipe_for(source, f"transfer-{mode}", changes) for mode, changes in recipes.items()}
@@ -102,7 +100,7 @@ def climb(
     best, before = "", None
     reason = "finetune is the last step"
     for mode, recipe in chosen.items():
-        left = minutes * 60 - (time.perf_counter() - started)
+        left = seconds - (time.perf_counter() - started)
         expected = 0.0 if before is None else expected_seconds(recipe, data, device=resolved)
         if before is not None and expected > left:
             reason = _too_slow(mode, expected, left)
@@ -168,8 +166,8 @@ def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: 
     """
     if device != "cpu" or (recipe.transfer is not None and recipe.transfer.mode == "features"):
         return 0.0
-    heads = build.build_heads(recipe, data.facts.class_names)
-    network = build.build_model(
+    heads = builders.build_heads(recipe, data.facts.class_names)
+    network = builders.build_model(
         recipe,
         in_channels=data.facts.channels,
         num_outputs=heads[0].num_outputs,
@@ -186,7 +184,7 @@ def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: 
         initialized=True,  # weights do not matter for a measurement
     )
     threads = [t for t in candidate_threads(folds, usable_cpus(), None) if t <= training_threads()]
-    on_it = build.as_in_training(recipe, fitting.network)
+    on_it = builders.as_in_training(recipe, fitting.network)
     seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, threads)
     at_once, each = choose_jobs(seconds, n_tasks=folds, cpus=usable_cpus())
     pool = (len(data.image_set) - len(data.split.test)) * (folds - 1) / folds

@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netloom.progress import Bars, Reporter, duration, table_row
+from netloom.durations import duration
+from netloom.progress import Bars, Reporter, table_row
 from netloom.tuning.driver import TrialEnd, Watcher
 from netloom.tuning.space import cell_of
 from netloom.tuning.study import Direction, Proposal, TrialRecord, best_of

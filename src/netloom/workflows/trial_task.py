@@ -25,8 +25,8 @@ from netloom.runtime import ExecutionPlan, keep_freed_memory
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import Checkpoint, Checkpointer, load_checkpoint
 from netloom.training.state import TrainingState
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.search_options import Objective
 from netloom.workflows.training_run import kept_epoch
@@ -288,8 +288,8 @@ class _Score:
     def train(self) -> dict[str, Any] | None:
         """The score, or None if the trial was asked to stop."""
         recipe, image_set, facts = self.recipe, self.pictures.image_set, self.pictures.facts
-        heads = build.build_heads(recipe, facts.class_names)
-        network = build.build_model(
+        heads = builders.build_heads(recipe, facts.class_names)
+        network = builders.build_model(
             recipe,
             in_channels=facts.channels,
             num_outputs=heads[0].num_outputs,
@@ -304,7 +304,7 @@ class _Score:
             heads,
             image_set,
             self.split,
-            scaling=build.build_scaling(recipe, image_set.images, self.split.train),
+            scaling=builders.build_scaling(recipe, image_set.images, self.split.train),
             device=self.plan.device,
             initialized=checkpoint is not None,
         )

@@ -12,6 +12,7 @@ from typing import Any
 from netloom.data.folds import Scheme, make_folds
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
+from netloom.durations import parse_duration
 from netloom.errors import RecipeError, TrainingError
 from netloom.files import write_atomically, write_json, writing
 from netloom.parallel.planning import parse_jobs
@@ -23,8 +24,8 @@ from netloom.tuning.samplers import check_names, create_sampler, grid_size, reso
 from netloom.tuning.samplers import resolve_sampler as sampler_for
 from netloom.tuning.storage import without_password
 from netloom.tuning.study import TrialRecord, best_of
-from netloom.workflows import build
-from netloom.workflows.build import CustomModel
+from netloom.workflows import builders
+from netloom.workflows.builders import CustomModel
 from netloom.workflows.first_trials import best_of_earlier, enqueue_first
 from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
 from netloom.workflows.request import request_for
@@ -38,7 +39,6 @@ from netloom.workflows.search_options import (
     checked_final_part,
     checked_number,
     checked_objective,
-    parse_duration,
 )
 from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
@@ -158,7 +158,7 @@ def tune(
         chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=asked.jobs, device=asked.device, plan=plan
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
-    for kind, _ in pictures.kinds if build.learns_from_features(chosen) else ():
+    for kind, _ in pictures.kinds if builders.learns_from_features(chosen) else ():
         changed = load_recipe(chosen, kind.settings)
         of_kind, _ = _network(changed, replace(data, image_set=kind.image_set, facts=kind.facts), asked.model)
         cache_features(changed, of_kind, heads, kind.image_set, splits, plan=plan, reporter=reporter)
@@ -338,9 +338,9 @@ def _why_nothing(search: Search, records: Sequence[TrialRecord]) -> str:
 
 
 def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> Any:
-    heads = build.build_heads(recipe, data.facts.class_names)
-    build.sample_weights(recipe, data.image_set, data.split.train)
-    network = build.build_model(
+    heads = builders.build_heads(recipe, data.facts.class_names)
+    builders.sample_weights(recipe, data.image_set, data.split.train)
+    network = builders.build_model(
         recipe,
         in_channels=data.facts.channels,
         num_outputs=heads[0].num_outputs,
@@ -363,7 +363,7 @@ def _splits(data: PreparedData, recipe: Recipe, cv: int | None) -> list[Split]:
     parts: list[str | None] = [None] * len(data.image_set)
     for index in data.split.test:
         parts[index] = "test"
-    folds = make_folds(Scheme(cv), parts=parts, **build.split_options(recipe, data.image_set))
+    folds = make_folds(Scheme(cv), parts=parts, **builders.split_options(recipe, data.image_set))
     return [fold.split for fold in folds]
 
 

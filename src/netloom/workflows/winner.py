@@ -11,7 +11,7 @@ from netloom.errors import RecipeError, TrainingError
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.tuning.study import TrialRecord
-from netloom.workflows import build
+from netloom.workflows import builders
 from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run, load
@@ -128,7 +128,7 @@ def _say_how_long(search: Search, recipe: Recipe, final: Recipe, split: Split) -
         "many as the winning trial's kept weights had, since no validation part is left to choose by"
     )
     if final.epochs != recipe.epochs:
-        for what in build.depending_on_length(final):
+        for what in builders.depending_on_length(final):
             search.reporter.say(f"  note: {what} on the length and is recomputed for {final.epochs} epochs")
 
 

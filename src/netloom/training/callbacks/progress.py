@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections.abc import Mapping
 
-from netloom.progress import OnProgress, Reporter, duration
+from netloom.durations import duration
+from netloom.progress import OnProgress, Reporter
 from netloom.training.callbacks.base import Callback
 from netloom.training.state import TrainingState
 

@@ -1,0 +1,197 @@
+"""Whole programs beside their peers: what is recorded of them, and their part of docs/performance.md.
+
+Each of the scripts `search`, `trials_per_hour`, `cross_validation` and `features` writes what it measured to
+docs/results/programs/NAME.json: `contenders` with a list of measurements each, in the order of the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite.machine import QUIET_CPUS, OtherWork, machine_record
+from netloom.durations import duration
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "programs"
+
+Record = Mapping[str, Any]
+Measurements = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def save(name: str, contenders: Measurements, about: Mapping[str, Any], others: OtherWork) -> None:
+    """Write the measurements of some contenders; those of others that were made in the same way stay.
+
+    Args:
+        name: Of the script.
+        contenders: Measurements by name, in the order of the rounds.
+        about: How it was measured.
+        others: Begun before the first measurement.
+    """
+    path = RESULTS / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    machine = machine_record()
+    if kept.get("about") != dict(about) or kept.get("machine") != machine:
+        kept = {"contenders": {}}
+    how = {
+        "command": f"python -m benchmarks.{name} {' '.join(_argument(text) for text in sys.argv[1:])}".rstrip(),
+        "date": date.today().isoformat(),
+        "other_work_cpus": others.cpus(),
+    }
+    measured = {one: {**how, "rounds": list(rounds)} for one, rounds in contenders.items()}
+    record = {"about": dict(about), "machine": machine, "contenders": {**kept["contenders"], **measured}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _argument(text: str) -> str:
+    """An argument of the command as the page shows it: of paths, the name alone."""
+    return Path(text).name if "/" in text else text
+
+
+def sections(results: Path = RESULTS) -> Iterator[str]:
+    """The lines of the page."""
+    for name, (title, what, table) in _SECTIONS.items():
+        yield f"## {title}"
+        yield ""
+        yield what
+        yield ""
+        path = results / f"{name}.json"
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            yield from table(record)
+            yield ""
+            yield from _how(record)
+        else:
+            yield f"Not measured yet: `python -m benchmarks.{name}`."
+        yield ""
+
+
+def _how(record: Record) -> Iterator[str]:
+    """Commands, dates and the machine, and what else went on there."""
+    machine = record["machine"]
+    parts = [machine["processor"], " ".join(machine["cpu_flags"]), *machine["cuda_devices"]]
+    parts.append(f"{machine['usable_cpus']} processors")
+    commands = dict.fromkeys(f"`{one['command']}`, {one['date']}" for one in record["contenders"].values())
+    yield f"{'; '.join(commands)}: {'; '.join(part for part in parts if part)}."
+    most = max((one["other_work_cpus"] or 0.0 for one in record["contenders"].values()), default=0.0)
+    if most > QUIET_CPUS:
+        yield f"**The machine was not quiet: other work took up to {most:.1f} processors.**"
+
+
+def _rounds(record: Record) -> dict[str, list[Any]]:
+    return {name: one["rounds"] for name, one in record["contenders"].items()}
+
+
+def _median(rounds: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.median(one[key] for one in rounds)
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def seconds_to(measurement: Mapping[str, Any], target: float) -> float | None:
+    """Seconds from the start of a search until it first had a score of at least `target`, or None.
+
+    A table's row has four digits, so that a value may be shown up to half a ten-thousandth lower than it is.
+    """
+    return next((seconds for seconds, value in measurement["reached"] if value >= target - 5e-5), None)
+
+
+def _search(record: Record) -> Iterator[str]:
+    rounds = _rounds(record)
+    base = rounds.get("bayes_opt", [])
+    yield _row("program", "n", "trials", "seconds", "times as fast", "best validation accuracy", "seconds to its best")
+    yield "|" + "---|" * 7
+    target = statistics.median(one["best"] for one in base) if base else None
+    own = [seconds for one in base if (seconds := seconds_to(one, one["best"])) is not None]
+    for name, found in rounds.items():
+        seconds = _median(found, "seconds")
+        ratio = f"×{_median(base, 'seconds') / seconds:.1f}" if base else "–"
+        reached = "–"
+        if target is not None:
+            times = [seconds_to(one, target) for one in found]
+            met = [time for time in times if time is not None]
+            reached = "not reached"
+            if met:
+                reached = f"{statistics.median(met):.0f}" + (f" ({len(met)} of {len(times)})" if None in times else "")
+                if own and name != "bayes_opt":
+                    reached += f", ×{statistics.median(own) / statistics.median(met):.1f}"
+        best = ", ".join(f"{one['best']:.4f}" for one in found)
+        yield _row(name, len(found), record["about"]["trials"], f"{seconds:.0f}", ratio, best, reached)
+
+
+def _trials_per_hour(record: Record) -> Iterator[str]:
+    rounds = _rounds(record)
+    yield _row("trials at once", "n", "one search: trials an hour", "independent processes", "share")
+    yield "|" + "---|" * 5
+    for jobs in record["about"]["jobs"]:
+        ours, theirs = rounds[f"{jobs} workers"], rounds.get(f"{jobs} processes", [])
+        rate = _median(ours, "per_hour")
+        beside = f"{_median(theirs, 'per_hour'):.1f}" if theirs else "–"
+        share = f"{rate / _median(theirs, 'per_hour'):.0%}" if theirs else "–"
+        yield _row(jobs, len(ours), f"{rate:.1f}", beside, share)
+
+
+def _cross_validation(record: Record) -> Iterator[str]:
+    yield _row("folds", "n", "trainings at once", "threads each", "seconds", "mean accuracy")
+    yield "|" + "---|" * 6
+    rounds = _rounds(record)
+    for way, found in rounds.items():
+        accuracy = ", ".join(dict.fromkeys(f"{one['accuracy']:.4f}" for one in found))
+        yield _row(way, len(found), found[0]["jobs"], found[0]["threads"], f"{_median(found, 'seconds'):.0f}", accuracy)
+    sequential, at_once = (_median(found, "seconds") for found in rounds.values())
+    yield ""
+    yield f"At once is {sequential / at_once:.2f} times as fast."
+
+
+def _features(record: Record) -> Iterator[str]:
+    rounds = _rounds(record)
+    yield _row("from JPEG files to features", "n", "pictures a second", "netloom is", "whole")
+    yield "|" + "---|" * 5
+    for name, found in rounds.items():
+        rate = statistics.median(one["n"] / one["seconds"] for one in found)
+        ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(found, rounds["netloom"], strict=False)]
+        ratio = "–" if name == "netloom" else f"×{statistics.median(ratios):.2f}"
+        yield _row(name, len(found), f"{rate:.1f}", ratio, duration(_median(found, "seconds")))
+    alone = statistics.median(one["n"] / one["network_seconds"] for one in rounds["netloom"])
+    yield ""
+    yield f"netloom's pass of the network alone: {alone:.1f} pictures a second."
+
+
+_SECTIONS = {
+    "search": (
+        "Searches",
+        "The search of a Keras notebook, whole process against whole process: a network of two convolutions on "
+        "CIFAR-10 (40,000 training and 10,000 validation pictures, batch 32), dropout and learning rate over the same "
+        "linear ranges, the same number of trials of five epochs. `bayes_opt` is bayesian-optimization and Keras on "
+        "TensorFlow; `keras_tuner` and `keras_tuner_hyperband` (whose brackets decide the number of trials) are "
+        "KerasTuner's; `optuna` is Optuna's TPE and median pruner around a plain PyTorch loop; `netloom` and "
+        "`netloom_pruned` are `netloom tune --sampler gp` without and with `--pruner median`. The last column is the "
+        "time to a validation accuracy as good as the best of `bayes_opt`, whose own time to it is in its row.",
+        _search,
+    ),
+    "trials_per_hour": (
+        "Trials an hour",
+        "The same network, one epoch a trial, random search without pruning: `netloom tune --jobs N`, one driver with "
+        "N workers, beside N searches that share nothing, each with an N-th of the trials and of the processors.",
+        _trials_per_hour,
+    ),
+    "cross_validation": (
+        "Cross-validation",
+        "The folds of one cross-validation at once, beside the same one after the other with all processors.",
+        _cross_validation,
+    ),
+    "features": (
+        "Features of a pretrained network",
+        "MobileNet v1 at 224x224 on all pictures of cats and dogs: `netloom` as in `netloom transfer --mode features`, "
+        "with empty caches; `pytorch` as in its tutorials, timm's network in float32 behind a DataLoader; `keras` as "
+        "in its guides, `image_dataset_from_directory` and `predict`. Without imports and building.",
+        _features,
+    ),
+}

@@ -1,0 +1,82 @@
+"""Figures of whole programs: what is kept of them, and what the page says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.suite.machine import OtherWork
+
+from benchmarks import whole_programs
+
+HOW = {"command": "python -m benchmarks.x", "date": "2026-01-01", "other_work_cpus": 0.0}
+MACHINE = {"processor": "A processor", "cpu_flags": ["avx2"], "cuda_devices": [], "usable_cpus": 4}
+
+
+def page(tmp_path: Path, name: str, about: dict[str, Any], contenders: dict[str, list[dict[str, Any]]]) -> list[str]:
+    record = {
+        "about": about,
+        "machine": MACHINE,
+        "contenders": {one: {**HOW, "rounds": rounds} for one, rounds in contenders.items()},
+    }
+    (tmp_path / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+    return list(whole_programs.sections(tmp_path))
+
+
+def test_a_search_is_told_by_its_time_and_its_time_to_the_others_best(tmp_path: Path) -> None:
+    contenders = {
+        "bayes_opt": [{"seconds": 600.0, "best": 0.6, "reached": [[100.0, 0.5], [400.0, 0.6], [500.0, 0.55]]}],
+        "netloom": [
+            {"seconds": 150.0, "best": 0.65, "reached": [[40.0, 0.58], [80.0, 0.65]]},
+            {"seconds": 250.0, "best": 0.59, "reached": [[40.0, 0.59]]},
+        ],
+    }
+    lines = page(tmp_path, "search", {"trials": 7, "epochs": 5}, contenders)
+    assert "| bayes_opt | 1 | 7 | 600 | ×1.0 | 0.6000 | 400 |" in lines
+    assert "| netloom | 2 | 7 | 200 | ×3.0 | 0.6500, 0.5900 | 80 (1 of 2), ×5.0 |" in lines
+
+
+def test_trials_folds_and_features_are_told_by_medians(tmp_path: Path) -> None:
+    rates = {"1 workers": [90.0], "2 workers": [160.0, 180.0, 170.0], "2 processes": [200.0]}
+    trials = {way: [{"seconds": 1.0, "per_hour": rate} for rate in found] for way, found in rates.items()}
+    lines = page(tmp_path, "trials_per_hour", {"trials": 16, "epochs": 1, "jobs": [1, 2]}, trials)
+    assert "| 1 | 1 | 90.0 | – | – |" in lines
+    assert "| 2 | 3 | 170.0 | 200.0 | 85% |" in lines
+    one = {"jobs": 1, "threads": 4, "accuracy": 0.5}
+    folds = {
+        "one after the other": [{**one, "seconds": 100.0}],
+        "at once": [{**one, "jobs": 4, "threads": 1, "seconds": 40.0}],
+    }
+    lines = page(tmp_path, "cross_validation", {"folds": 5}, folds)
+    assert "| at once | 1 | 4 | 1 | 40 | 0.5000 |" in lines
+    assert "At once is 2.50 times as fast." in lines
+    features = {
+        "netloom": [{"n": 100, "seconds": 2.0, "network_seconds": 1.0}],
+        "keras": [{"n": 100, "seconds": 8.0}],
+    }
+    lines = page(tmp_path, "features", {}, features)
+    assert "| keras | 1 | 12.5 | ×4.00 | 8.0 s |" in lines
+    assert "netloom's pass of the network alone: 100.0 pictures a second." in lines
+
+
+def test_what_was_not_measured_says_how(tmp_path: Path) -> None:
+    assert "Not measured yet: `python -m benchmarks.features`." in list(whole_programs.sections(tmp_path))
+
+
+def test_contenders_of_one_way_of_measuring_are_kept_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_programs, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["search.py", "--peers", "/home/someone/bin/python"])
+    others = OtherWork()
+
+    def saved(about: dict[str, Any], **contenders: Any) -> dict[str, Any]:
+        whole_programs.save("search", contenders, about, others)
+        found: dict[str, Any] = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))["contenders"]
+        return found
+
+    saved({"trials": 7}, a=[{"seconds": 1.0}], b=[{"seconds": 1.0}])
+    found = saved({"trials": 7}, b=[{"seconds": 2.0}])
+    assert [found[name]["rounds"][0]["seconds"] for name in ("a", "b")] == [1.0, 2.0]
+    assert found["a"]["command"] == "python -m benchmarks.search --peers python"
+    assert list(saved({"trials": 9}, b=[{"seconds": 2.0}])) == ["b"]
