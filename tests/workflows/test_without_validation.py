@@ -196,3 +196,28 @@ def test_the_estimator_trains_on_all_it_is_given() -> None:
     estimator = ImageClassifier(**QUICK).fit(pixels, np.arange(60) % 3)
     assert [set(row) for row in estimator.history_] == [COLUMNS] * 4
     assert estimator.kept_epoch_ == 4
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "knn"])
+def test_a_classifier_that_is_solved_at_once_needs_no_validation_part(
+    classifier: str, run: netloom.Run, photos: Path, tmp_path: Path
+) -> None:
+    """Nor `keep: last`: nothing is chosen by an epoch."""
+    settings = {"validation_fraction": 0, "transfer.classifier": classifier}
+    with_features = netloom.transfer(photos, run.path, out=tmp_path, plan=PLAN, quiet=True, settings=settings)
+    assert with_features.recipe.keep == "best"
+    result = with_features.result
+    assert (result["status"], result["kept_epoch"], result["tests"]) == ("finished", 1, 1)
+    assert "validation" not in result
+    assert [set(row) for row in with_features.history] == [COLUMNS]
+
+
+def test_the_estimator_solves_a_classifier_without_a_validation_part(run: netloom.Run) -> None:
+    targets = np.arange(24) % 2
+    pixels = np.stack([stripes(kind, number) for number, kind in enumerate(targets.tolist())])
+    changes = {"model": "convnet", "filters": [4], "validation_fraction": 0.0, "input_scaling": "pretrained"}
+    changes |= {"normalization": run.recipe.normalization, "transfer.weights": str(run.weights_path)}
+    recipe = netloom.load_recipe("transfer-features", changes)
+    fitted = ImageClassifier(recipe=recipe).fit(pixels, targets)
+    assert (fitted.kept_epoch_, fitted.n_iter_) == (1, 1)
+    assert fitted.score(pixels, targets) > 0.9

@@ -244,10 +244,10 @@ class TrainingRun:
 
 
 def kept_epoch(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> int | None:
-    """The epoch whose weights are kept."""
+    """The epoch whose weights are kept; of a classifier that is solved at once there is one, which nothing chooses."""
     if not history:
         return None
-    monitor = builders.kept_by(recipe)
+    monitor = None if builders.is_solved_at_once(recipe) else builders.kept_by(recipe)
     if monitor is None:
         return int(history[-1]["epoch"])
     values = np.array([row[monitor] for row in history])
