@@ -165,6 +165,11 @@ class Transfer(Group):
         "frozen",
         description="whether batch normalizations of unfrozen stages keep their statistics; frozen stages always do",
     )
+    test_on_seen: bool = Field(
+        False,
+        description="test on pictures that the run of the weights was trained on, with a note in the report; without "
+        "it that is refused",
+    )
     cut: str | None = Field(
         None,
         description="of a run's network: the last stage that is kept, what follows is drawn anew; null is all but the "

@@ -156,7 +156,7 @@ def test_a_run_of_ones_own_is_a_backbone(photos: Path, tmp_path: Path) -> None:
     small = {"model": "convnet", "filters": [4, 6], "dense_units": [5], "epochs": 1, "normalization": "before"}
     first = netloom.train(photos, out=tmp_path, quiet=True, settings={**QUICK, "image_size": 16, **small})
     second = transfer(
-        write_folder(tmp_path / "others", classes=("across", "plain")),
+        write_folder(tmp_path / "others", classes=("across", "plain"), side=14),
         tmp_path,
         backbone=first.path,
         mode="frozen",

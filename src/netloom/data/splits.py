@@ -24,6 +24,8 @@ IntArray = npt.NDArray[np.int64]
 PARTS = ("train", "validation", "test")
 WITHOUT_TEST = "without classes"
 """Method of a split of pictures without classes, which need no test part."""
+CONTENT_DIGITS = 16
+"""Of a content hash, what a manifest keeps: enough that no two of a billion pictures are taken for each other."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,16 @@ class Split:
     notes: tuple[str, ...] = ()
     per_class: int | None = None
 
-    def to_json(self, ids: Sequence[str]) -> dict[str, Any]:
-        """The manifest: ids in place of indices, so that it outlives a new order."""
+    def to_json(self, ids: Sequence[str], content_hashes: Sequence[str] | None = None) -> dict[str, Any]:
+        """The manifest: ids in place of indices, so that it outlives a new order.
+
+        With `content_hashes`, one for each picture, it also tells the training pictures by their content, so that they
+        are known under other names and in other sources (`train_content`).
+        """
         parts = {name: [ids[i] for i in getattr(self, name)] for name in PARTS}
         drawn = {"method": self.method, "seed": self.seed, "per_class": self.per_class}
-        return {**drawn, "notes": list(self.notes), **parts}
+        content = {} if content_hashes is None else {"train_content": _shortened(content_hashes, self.train)}
+        return {**drawn, "notes": list(self.notes), **parts, **content}
 
     def with_validation_trained(self) -> Split:
         """The same test part; what validated trains, too."""
@@ -83,6 +90,10 @@ class Split:
             for part, members in names.items()
         }
         return cls(**indices, method=method, seed=seed, notes=notes, per_class=per_class)
+
+
+def _shortened(content_hashes: Sequence[str], indices: IntArray) -> list[str]:
+    return [content_hashes[i][:CONTENT_DIGITS] for i in indices.tolist()]
 
 
 def _refuse_impossible_ids(

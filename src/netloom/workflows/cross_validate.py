@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from netloom.workflows.builders import CustomModel
 from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
+from netloom.workflows.seen_pictures import notes_on_folds
 from netloom.workflows.training_job import Member, TrainingJob, damaged_manifest, resume_job, start_job
 
 RESULT_FILE = "cv.json"
@@ -134,16 +135,19 @@ def cross_validate(
         drawn = make_folds(scheme, parts=loaded.image_set.splits, **builders.split_options(chosen, loaded.image_set))
     height, width = loaded.image_set.images.shape[2:]
     chosen = chosen.replace(image_size=[height, width])
+    facts = data_facts(loaded, audit, chosen, drawn[0].split)
+    pool = np.unique(np.concatenate([fold.split.test for fold in drawn]))
+    on_backbone = notes_on_folds(chosen, loaded.image_set, pool, fingerprint=facts.fingerprint)
+    notes = [*on_backbone, *_notes(loaded.image_set, drawn)]
     members = [
         Member(
             fold.name,
             chosen.replace(seed=chosen.seed + number),
-            fold.split,
+            replace(fold.split, notes=(*fold.split.notes, *on_backbone)),
             {"repeat": fold.repeat, "fold": fold.fold},
         )
         for number, fold in enumerate(drawn)
     ]
-    notes = _notes(loaded.image_set, drawn)
     reporter.say(
         f"{loaded.source_name}: {len(loaded.image_set):,} pictures of {len(loaded.image_set.class_names)} classes at "
         f"{width}x{height}; {scheme}: {len(drawn)} trainings"
@@ -155,8 +159,8 @@ def cross_validate(
         members,
         PreparedData(
             loaded.image_set,
-            drawn[0].split,
-            data_facts(loaded, audit, chosen, drawn[0].split),
+            members[0].split,
+            facts,
             loaded.pixels_file,
         ),
         out=out,

@@ -22,6 +22,7 @@ from netloom.recipe import Recipe, wanted_channels
 from netloom.run import DataFacts, RunFolder
 from netloom.workflows import builders
 from netloom.workflows.head_start import wait_for
+from netloom.workflows.seen_pictures import with_notes_on_backbone
 
 _LARGE_CACHE_BYTES = 10**9
 
@@ -41,7 +42,7 @@ def prepare_data(source: str | Path | ImageSet, recipe: Recipe, reporter: Report
     """Open, decode, audit and split a source as a recipe wants it.
 
     Raises:
-        DataError: The source cannot be used.
+        DataError: The source cannot be used, or the run that the recipe starts from was trained on test pictures.
     """
     with without_garbage_collection():
         return _prepare(source, recipe, reporter)
@@ -54,6 +55,7 @@ def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) 
         parts=image_set.splits, test_fraction=recipe.test_fraction, **builders.split_options(recipe, image_set)
     )
     facts = data_facts(loaded, report, recipe, split)
+    split = with_notes_on_backbone(recipe, image_set, split, fingerprint=facts.fingerprint)
     _say_what_is_there(reporter, facts, image_set, split, [*report.warnings, *_notes_on_room(loaded)])
     return PreparedData(image_set, split, facts, loaded.pixels_file)
 

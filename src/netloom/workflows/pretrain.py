@@ -70,7 +70,7 @@ def pretrain(
     folder = RunFolder.create(out, name or f"{data.facts.source_name}-pretrained")
     folder.write_setup(
         recipe=chosen,
-        split=data.split.to_json(data.image_set.ids),
+        split=data.split.to_json(data.image_set.ids, data.image_set.content_hashes),
         data=data.facts,
         environment=environment_record(),
     )

@@ -86,7 +86,7 @@ def train(
     folder = RunFolder.create(out, name or data.facts.source_name)
     folder.write_setup(
         recipe=chosen,
-        split=data.split.to_json(data.image_set.ids),
+        split=data.split.to_json(data.image_set.ids, data.image_set.content_hashes),
         data=data.facts,
         environment=environment_record(),
     )

@@ -214,6 +214,7 @@ class TrainingRun:
             "precision": plan.precision,
             "test_time_augmentation": self.recipe.test_time_augmentation,
             "tests": self.earlier_tests,
+            "notes": list(self.data.split.notes),
             **self.fitting.about(),
         }
 

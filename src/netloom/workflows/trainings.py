@@ -165,7 +165,10 @@ def create_run(
         path.mkdir()
     run = Run(path, model=model)
     run.write_setup(
-        recipe=recipe, split=data.split.to_json(data.image_set.ids), data=data.facts, environment=environment
+        recipe=recipe,
+        split=data.split.to_json(data.image_set.ids, data.image_set.content_hashes),
+        data=data.facts,
+        environment=environment,
     )
     return run
 

@@ -16,6 +16,7 @@ from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback
 from netloom.workflows.runs import Run
+from netloom.workflows.seen_pictures import SPLIT_KEYS
 from netloom.workflows.train import train
 
 Mode = Literal["features", "frozen", "finetune"]
@@ -77,6 +78,8 @@ def transfer(
     changes = {**(settings or {}), **overrides}
     limit = parse_duration(time_limit)
     start = backbone_settings(backbone, weights=weights, cut=cut)
+    if recipe is None:
+        start |= _split_of(start)
     shared: dict[str, Any] = {"out": out, "name": name, "device": device, "quiet": quiet, "plan": plan}
     if mode == AUTO:
         if classifier is not None or recipe is not None:
@@ -151,6 +154,18 @@ def backbone_settings(
     if str(weights) == RANDOM and cut is not None:
         raise RecipeError("--cut says what is kept of pretrained weights, and there are none with --weights random.")
     return changes if cut is None else {**changes, "transfer.cut": cut}
+
+
+def _split_of(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe keys of the split that a backbone run was trained with: on the same pictures its test part stays unseen.
+
+    All of them together draw that part.
+    """
+    path = start.get("transfer.weights")
+    if path is None or not Path(path).is_dir():
+        return {}
+    run = RunFolder.open(path).recipe
+    return {key: getattr(run, key) for key in SPLIT_KEYS}
 
 
 def _of_run(path: Path, weights: str | Path | None) -> dict[str, Any]:

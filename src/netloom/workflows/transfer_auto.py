@@ -24,9 +24,10 @@ from netloom.training.callbacks import Callback
 from netloom.training.planning import seconds_by_threads
 from netloom.workflows import builders
 from netloom.workflows.cross_validate import DEFAULT_FOLDS, CrossValidation, cross_validate
-from netloom.workflows.fitting import Fitting
+from netloom.workflows.fitting import Fitting, check_monitors
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.runs import Run
+from netloom.workflows.seen_pictures import notes_on_folds
 from netloom.workflows.train import recipe_for, train
 
 DEFAULT_SECONDS = 1800.0
@@ -93,9 +94,16 @@ def climb(
     reporter, started = Reporter(quiet=quiet), time.perf_counter()
     resolved = resolve_device(device if plan is None else plan.device)
     chosen = {mode: recipe_for(source, f"transfer-{mode}", changes) for mode, changes in recipes.items()}
-    data = prepare_data(source, next(iter(chosen.values())), Reporter(quiet=True))
+    first = next(iter(chosen.values()))
+    data = prepare_data(source, first, Reporter(quiet=True))
+    for recipe in chosen.values():  # what the last one would refuse is told before the first
+        check_monitors(recipe, data.split)
     pictures = _test_part_marked(data)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-transfer").path
+    pool = np.setdiff1d(np.arange(len(data.image_set)), data.split.test)
+    notes = notes_on_folds(first, data.image_set, pool, fingerprint=data.facts.fingerprint)
+    for note in notes:
+        reporter.say(f"  note: {note}")
     steps: list[Step] = []
     best, before = "", None
     reason = "finetune is the last step"
@@ -124,7 +132,7 @@ def climb(
             break
         best, before = mode, found
     reporter.say(f"Training {best}: {reason}")
-    told = {"chosen": best, "reason": reason, "steps": [asdict(step) for step in steps]}
+    told = {"chosen": best, "reason": reason, "steps": [asdict(step) for step in steps], "notes": notes}
     write_json(folder / STEPS_FILE, told)
     run = train(
         source,

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from netloom.data.folds import Scheme, make_folds
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
@@ -40,6 +42,7 @@ from netloom.workflows.search_options import (
     checked_number,
     checked_objective,
 )
+from netloom.workflows.seen_pictures import notes_on_folds
 from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.starting_weights import initialize_from_weights
@@ -151,6 +154,10 @@ def tune(
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     splits = _splits(data, chosen, cv)
+    if cv is not None:
+        pool = np.concatenate([split.test for split in splits])
+        for note in notes_on_folds(chosen, data.image_set, pool, fingerprint=data.facts.fingerprint):
+            reporter.say(f"  note: {note}")
     check_final_part(chosen, data.split, trained_on, n_seeds=n_seeds)
     pictures = study_pictures(source, chosen, data, dimensions, reporter)
     network, heads = _network(chosen, data, asked.model)
@@ -183,7 +190,7 @@ def tune(
     )
     folder.write_setup(
         recipe=chosen,
-        split=data.split.to_json(data.image_set.ids),
+        split=data.split.to_json(data.image_set.ids, data.image_set.content_hashes),
         data=data.facts,
         environment=environment_record(),
     )

@@ -1,0 +1,143 @@
+"""Which pictures a pretrained network knows already: those that the run behind its weights has learned from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from netloom.data.imageset import ImageSet
+from netloom.data.splits import CONTENT_DIGITS, Split
+from netloom.errors import DataError, NetloomError
+from netloom.models.pretrained import PUBLISHED, RANDOM
+from netloom.recipe import Recipe
+from netloom.run import RunFolder
+
+SPLIT_KEYS = ("split_seed", "test_fraction", "validation_fraction")
+"""Recipe keys by which a split of the same pictures is drawn."""
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """A run whose network a training starts from.
+
+    Attributes:
+        path: Its folder.
+        labelled: Whether it looked at labels.
+        same_source: Whether it was trained on the very pictures, names and classes that are there now.
+        seen: Which of the pictures it learned from, bool `[N]`.
+    """
+
+    path: Path
+    labelled: bool
+    same_source: bool
+    seen: npt.NDArray[np.bool_]
+
+    def count(self, indices: npt.NDArray[np.int64]) -> int:
+        """How many of some pictures it learned from."""
+        return int(self.seen[indices].sum())
+
+
+def with_notes_on_backbone(recipe: Recipe, image_set: ImageSet, split: Split, *, fingerprint: str) -> Split:
+    """The split with notes on what a run that the recipe starts from has learned of pictures that are held out.
+
+    Pictures are known by their content, in whatever source they are, where that run's manifest tells it; by their
+    names otherwise, if the source is the same.
+
+    Args:
+        recipe: With its weights settled.
+        image_set: The pictures.
+        split: Of them.
+        fingerprint: Of them, see `prepare.fingerprint`.
+
+    Raises:
+        DataError: Pictures of the test part were trained on with their labels, and the recipe does not allow that
+            (`transfer.test_on_seen`).
+    """
+    notes = []
+    for earlier in _earlier_runs(recipe, image_set, fingerprint):
+        if n := earlier.count(split.test):
+            if earlier.labelled and recipe.transfer is not None and not recipe.transfer.test_on_seen:
+                raise DataError(_refusal(earlier, n, len(split.test)))
+            notes.append(_note(earlier, n, len(split.test), "the test part"))
+        if n := earlier.count(split.validation):
+            notes.append(_note(earlier, n, len(split.validation), "the validation part"))
+    return replace(split, notes=(*split.notes, *notes))
+
+
+def notes_on_folds(recipe: Recipe, image_set: ImageSet, pool: npt.NDArray[np.int64], *, fingerprint: str) -> list[str]:
+    """What is to be said of folds that are drawn from the pictures `pool`, each of which is held out once.
+
+    Other arguments are those of `with_notes_on_backbone`. Nothing is refused: a network that has seen all folds alike
+    is still compared fairly with itself.
+    """
+    return [
+        _note(earlier, n, len(pool), "the held-out folds")
+        for earlier in _earlier_runs(recipe, image_set, fingerprint)
+        if (n := earlier.count(pool))
+    ]
+
+
+def _earlier_runs(recipe: Recipe, image_set: ImageSet, fingerprint: str) -> Iterator[_Earlier]:
+    """The run that the weights come from, the one that it started from itself, and so on."""
+    met: set[Path] = set()
+    folder = _run_of(recipe)
+    while folder is not None and folder.path not in met:
+        met.add(folder.path)
+        facts, manifest = folder.data, folder.split
+        same = facts.fingerprint == fingerprint
+        seen = _seen(manifest, image_set, same_source=same)
+        if seen is not None:
+            yield _Earlier(folder.path, bool(facts.class_names), same, seen)
+        folder = _run_of(folder.recipe)
+
+
+def _run_of(recipe: Recipe) -> RunFolder | None:
+    """The run in whose folder the recipe's weights lie, if it is there and whole."""
+    if recipe.transfer is None or recipe.transfer.weights in (PUBLISHED, RANDOM):
+        return None
+    weights = Path(recipe.transfer.weights).expanduser().resolve()
+    # A file in the folder, one of the weights of epochs below it, or the folder itself.
+    for path in (weights, weights.parent, weights.parent.parent):
+        with contextlib.suppress(NetloomError):
+            folder = RunFolder.open(path)
+            return folder if folder.split and folder.data else None
+    return None
+
+
+def _seen(manifest: dict[str, Any], image_set: ImageSet, *, same_source: bool) -> npt.NDArray[np.bool_] | None:
+    content, names = manifest.get("train_content"), manifest.get("train")
+    if isinstance(content, list) and image_set.content_hashes is not None:
+        known = set(map(str, content))
+        return np.array([one[:CONTENT_DIGITS] in known for one in image_set.content_hashes], dtype=np.bool_)
+    if same_source and isinstance(names, list):
+        known = set(map(str, names))
+        return np.array([one in known for one in image_set.ids], dtype=np.bool_)
+    return None
+
+
+def _note(earlier: _Earlier, n: int, of: int, what: str) -> str:
+    begin = f"{n:,} of the {of:,} pictures of {what} were"
+    by = f"by the network of {earlier.path}, from which this training starts"
+    if not earlier.labelled:
+        return f"{begin} learned from without their labels {by}: figures on them may flatter."
+    return f"{begin} trained on with their labels {by}: figures on them flatter, and tell little of new pictures."
+
+
+def _refusal(earlier: _Earlier, n: int, of: int) -> str:
+    way = "Test on pictures that it has not seen"
+    if earlier.same_source:
+        recipe = RunFolder(earlier.path).recipe
+        split = " ".join(f"--set {key}={getattr(recipe, key):g}" for key in SPLIT_KEYS)
+        way = f"Use the split of that run ({split}), or test on pictures that it has not seen"
+    return (
+        f"{n:,} of the {of:,} pictures of the test part were trained on, with their labels, by the network of "
+        f"{earlier.path}, from which this training starts: the test would tell nothing of new pictures. {way}: a "
+        "folder `test`, a column `split`, or another source. --set transfer.test_on_seen=true trains all the same, and the "
+        "report says so."
+    )

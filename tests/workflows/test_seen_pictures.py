@@ -1,0 +1,149 @@
+"""What a run has learned from is not tested on by what starts from it, and where it validates, that is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import netloom
+from html_page import Page
+from netloom.errors import DataError
+from netloom.runtime import ExecutionPlan
+from picture_folders import write_folder
+
+PLAN = ExecutionPlan("cpu", 1, "float32")
+SMALL: dict[str, Any] = {
+    "filters": [4],
+    "head_pooling": "average",
+    "batch_size": 16,
+    "epochs": 1,
+    "early_stopping": None,
+    "schedule": None,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("photos") / "photos", per_class=40)
+
+
+@pytest.fixture(scope="module")
+def backbone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run:
+    """A run whose split is not the usual one."""
+    settings = {**SMALL, "augmentation": None, "split_seed": 5, "test_fraction": 0.3}
+    return netloom.train(photos, out=tmp_path_factory.mktemp("runs"), plan=PLAN, quiet=True, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def pretrained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run:
+    settings = {**SMALL, "self_supervised.hidden_units": 16, "self_supervised.embedding_size": 8}
+    return netloom.pretrain(photos, out=tmp_path_factory.mktemp("runs"), plan=PLAN, quiet=True, settings=settings)
+
+
+def transfer(source: Path, run: netloom.Run | Path, out: Path, **changes: Any) -> netloom.Run:
+    return netloom.transfer(
+        source, run if isinstance(run, Path) else run.path, out=out, plan=PLAN, quiet=True, settings=changes
+    )
+
+
+def seen(run: netloom.Run, backbone: netloom.Run, part: str) -> int:
+    return len(set(run.split[part]) & set(backbone.split["train"]))
+
+
+def test_the_split_of_a_backbone_run_is_taken_over(photos: Path, backbone: netloom.Run, tmp_path: Path) -> None:
+    run = transfer(photos, backbone, tmp_path)
+    assert [run.split[part] for part in ("train", "validation", "test")] == [
+        backbone.split[part] for part in ("train", "validation", "test")
+    ]
+    assert run.result["notes"] == []
+
+
+def test_test_pictures_that_a_run_was_trained_on_are_refused_with_their_number(
+    photos: Path, backbone: netloom.Run, tmp_path: Path
+) -> None:
+    again = transfer(photos, backbone, tmp_path, split_seed=6, **{"transfer.test_on_seen": True})
+    n = seen(again, backbone, "test")
+    assert 5 < n < len(again.split["test"])
+    note = f"{n} of the {len(again.split['test'])} pictures of the test part were trained on with their labels"
+    assert note in again.result["notes"][0]
+    assert note in Page(again.report_path.read_text(encoding="utf-8")).words
+    with pytest.raises(
+        DataError, match=rf"^{n} of the .* test part .*--set split_seed=5 --set test_fraction=0\.3 .*test_on_seen"
+    ):
+        transfer(photos, backbone, tmp_path / "refused", split_seed=6)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_pictures_are_known_by_their_content_in_another_source(
+    photos: Path, backbone: netloom.Run, tmp_path: Path
+) -> None:
+    """Other names, other classes; and what the run itself was made of counts as well."""
+    other = write_folder(tmp_path / "other", side=14, per_class=10)
+    between = transfer(other, backbone, tmp_path / "runs")
+    assert between.result["notes"] == []
+    (tmp_path / "mixed").mkdir()
+    for name in ("across", "down"):
+        (tmp_path / "mixed" / name).mkdir()
+        for number in range(10):
+            shutil.copy(photos / name / f"{number:03}.png", tmp_path / "mixed" / name / f"renamed-{number}.png")
+    for run in (backbone, between):
+        with pytest.raises(DataError, match="of the 4 pictures of the test part were trained on") as error:
+            transfer(tmp_path / "mixed", run, tmp_path / "runs", split_seed=1, test_fraction=0.2)
+        assert "split_seed=" not in str(error.value)  # no split of this source is that run's
+        assert str(backbone.path) in str(error.value)
+
+
+def test_runs_of_before_are_compared_by_names(photos: Path, backbone: netloom.Run, tmp_path: Path) -> None:
+    """Their manifests tell no contents."""
+    old = tmp_path / "old"
+    shutil.copytree(backbone.path, old)
+    manifest = json.loads((old / "split.json").read_text(encoding="utf-8"))
+    assert len(manifest.pop("train_content")) == len(manifest["train"])
+    (old / "split.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(DataError, match="pictures of the test part were trained on"):
+        transfer(photos, old, tmp_path / "runs", split_seed=6)
+    assert transfer(photos, old, tmp_path / "runs").result["status"] == "finished"
+
+
+def test_validation_and_folds_are_told_of_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_folder(tmp_path / "photos", parts=("train", "test"))
+    backbone = netloom.train(photos, out=tmp_path, plan=PLAN, quiet=True, settings={**SMALL, "augmentation": None})
+    run = transfer(photos, backbone, tmp_path, split_seed=1)
+    n = seen(run, backbone, "validation")
+    assert n > 5
+    assert [note.split(" were")[0] for note in run.result["notes"]] == [
+        f"{n} of the {len(run.split['validation'])} pictures of the validation part"
+    ]
+    found = netloom.cross_validate(photos, run.recipe, folds=2, jobs=1, out=tmp_path, plan=PLAN, quiet=False)
+    told = f"{len(backbone.split['train'])} of the 60 pictures of the held-out folds were trained on"
+    assert told in found.result["notes"][0]
+    assert told in capsys.readouterr().err
+    assert all(told in fold.result["notes"][-1] for fold in found.runs)
+
+
+def test_what_was_learned_without_labels_is_told(photos: Path, pretrained: netloom.Run, tmp_path: Path) -> None:
+    run = transfer(photos, pretrained, tmp_path)
+    assert run.split["test"] == pretrained.split["test"]
+    assert run.result["notes"] == []
+    other = transfer(photos, pretrained, tmp_path, split_seed=3)
+    test, validation = (seen(other, pretrained, part) for part in ("test", "validation"))
+    assert test
+    of_test, of_validation = (len(other.split[part]) for part in ("test", "validation"))
+    assert [note.split(" by the")[0] for note in other.result["notes"]] == [
+        f"{test} of the {of_test} pictures of the test part were learned from without their labels",
+        f"{validation} of the {of_validation} pictures of the validation part were learned from without their labels",
+    ]
