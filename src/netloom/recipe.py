@@ -279,6 +279,11 @@ def _combination_problems(recipe: Recipe) -> list[str]:
     if recipe.transfer is not None and recipe.first_layer != "random":
         problems.append("first_layer: a pretrained network has its own; random leaves that as it is")
     transfer = recipe.transfer
+    if transfer is not None and transfer.mode == "features" and transfer.cut is not None:
+        problems.append(
+            "transfer.cut: what follows a cut is drawn anew and has to be trained, and mode: features trains the "
+            "classifier alone; use mode: finetune (--mode finetune), or frozen, or leave the cut out"
+        )
     if transfer is not None and transfer.mode == "finetune" and transfer.head_epochs >= recipe.epochs:
         problems.append(
             f"transfer.head_epochs: {transfer.head_epochs} of {recipe.epochs} epochs leave none in which more than the "

@@ -172,8 +172,8 @@ class Transfer(Group):
     )
     cut: str | None = Field(
         None,
-        description="of a run's network: the last stage that is kept, what follows is drawn anew; null is all but the "
-        "head",
+        description="of modes `frozen` and `finetune`: the last stage that is kept, what follows is drawn anew; null "
+        "is all but the head",
     )
 
 

@@ -211,6 +211,34 @@ def test_a_backbone_without_pretrained_weights_trains_from_scratch(photos: Path,
     assert run.result["trainable_parameters"] == run.result["parameters"]
 
 
+def test_a_cut_has_what_follows_it_trained(photos: Path, weights: Path, tmp_path: Path) -> None:
+    """Features behind random layers would tell nothing."""
+    run = transfer(photos, tmp_path, weights=weights, cut="block1")
+    assert run.recipe.transfer is not None
+    assert run.recipe.transfer.mode == "finetune"
+    kept, given = load_file(run.weights_path), load_file(weights)
+    last = "layer4.0.conv1.weight"
+    assert not torch.equal(kept[TRUNK_PREFIX + last], given[last])
+    with pytest.raises(RecipeError, match=r"transfer\.cut: .* use mode: finetune \(--mode finetune\), or frozen"):
+        transfer(photos, tmp_path, weights=weights, cut="block1", mode="features")
+
+
+def test_a_recipe_keeps_its_own_mode_and_head(photos: Path, weights: Path, tmp_path: Path) -> None:
+    written = tmp_path / "mine.yaml"
+    written.write_text("extends: transfer-frozen\ndense_units: [7]\n", encoding="utf-8")
+    chosen = transfer(photos, tmp_path, weights=weights, recipe=written).recipe
+    assert chosen.transfer is not None
+    assert (chosen.transfer.mode, chosen.dense_units, chosen.dense_dropout) == ("frozen", [7], None)
+    said = transfer(photos, tmp_path, weights=weights, recipe=written, mode="features", classifier="network").recipe
+    assert said.transfer is not None
+    assert (said.transfer.mode, said.transfer.classifier) == ("features", "network")
+    assert (said.dense_units, said.dense_dropout) == ([7], 0.5)
+    given = netloom.load_recipe("transfer-finetune")
+    tuned = transfer(photos, tmp_path, weights=weights, recipe=given, unfreeze=1).recipe
+    assert tuned.transfer is not None
+    assert (tuned.transfer.mode, tuned.transfer.unfreeze) == ("finetune", 1)
+
+
 def invoke(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit)
@@ -246,7 +274,10 @@ def test_the_command_line(photos: Path, weights: Path, tmp_path: Path) -> None:
         (["--backbone", NAME, "--weights", "{hostile}"], "truncated, damaged or no .safetensors file"),
         (["--backbone", NAME], "There are three ways"),
         (["--backbone", "runs/nothing"], "There is no run folder runs/nothing"),
-        (["--backbone", NAME, "--weights", "{good}", "--cut", "blok1"], "no stage 'blok1'. Did you mean 'block1'?"),
+        (
+            ["--backbone", NAME, "--weights", "{good}", "--cut", "blok1"],
+            "no stage 'blok1' with pretrained weights. Did you mean",
+        ),
         (["--backbone", NAME, "--weights", "{good}", "--mode", "frozen", "--unfreeze", "1"], "--unfreeze is for mode"),
         (
             ["--backbone", NAME, "--weights", "{good}", "--mode", "finetune", "--unfreeze", "blok1"],

@@ -178,3 +178,13 @@ def test_impossible_wishes_are_told(photos: Path, weights: Path, tmp_path: Path)
     with pytest.raises(RecipeError, match="--mode auto takes the shipped recipes"):
         auto(photos, weights, tmp_path, classifier="knn")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_with_a_cut_it_begins_with_the_frozen_network(
+    photos: Path, weights: Path, tmp_path: Path, scripted: Any
+) -> None:
+    asked = scripted(LOW, NO_BETTER)
+    run = auto(photos, weights, tmp_path, cut="block1")
+    assert [options["name"] for _, _, options in asked] == ["frozen", "finetune"]
+    assert run.recipe.transfer is not None
+    assert (run.recipe.transfer.mode, run.recipe.transfer.cut) == ("frozen", "block1")

@@ -58,14 +58,16 @@ def transfer(
         ),
     ],
     mode: Annotated[
-        TransferMode,
+        TransferMode | None,
         typer.Option(
             "--mode",
             "-m",
             help="A classifier on features computed once, a head in front of the frozen network, all of it trained "
-            "from the top down, or as far as each step is clearly better.",
+            "from the top down, or as far as each step is clearly better. Without it the recipe's, or features; "
+            "finetune with --cut.",
+            show_default=False,
         ),
-    ] = TransferMode.features,
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -124,7 +126,8 @@ def transfer(
         f"model=timm/{backbone.removeprefix('timm/')}",
         *([] if weights is None else [f"transfer.weights={weights}"]),
     ]
-    begun_with = recipe or f"transfer-{'features' if mode is TransferMode.auto else mode.value}"
+    # Size and colour of the pictures are the same in all modes.
+    begun_with = recipe or f"transfer-{'features' if mode in (None, TransferMode.auto) else mode.value}"
     head_start.begin(source, begun_with, [*said, *(settings or [])])  # before torch is imported, which takes as long
     from netloom.workflows.runs import load
     from netloom.workflows.transfer import transfer as workflow
@@ -134,7 +137,7 @@ def transfer(
         source,
         backbone,
         weights=weights,
-        mode=mode.value,
+        mode=None if mode is None else mode.value,
         classifier=None if classifier is None else classifier.value,
         unfreeze=int(unfreeze) if unfreeze is not None and unfreeze.isdecimal() else unfreeze,
         cut=cut,

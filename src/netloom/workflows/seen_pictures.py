@@ -138,6 +138,6 @@ def _refusal(earlier: _Earlier, n: int, of: int) -> str:
     return (
         f"{n:,} of the {of:,} pictures of the test part were trained on, with their labels, by the network of "
         f"{earlier.path}, from which this training starts: the test would tell nothing of new pictures. {way}: a "
-        "folder `test`, a column `split`, or another source. --set transfer.test_on_seen=true trains all the same, and the "
-        "report says so."
+        "folder `test`, a column `split`, or another source. --set transfer.test_on_seen=true trains all the same, "
+        "and the report says so."
     )

@@ -11,7 +11,7 @@ from netloom.durations import parse_duration
 from netloom.errors import RecipeError, did_you_mean
 from netloom.models.backbones import PREFIX, is_backbone
 from netloom.models.pretrained import RANDOM
-from netloom.recipe import CUSTOM_MODEL, MODEL_OPTIONS, Recipe
+from netloom.recipe import CUSTOM_MODEL, MODEL_OPTIONS, Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback
@@ -31,7 +31,7 @@ def transfer(
     backbone: str | Path,
     *,
     weights: str | Path | None = None,
-    mode: str = "features",
+    mode: str | None = None,
     classifier: str | None = None,
     unfreeze: int | str | None = None,
     cut: str | None = None,
@@ -55,7 +55,8 @@ def transfer(
             `$NETLOOM_DATA/weights/` or the hub, or those of the run.
         mode: `features`: a classifier on features that are computed once. `frozen`: a head in front of the network,
             trained with augmentation. `finetune`: the head first, then the network from the top. `auto`: the first of
-            these that the next one does not clearly beat in cross-validation.
+            these that the next one does not clearly beat in cross-validation. Without one that of `recipe`, or
+            `features`, or `finetune` where there is a cut, behind which the network has to be trained.
         classifier: Of mode `features`: `logistic`, `network` or `knn`.
         unfreeze: Of mode `finetune`: `all`, a number of stages from the top, or a stage's name.
         cut: The last stage of the backbone that is kept; the rest is drawn anew.
@@ -81,21 +82,35 @@ def transfer(
     if recipe is None:
         start |= _split_of(start)
     shared: dict[str, Any] = {"out": out, "name": name, "device": device, "quiet": quiet, "plan": plan}
+    mode = mode or _mode_of(recipe, cut=cut)
     if mode == AUTO:
         if classifier is not None or recipe is not None:
             raise RecipeError("--mode auto takes the shipped recipes; --classifier and --recipe go with another mode.")
         from netloom.workflows.transfer_auto import DEFAULT_SECONDS, climb
 
         recipes: dict[str, Mapping[str, Any]] = {}
-        for step in MODES:
+        steps = MODES[1:] if "transfer.cut" in {**start, **changes} else MODES  # behind a cut, features are random
+        for step in steps:
             said = mode_settings(step, None, unfreeze if step == "finetune" else None)
             recipes[step] = {**start, **said, **changes}
         seconds = DEFAULT_SECONDS if limit is None else limit
         return climb(source, recipes, seconds=seconds, callbacks=callbacks, **shared)
+    base = recipe_of(mode) if recipe is None else recipe
     chosen = {**start, **mode_settings(mode, classifier, unfreeze)}
+    if classifier == "network":
+        own = load_recipe(base)
+        chosen |= {key: value for key, value in _NETWORK_CLASSIFIER.items() if getattr(own, key) is None}
     if limit is not None:
         chosen["time_limit_minutes"] = limit / 60
-    return train(source, recipe or recipe_of(mode), callbacks=callbacks, settings={**chosen, **changes}, **shared)
+    return train(source, base, callbacks=callbacks, settings={**chosen, **changes}, **shared)
+
+
+def _mode_of(recipe: str | Path | Recipe | None, *, cut: str | None) -> str:
+    """The mode where none is said."""
+    own = None if recipe is None else load_recipe(recipe).transfer
+    if own is not None:
+        return own.mode
+    return "features" if cut is None else "finetune"
 
 
 def recipe_of(mode: str) -> str:
@@ -122,8 +137,6 @@ def mode_settings(mode: str, classifier: str | None, unfreeze: int | str | None)
         if mode != "features":
             raise RecipeError(f"--classifier is for mode features; {mode} trains the network's own head (dense_units).")
         changes["transfer.classifier"] = classifier
-        if classifier == "network":
-            changes |= _NETWORK_CLASSIFIER
     if unfreeze is not None:
         if mode != "finetune":
             raise RecipeError(f"--unfreeze is for mode finetune; {mode} leaves the network as it is.")
