@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 import netloom
-from netloom.errors import RecipeError
+from netloom.errors import DataError, RecipeError
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.models.backbones import timm
 from netloom.progress import Reporter
 from netloom.workflows import transfer_auto
+from netloom.workflows.interruption import BY_USER
 from netloom.workflows.prepare import prepare_data
+from netloom.workflows.trainings import FailedTrainingsError, InterruptedTrainingsError
 from picture_folders import write_folder
 
 NAME = "test_resnet"
@@ -54,8 +56,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def auto(photos: Path, weights: Path, out: Path, **options: Any) -> netloom.Run:
+    settings = {**QUICK, **options.pop("settings", {})}
     return netloom.transfer(
-        photos, NAME, weights=weights, mode="auto", out=out, quiet=True, device="cpu", settings=QUICK, **options
+        photos, NAME, weights=weights, mode="auto", out=out, quiet=True, device="cpu", settings=settings, **options
     )
 
 
@@ -188,3 +191,51 @@ def test_with_a_cut_it_begins_with_the_frozen_network(
     assert [options["name"] for _, _, options in asked] == ["frozen", "finetune"]
     assert run.recipe.transfer is not None
     assert (run.recipe.transfer.mode, run.recipe.transfer.cut) == ("frozen", "block1")
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The first cross-validation is real; the one after it ends with an error."""
+
+    def script(error: Exception) -> None:
+        real, begun = transfer_auto.cross_validate, []
+
+        def cross_validate(pictures: Any, recipe: Any, **options: Any) -> Any:
+            if begun:
+                raise error
+            begun.append(options["name"])
+            return real(pictures, recipe, **options)
+
+        monkeypatch.setattr(transfer_auto, "cross_validate", cross_validate)
+
+    return script
+
+
+def test_a_step_that_fails_leaves_those_before_it(photos: Path, weights: Path, tmp_path: Path, ending: Any) -> None:
+    ending(FailedTrainingsError("2 of 5 trainings failed. Go on with: this and that", "fold-1: the loss is nan."))
+    told = auto(photos, weights, tmp_path).result["transfer"]
+    assert (told["chosen"], told["reason"]) == ("features", "frozen failed: fold-1: the loss is nan.")
+    assert [step["mode"] for step in told["steps"]] == ["features"]
+
+
+def test_an_interruption_says_what_a_shell_can_do(photos: Path, weights: Path, tmp_path: Path, ending: Any) -> None:
+    ending(InterruptedTrainingsError("Go on with: netloom.resume_cross_validation(", BY_USER))
+    with pytest.raises(InterruptedTrainingsError, match=r"Run the same again: features .* are found") as error:
+        auto(photos, weights, tmp_path)
+    assert error.value.exit_code == 130
+    assert "resume_cross_validation" not in str(error.value)
+
+
+def test_few_pictures_of_a_class_mean_fewer_folds(weights: Path, tmp_path: Path, scripted: Any) -> None:
+    photos = write_folder(tmp_path / "photos", per_class=8)
+    for picture in sorted((photos / "down").iterdir())[4:]:
+        picture.unlink()
+    asked = scripted(LOW, NO_BETTER)
+    auto(photos, weights, tmp_path)
+    left = sum(parts is None for parts in asked[0][0].splits[8:12])  # of those that go down
+    assert left == 3
+    assert {options["folds"] for _, _, options in asked} == {3}
+    for picture in sorted((photos / "down").iterdir())[2:]:
+        picture.unlink()
+    with pytest.raises(DataError, match=r"two independent pictures .* 'down' has 1\. .* --mode features"):
+        auto(photos, weights, tmp_path / "refused", settings={"test_fraction": 0.4})

@@ -183,8 +183,7 @@ class _Pool:
 
     def _refuse_too_many(self, folds: int) -> None:
         """Every fold shall test every class, and the others teach it."""
-        pairs = np.unique(np.stack([self.labels, self.units]), axis=1)[0]
-        available = np.bincount(pairs, minlength=int(self.labels.max()) + 1)
+        available = independent_pictures(self.labels, self.units)
         scarce = np.flatnonzero((available < folds) & (available > 0))
         if not len(scarce):
             return
@@ -212,6 +211,17 @@ class _Pool:
             validation=self.indices[drawn.validation],
             test=self.indices[drawn.test],
         )
+
+
+def independent_pictures(labels: IntArray, units: IntArray) -> IntArray:
+    """How many units hold pictures of each class, int64 `[K]`: no class can be in more folds than that.
+
+    Args:
+        labels: Class indices `[n]`.
+        units: The unit of each picture `[n]`, see `splits.tie_into_units`.
+    """
+    pairs = np.unique(np.stack([labels, units]), axis=1)[0]
+    return np.bincount(pairs, minlength=int(labels.max()) + 1)
 
 
 def fold_numbers(labels: IntArray, units: IntArray, folds: int, seed: int) -> IntArray:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from netloom.data.folds import Fold, Scheme, make_folds
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import DataError, TrainingError
+from netloom.errors import DataError
 from netloom.evaluation.cross_validation import CrossValidationScores, FoldOutcome, summarize_folds
 from netloom.files import write_json
 from netloom.memory import without_garbage_collection
@@ -27,6 +27,7 @@ from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
 from netloom.workflows.seen_pictures import notes_on_folds
+from netloom.workflows.trainings import FailedTrainingsError
 from netloom.workflows.training_job import Member, TrainingJob, damaged_manifest, resume_job, start_job
 
 RESULT_FILE = "cv.json"
@@ -250,7 +251,8 @@ def _finish(job: TrainingJob, scheme: Scheme, reporter: Reporter) -> CrossValida
     failures = job.train(reporter, go_on_with=go_on_with)
     tested = [run for run in job.runs if run.result["status"] == "finished"]
     if not tested:
-        raise TrainingError(f"All {len(job.runs)} trainings failed, the first of them so: {_first(failures)}")
+        first = _first(failures)
+        raise FailedTrainingsError(f"All {len(job.runs)} trainings failed, the first of them so: {first}", first)
     outcomes = [_outcome(run, job.image_set) for run in tested]
     class_names = tuple(job.image_set.class_names)
     scores = summarize_folds(outcomes, len(class_names))
@@ -269,9 +271,10 @@ def _finish(job: TrainingJob, scheme: Scheme, reporter: Reporter) -> CrossValida
 
     write_cross_validation_report(found, job.path / REPORT_FILE)
     if failures:
-        raise TrainingError(
+        raise FailedTrainingsError(
             f"{len(failures)} of {len(job.runs)} trainings failed, for example {_first(failures)} The figures of the "
-            f"others are in {job.path / RESULT_FILE}. When the cause is mended, go on with: {go_on_with}"
+            f"others are in {job.path / RESULT_FILE}. When the cause is mended, go on with: {go_on_with}",
+            _first(failures),
         )
     for line in describe(result):
         reporter.say(line)

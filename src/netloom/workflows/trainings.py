@@ -37,7 +37,16 @@ class InterruptedTrainingsError(TrainingError):
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
+        self.reason = reason
         self.exit_code = exit_code_of(reason)
+
+
+class FailedTrainingsError(TrainingError):
+    """Some trainings failed, or all of them; `cause` says of one how."""
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 def jobs_for_model(model: CustomModel | None, jobs: int | None, reporter: Reporter) -> int | None:

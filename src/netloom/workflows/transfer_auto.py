@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from netloom.data.folds import independent_pictures
 from netloom.data.imageset import ImageSet
+from netloom.data.splits import tie_into_units
 from netloom.durations import duration
+from netloom.errors import DataError, TrainingError
 from netloom.files import write_json
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.parallel.planning import candidate_threads, choose_jobs
@@ -29,6 +32,7 @@ from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.runs import Run
 from netloom.workflows.seen_pictures import notes_on_folds
 from netloom.workflows.train import recipe_for, train
+from netloom.workflows.trainings import FailedTrainingsError, InterruptedTrainingsError
 
 DEFAULT_SECONDS = 1800.0
 STEPS_FILE = "transfer.json"
@@ -89,7 +93,10 @@ def climb(
         callbacks: As for `train`, of the last training.
 
     Raises:
-        NetloomError: As `cross_validate` and `train` raise it.
+        DataError: A class has one picture alone that is not tested on.
+        InterruptedTrainingsError: Ctrl-C or SIGTERM.
+        NetloomError: As `cross_validate` and `train` raise it. Where a mode after the first fails in training, those
+            before it decide.
     """
     reporter, started = Reporter(quiet=quiet), time.perf_counter()
     resolved = resolve_device(device if plan is None else plan.device)
@@ -98,7 +105,7 @@ def climb(
     data = prepare_data(source, first, Reporter(quiet=True))
     for recipe in chosen.values():  # what the last one would refuse is told before the first
         check_monitors(recipe, data.split)
-    pictures = _test_part_marked(data)
+    pictures, folds = _test_part_marked(data), _suited_folds(data)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-transfer").path
     pool = np.setdiff1d(np.arange(len(data.image_set)), data.split.test)
     notes = notes_on_folds(first, data.image_set, pool, fingerprint=data.facts.fingerprint)
@@ -109,21 +116,22 @@ def climb(
     reason = "finetune is the last step"
     for mode, recipe in chosen.items():
         left = seconds - (time.perf_counter() - started)
-        expected = 0.0 if before is None else expected_seconds(recipe, data, device=resolved)
+        expected = 0.0 if before is None else expected_seconds(recipe, data, device=resolved, folds=folds)
         if before is not None and expected > left:
             reason = _too_slow(mode, expected, left)
             break
-        reporter.say(f"{mode}: cross-validating with {DEFAULT_FOLDS} folds" + (_about(expected) if expected else ""))
-        found = cross_validate(
-            pictures,
-            recipe,
-            folds=DEFAULT_FOLDS,
-            out=folder,
-            name=mode,
-            device=device,
-            quiet=True,
-            plan=plan,
-        )
+        reporter.say(f"{mode}: cross-validating with {folds} folds" + (_about(expected) if expected else ""))
+        try:
+            found = cross_validate(
+                pictures, recipe, folds=folds, out=folder, name=mode, device=device, quiet=True, plan=plan
+            )
+        except InterruptedTrainingsError as error:
+            raise InterruptedTrainingsError(_interrupted(mode, error.reason), error.reason) from error
+        except TrainingError as error:
+            if before is None:
+                raise
+            reason = f"{mode} failed: {error.cause if isinstance(error, FailedTrainingsError) else error}"
+            break
         step = _step(mode, found, before)
         steps.append(step)
         reporter.say(_in_words(step, steps))
@@ -154,6 +162,34 @@ def _test_part_marked(data: PreparedData) -> ImageSet:
     for index in data.split.test:
         parts[index] = "test"
     return replace(data.image_set, splits=tuple(parts))
+
+
+def _suited_folds(data: PreparedData) -> int:
+    """Five folds, or fewer where the scarcest class has no more independent pictures outside of the test part.
+
+    Raises:
+        DataError: It has one, which cannot be both held out and learned from.
+    """
+    pictures = data.image_set
+    pool = np.setdiff1d(np.arange(len(pictures)), data.split.test)
+    units = tie_into_units(len(pictures), pictures.groups, pictures.content_hashes)
+    available = independent_pictures(pictures.targets.numpy()[pool], units[pool])
+    scarcest = int(available.argmin())
+    folds = min(DEFAULT_FOLDS, int(available[scarcest]))
+    if folds < 2:
+        raise DataError(
+            f"--mode auto compares by cross-validation, which takes two independent pictures of each class outside of "
+            f"the test part; {data.facts.class_names[scarcest]!r} has {available[scarcest]}. Add some, or choose the "
+            "mode yourself: --mode features."
+        )
+    return folds
+
+
+def _interrupted(mode: str, reason: str) -> str:
+    return (
+        f"{reason[0].upper()}{reason[1:]} while {mode} was cross-validated. Run the same again: features that were "
+        "computed are found in the cache."
+    )
 
 
 def _step(mode: str, found: CrossValidation, before: CrossValidation | None) -> Step:
