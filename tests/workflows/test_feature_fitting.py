@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,10 @@ from safetensors.torch import load_file
 import netloom
 from html_page import Page
 from netloom.data.imageset import ImageSet
-from netloom.errors import NetloomError, RecipeError
+from netloom.errors import NetloomError, RecipeError, TrainingError
 from netloom.features import FeatureExtractor
 from netloom.runtime import ExecutionPlan
-from netloom.training.callbacks import Callback
+from netloom.training.callbacks import Callback, TimeLimit
 from netloom.workflows import training_run
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import stripes, write_folder
@@ -202,20 +203,20 @@ def test_a_search_looks_at_every_picture_once(
     assert all(0 <= trial["value"] <= 1 for trial in study.trials if trial["state"] == "complete")
 
 
+class Interruption:
+    """Ctrl-C when it is asked for the third time."""
+
+    asked = 0
+
+    def __call__(self) -> str | None:
+        self.asked += 1
+        return training_run.BY_USER if self.asked >= 3 else None
+
+
 def test_an_interruption_while_features_are_computed_loses_nothing(
     photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("netloom.features.inference_batch_size", lambda *_: 10)
-
-    class Interruption:
-        asked = 0
-
-        def __call__(self) -> str | None:
-            self.asked += 1
-            return training_run.BY_USER if self.asked >= 3 else None
-
-    import contextlib
-
     with monkeypatch.context() as patched:
         patched.setattr(training_run, "listening", lambda: contextlib.nullcontext(Interruption()))
         with pytest.raises(InterruptedTrainingError) as raised:
@@ -227,6 +228,49 @@ def test_an_interruption_while_features_are_computed_loses_nothing(
     assert resumed.result["features"]["computed"] == 30
     whole = train(photos, tmp_path, backbone)
     assert resumed.result["test"] == whole.result["test"]
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_an_interruption_while_the_head_gets_its_start_leaves_a_run_that_goes_on(
+    mode: str, photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netloom.features.inference_batch_size", lambda *_: 10)
+    changes = {"transfer.mode": mode, "dense_units": None, "epochs": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run, "listening", lambda: contextlib.nullcontext(Interruption()))
+        with pytest.raises(InterruptedTrainingError, match="after 0 of 2 epochs") as raised:
+            train(photos, tmp_path, backbone, **changes)
+    run = raised.value.run
+    assert (run.result["status"], run.result["epochs"], run.history) == ("interrupted", 0, [])
+    resumed, whole = netloom.resume(run.path, quiet=True), train(photos, tmp_path, backbone, **changes)
+    assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
+def test_a_time_limit_ends_the_computing_of_features_and_keeps_them(
+    photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netloom.features.inference_batch_size", lambda *_: 10)
+    with pytest.raises(TrainingError, match=r"while features were computed, so that there is no classifier yet"):
+        train(photos, tmp_path / "cut", backbone, time_limit_minutes=1e-9)
+    (cut,) = (tmp_path / "cut").iterdir()
+    assert (netloom.load(cut).result["status"], (cut / "weights.safetensors").exists()) == ("failed", False)
+    assert train(photos, tmp_path, backbone, time_limit_minutes=10).result["features"]["computed"] == 50
+
+
+def test_the_time_that_features_take_is_the_trainings(photos: Path, backbone: Path, tmp_path: Path) -> None:
+    """A head of 0.6 minutes gets what its features left of them."""
+    counted: list[float] = []
+
+    class Slow(TimeLimit):
+        def count(self, seconds: float) -> None:
+            counted.append(seconds)
+            super().count(35.99)
+
+    changes = {"transfer.classifier": "network", "dense_units": [8], "epochs": 500}
+    run = train(photos, tmp_path, backbone, callbacks=[Slow(max_minutes=0.6)], **changes)
+    assert counted[0] > 0
+    assert run.result["epochs"] < 500
+    assert "time limit" in run.result["stop_reason"]
 
 
 class _Interrupt(Callback):

@@ -27,8 +27,8 @@ from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
 from netloom.workflows.seen_pictures import notes_on_folds
-from netloom.workflows.trainings import FailedTrainingsError
 from netloom.workflows.training_job import Member, TrainingJob, damaged_manifest, resume_job, start_job
+from netloom.workflows.trainings import FailedTrainingsError
 
 RESULT_FILE = "cv.json"
 REPORT_FILE = "report.html"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from netloom.data.batches import Batches
 from netloom.data.feature_cache import FeatureCache
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import tie_into_units
-from netloom.errors import RecipeError
+from netloom.errors import RecipeError, TrainingError
 from netloom.features import (
     Extraction,
     FeatureBatches,
@@ -35,7 +36,7 @@ from netloom.models.contract import ImageModel
 from netloom.progress import OnProgress, Reporter
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, executing
-from netloom.training.callbacks import Callback, CallbackList, CSVLog
+from netloom.training.callbacks import Callback, CallbackList, CSVLog, TimeLimit
 from netloom.training.checkpoint import Checkpoint, Checkpointer, state_bytes
 from netloom.training.feature_heads import Choice, fit_logistic
 from netloom.training.loop import fit
@@ -210,13 +211,27 @@ class FeatureFitting(Fitting):
         """Train the head on features, in place: in one go, or by the ordinary loop.
 
         Raises:
-            TrainingError: The loss is no longer a number.
+            TrainingError: The loss is no longer a number, or the recipe's time was used up before all features were
+                computed; those that were are kept.
             ModelError: The features are not numbers.
         """
-        if not self.extract(plan, interruption):
-            state = self._state(steps=1)
-            state.stop_reason = interruption()
-            return state
+        started, limit = time.monotonic(), self.recipe.time_limit_minutes
+        deadline = math.inf if limit is None else started + 60 * limit
+
+        def asked() -> str | None:
+            return interruption() or (None if time.monotonic() < deadline else "time limit")
+
+        if not self.extract(plan, asked):
+            if (reason := interruption()) is None:
+                raise TrainingError(
+                    f"The time limit of {limit:g} minutes ended while features were computed, so that there is no "
+                    "classifier yet. Those that were computed are kept: run the same again, and it goes on from there; "
+                    "more time at once does it, too (--time-limit, time_limit_minutes)."
+                )
+            return self.not_begun(self.head, 1, reason)
+        for callback in callbacks:
+            if isinstance(callback, TimeLimit):
+                callback.count(time.monotonic() - started)
         if builders.is_solved_at_once(self.recipe):
             return self._solve(plan, callbacks)
         recipe = self.recipe
@@ -311,7 +326,7 @@ class FeatureFitting(Fitting):
     def _solve(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         """Fit the classifier in one go; for those who watch, that is one epoch."""
         started = time.perf_counter()
-        state, watchers = self._state(steps=1), CallbackList(callbacks)
+        state, watchers = self.not_begun(self.head, 1), CallbackList(callbacks)
         if self._found().features.numel() < _FEW_NUMBERS:
             plan = replace(plan, threads=1)
         with executing(plan), contextlib.closing(watchers):
@@ -369,11 +384,6 @@ class FeatureFitting(Fitting):
             f"{part}_loss": head.loss(outputs, targets).item(),
             f"{part}_accuracy": head.correct(outputs, targets).item() / len(indices),
         }
-
-    def _state(self, *, steps: int) -> TrainingState:
-        """Of a training without steps: its optimizer has nothing to do."""
-        idle = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
-        return TrainingState(self.head, idle, 1, steps, validates=len(self.split.validation) > 0)
 
 
 def _tell(on_progress: OnProgress, before: int, total: int, done: int, _of: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from netloom.data.batches import Batch, Batches, ImageBatches, InputScaling
@@ -163,20 +164,36 @@ class Fitting:
             device=self.device,
         )
 
-    def start_head(self, plan: ExecutionPlan) -> None:
-        """Have a linear head behind pretrained features start from the logistic regression on them, in place."""
+    def start_head(self, plan: ExecutionPlan, interruption: Callable[[], str | None] = lambda: None) -> bool:
+        """Have a linear head behind pretrained features start from the logistic regression on them, in place.
+
+        Returns whether it is ready; False if `interruption` had a reason, and the head is as it was.
+        """
         if not starts_from_features(self.recipe, self.network):
-            return
-        how = start_from_features(
-            self.recipe,
-            self.network,  # type: ignore[arg-type]
-            self.heads[0],
-            self.image_set,
-            self.split.train,
-            scaling=self.scaling,
-            plan=plan,
-        )
-        self.reporter.say(f"The head starts from the logistic regression on the features. {how}")
+            return True
+        with self.reporter.bar("Computing features for the head to start from") as on_progress:
+            how = start_from_features(
+                self.recipe,
+                self.network,  # type: ignore[arg-type]
+                self.heads[0],
+                self.image_set,
+                self.split.train,
+                scaling=self.scaling,
+                plan=plan,
+                on_progress=on_progress,
+                interruption=interruption,
+            )
+        if how is not None:
+            self.reporter.say(f"The head starts from the logistic regression on the features. {how}")
+        return how is not None
+
+    def not_begun(self, model: nn.Module, steps: int, reason: str | None = None) -> TrainingState:
+        """Of a training of `steps` steps in an epoch that has had none: its optimizer has nothing to do."""
+        idle = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
+        epochs = 1 if builders.is_solved_at_once(self.recipe) else self.recipe.epochs
+        state = TrainingState(model, idle, epochs, steps, validates=len(self.split.validation) > 0)
+        state.stop_reason = reason
+        return state
 
     def fit(
         self,
@@ -193,8 +210,8 @@ class Fitting:
             TrainingError: The loss is no longer a number.
         """
         recipe = self.recipe
-        if resume is None:
-            self.start_head(plan)
+        if resume is None and not self.start_head(plan, interruption):
+            return self.not_begun(self.network, len(self.train), interruption())
         freezing = builders.build_freezing(recipe, self.network)
         return fit(
             self.network,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from netloom.features import FeatureExtractor, FeatureHead, extract_features, pi
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.models.pretrained import RANDOM
+from netloom.progress import OnProgress
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, executing
 from netloom.training.feature_heads import fit_logistic
@@ -39,7 +41,9 @@ def start_from_features(
     *,
     scaling: InputScaling,
     plan: ExecutionPlan,
-) -> str:
+    on_progress: OnProgress = lambda done, total: None,
+    interruption: Callable[[], str | None] = lambda: None,
+) -> str | None:
     """Put the logistic regression on the training pictures' features into the classifier, in place.
 
     Training from a random head would move the network towards what suits that head, and away from what it was
@@ -55,9 +59,11 @@ def start_from_features(
         train: Indices of the training part.
         scaling: From pixels to network inputs.
         plan: How it is executed.
+        on_progress: Called with the number of pictures done and the number of all.
+        interruption: Asked between two batches; a reason ends it there.
 
     Returns:
-        How the regularization was chosen, a sentence for people.
+        How the regularization was chosen, a sentence for people; None if it was asked to stop, and nothing was changed.
     """
     extraction = extract_features(
         FeatureExtractor(model),
@@ -66,8 +72,11 @@ def start_from_features(
         keys=picture_keys(image_set.images.cpu(), train),
         scaling=scaling,
         plan=plan,
+        on_progress=on_progress,
+        interruption=interruption,
     )
-    assert extraction is not None  # nothing asks it to stop
+    if extraction is None:
+        return None
     weights = builders.sample_weights(recipe, image_set, train)
     rows = torch.from_numpy(train)
     with executing(replace(plan, threads=1)):  # more would wait for one another at each of a thousand short operations

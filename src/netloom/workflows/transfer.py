@@ -62,7 +62,8 @@ def transfer(
         cut: The last stage of the backbone that is kept; the rest is drawn anew.
         recipe: In place of the shipped recipe of the mode, `transfer-features` and so on.
         time_limit: A text such as `90s`, `10m` or `1h30m`; a bare number is seconds. Of mode `auto`: a step that would
-            end later is not begun; half an hour without it. Of the others, of training and validation.
+            end later is not begun; half an hour without it. Of the others, of training and validation, and of the
+            features in mode `features`; those that are not computed in time are by the next call.
         out: As for `train`.
         name: As for `train`.
         device: As for `train`.

@@ -26,6 +26,10 @@ class TimeLimit(Callback):
         self._started: float | None = None
         self._epoch_started = 0.0
 
+    def count(self, seconds: float) -> None:
+        """Count what was used before the fit; a checkpoint's own count takes its place."""
+        self._earlier_seconds += seconds
+
     def on_fit_start(self, state: TrainingState) -> None:
         """Start the clock."""
         self._started = time.monotonic()
