@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class Fitting:
         scaling: InputScaling,
         device: str,
         initialized: bool = False,
+        own_weights: Path | None = None,
         reporter: Reporter | None = None,
     ) -> Fitting:
         """Bring network and pictures to the device; a `FeatureFitting` where the recipe trains a head on features.
@@ -82,6 +84,7 @@ class Fitting:
             device: A torch device name.
             initialized: Weights come from a checkpoint, so that none are to be set from pretrained ones or the
                 pictures. (A checkpoint of a head that is trained on features holds nothing of the rest.)
+            own_weights: The file of a run that goes on, if it is there. What gives features is in it, as it was.
             reporter: Tells a person how it goes; None for nobody.
 
         Raises:
@@ -94,7 +97,8 @@ class Fitting:
         by_features = builders.learns_from_features(recipe)
         initialized = initialized and not by_features
         if not initialized:
-            initialize_from_weights(recipe, network)
+            kept = own_weights is not None and by_features and own_weights.is_file()
+            initialize_from_weights(recipe, network, own=own_weights if kept else None)
         network = on_device(network, device)
         resident = builders.resident(image_set, device)
         if not initialized:

@@ -63,8 +63,14 @@ def _with_published_size(recipe: Recipe) -> Recipe:
     return recipe.replace(image_size=list(published_input(recipe.model).image_size))
 
 
-def initialize_from_weights(recipe: Recipe, model: nn.Module) -> None:
+def initialize_from_weights(recipe: Recipe, model: nn.Module, *, own: Path | None = None) -> None:
     """Put a recipe's pretrained weights into its network, in place; nothing where it starts from random ones.
+
+    Args:
+        recipe: With its weights settled.
+        model: The network.
+        own: Weights of a run of this recipe that has left the network as it was, in place of those that it began with,
+            which may be gone; None for none.
 
     Raises:
         ModelError: The weights are nowhere to be found, damaged, of another network, or no longer those that were
@@ -75,8 +81,9 @@ def initialize_from_weights(recipe: Recipe, model: nn.Module) -> None:
         return
     if not isinstance(model, ImageModel):
         raise ModelError(f"Pretrained weights are for models by name, not for {type(model).__name__}. Load your own.")
-    path = find_weights(_weights_file_of_run(transfer.weights), recipe.model)
-    _checked_digest(recipe, path)
+    path = own or find_weights(_weights_file_of_run(transfer.weights), recipe.model)
+    if own is None:
+        _checked_digest(recipe, path)
     load_pretrained(model, read_weights(path), name=recipe.model, where=str(path), cut=transfer.cut)
 
 

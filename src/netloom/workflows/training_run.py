@@ -89,6 +89,7 @@ class TrainingRun:
             scaling=self.data.facts.scaling,
             device=self.device,
             initialized=self.checkpoint is not None,
+            own_weights=self.run.weights_path,
             reporter=self.reporter,
         )
         self.network = self.fitting.network
