@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,16 @@ def test_whatever_changes_features_changes_their_space(changed) -> None:
     own = feature_space(FeatureExtractor(network()), identity="", scaling=SCALING, plan=PLAN)
     assert own == feature_space(FeatureExtractor(network()), identity="", scaling=SCALING, plan=PLAN)
     assert changed() != own
+
+
+@pytest.mark.parametrize("package", ["timm", "torch", "netloom"])
+def test_another_version_of_what_computes_features_is_another_space(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = feature_space(FeatureExtractor(network()), identity="", scaling=SCALING, plan=PLAN)
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.1" if name == package else version(name))
+    assert feature_space(FeatureExtractor(network()), identity="", scaling=SCALING, plan=PLAN) != own
 
 
 def test_the_head_and_threads_do_not_change_the_space() -> None:

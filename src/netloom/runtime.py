@@ -190,7 +190,7 @@ def keep_freed_memory() -> bool:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the libraries a result depends on."""
-    names = ["netloom", "torch", "torchvision", "numpy", "pillow", "scikit-learn"]
+    names = ["netloom", "torch", "torchvision", "timm", "safetensors", "numpy", "pillow", "scikit-learn"]
     found = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
