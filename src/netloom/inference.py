@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from netloom.data.batches import Batch
 from netloom.errors import ModelError
@@ -206,23 +206,31 @@ def _folded(model: nn.Module, inputs: Inputs, task: _Task) -> nn.Module | None:
     The model takes them at once, and the folded one in two pieces if batches will be divided: they must not be if
     outputs depend on what else is in a batch.
     """
-    with task.plan.autocast():
-        folded = fold(model, {name: value[:2] for name, value in inputs.items()})
+    try:
+        folded = _rewritten(model, inputs, task)
+    except Exception:  # of any kind: a graph of a model's own code was being rewritten, and is half done
+        return None
     if folded is None:
         return None
-    if task.plan.device == "cpu":
-        replace_pooling(folded)
-        if task.plan.precision == "float32":
-            fuse_convolutions(folded)
     some = {name: value[:_COMPARED] for name, value in inputs.items()}
     expected = task(model, some)
     try:
         found = _joined([task(folded, piece) for piece in _divided(some, min(2, _n_pieces(inputs)))])
-    except RuntimeError:  # of an operation that this build of torch has in another form
+    except Exception:  # likewise, or an operation that this build of torch has in another form
         return None
     kind = task.plan.torch_device.type
     tolerance = _BFLOAT16_TOLERANCE if task.plan.precision == "bfloat16" else _TOLERANCE.get(kind, 1e-2)
     return folded if all(_agree(found[name], value, tolerance) for name, value in expected.items()) else None
+
+
+def _rewritten(model: nn.Module, inputs: Inputs, task: _Task) -> fx.GraphModule | None:
+    with task.plan.autocast():
+        folded = fold(model, {name: value[:2] for name, value in inputs.items()})
+    if folded is not None and task.plan.device == "cpu":
+        replace_pooling(folded)
+        if task.plan.precision == "float32":
+            fuse_convolutions(folded)
+    return folded
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

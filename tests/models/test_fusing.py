@@ -203,3 +203,45 @@ def test_pooling_is_replaced_where_it_is_2x2(pool: nn.Module, replaced: bool) ->
     replace_pooling(folded)
     assert any(node.target is max_pool_2x2 for node in folded.graph.nodes) == replaced
     assert torch.equal(folded(x), pool(x))
+
+
+class ByName(nn.Module):
+    """Every argument is given by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.MaxPool2d(2)
+        self.dropout, self.relu, self.last = nn.Dropout(0.5), nn.ReLU(), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        x = F.conv2d(input=x, weight=weight, bias=self.conv.bias, stride=1)
+        x = F.dropout(input=self.norm(input=x), p=0.5, training=False)
+        x = self.dropout(input=self.pool(input=self.relu(input=x)))
+        x = F.conv2d(x, weight=torch.flip(input=weight.mean(dim=1, keepdim=True), dims=(2,)), groups=6)
+        last = self.last
+        x = F.batch_norm(input=x, running_mean=last.running_mean, running_var=last.running_var, weight=last.weight)
+        return F.relu(input=x, inplace=True).flatten(1)
+
+
+@on_x86
+def test_arguments_that_are_given_by_name() -> None:
+    model = ByName()
+    found = fused(model, pictures())
+    replace_pooling(found)
+    assert left(found).count("max_pool_2x2") == 1
+    assert "batch_norm" not in left(found)
+    assert not [name for name in left(found) if name in ("BatchNorm2d", "Dropout", "conv2d")]
+    assert torch.allclose(found(pictures()), model(pictures()), atol=1e-5)
+
+
+def test_a_convolution_without_a_kernel_of_onednn_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernel(*args: Any) -> Tensor:
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", no_kernel, raising=False)
+    model = Activated(nn.ReLU()).eval()
+    folded = fold(model, {"x": pictures(2)})
+    assert folded is not None
+    assert not fuse_convolutions(folded)
+    assert torch.allclose(folded(pictures()), model(pictures()), atol=1e-5)

@@ -56,13 +56,17 @@ def fold(model: nn.Module, example: Mapping[str, Tensor]) -> fx.GraphModule | No
     if _has_hooks(model):
         return None
     try:
-        replica = _replica(model)
-        folded = fx.GraphModule(replica, _Tracer().trace(replica), type(model).__name__)
-        if _keeps_state(model, replica) or _writes_to_weights(folded):
-            return None
-        _Shapes(folded).run(*example.values())
-    except Exception:  # of any kind: the model's own code has run on what is no tensor
+        return _fold(model, example)
+    except Exception:  # of any kind: the model's own code has run on what is no tensor, and its graph was rewritten
         return None
+
+
+def _fold(model: nn.Module, example: Mapping[str, Tensor]) -> fx.GraphModule | None:
+    replica = _replica(model)
+    folded = fx.GraphModule(replica, _Tracer().trace(replica), type(model).__name__)
+    if _keeps_state(model, replica) or _writes_to_weights(folded):
+        return None
+    _Shapes(folded).run(*example.values())
     with torch.no_grad():
         _leave_out_checks(folded)
         _leave_out_what_only_trains(folded)
@@ -118,7 +122,14 @@ def _keeps_state(model: nn.Module, replica: nn.Module) -> bool:
 
 
 def _writes_to_weights(folded: fx.GraphModule) -> bool:
-    return any(works_in_place(node) and constant(folded, node.args[0]) is not None for node in folded.graph.nodes)
+    written = (_written(node) for node in folded.graph.nodes if works_in_place(node))
+    return any(constant(folded, one) is not None for some in written for one in some)
+
+
+def _written(node: fx.Node) -> tuple[Any, ...]:
+    """What a node that works in place writes to."""
+    out = node.kwargs.get("out")
+    return (argument(node, 0, "input"), *(out if isinstance(out, (tuple, list)) else (out,)))
 
 
 def _holds_proxy(value: Any) -> bool:
@@ -200,14 +211,14 @@ def called_module(folded: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def _remove(node: fx.Node) -> None:
-    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    node.replace_all_uses_with(argument(node, 0, "input"))
     node.graph.erase_node(node)
 
 
 def _leave_out_what_only_trains(folded: fx.GraphModule) -> None:
     for node in list(folded.graph.nodes):
         idle_function = node.target in _IDLE_FUNCTIONS and argument(node, 2, "training", True) is False
-        if (type(called_module(folded, node)) in _IDLE and len(node.args) == 1) or idle_function:
+        if (type(called_module(folded, node)) in _IDLE and len(node.all_input_nodes) == 1) or idle_function:
             _remove(node)
 
 
@@ -219,7 +230,7 @@ def _leave_out_checks(folded: fx.GraphModule) -> None:
             _replace_by_value(node, len(node.args[0].meta["shape"]))
         elif node.target in _COMPARISONS and not node.all_input_nodes:
             _replace_by_value(node, node.target(*node.args))
-        elif node.target is torch._assert and node.args[0] is True:
+        elif node.target is torch._assert and argument(node, 0, "condition") is True:
             node.graph.erase_node(node)
 
 
@@ -300,7 +311,7 @@ def _exact(value: Tensor) -> Tensor:
 
 def _layer_before(folded: fx.GraphModule, node: fx.Node, *, growing: bool) -> fx.Node | None:
     """The convolution or dense layer whose outputs go to this node alone, perhaps through pooling."""
-    source = node.args[0]
+    source = argument(node, 0, "input")
     while isinstance(source, fx.Node) and len(source.users) == 1:
         if source.target in CONVOLUTIONS:
             return source
@@ -311,7 +322,7 @@ def _layer_before(folded: fx.GraphModule, node: fx.Node, *, growing: bool) -> fx
             isinstance(pool, _AVERAGE_POOLS) and _true_mean(pool)
         ):
             return None
-        source = source.args[0]
+        source = argument(source, 0, "input")
     return None
 
 
@@ -323,7 +334,7 @@ def _true_mean(pool: nn.Module) -> bool:
 
 
 def _fold_into(folded: fx.GraphModule, layer: fx.Node, scale: Tensor, shift: Tensor) -> bool:
-    weight, given = constant(folded, layer.args[1]), argument(layer, 2, "bias")
+    weight, given = constant(folded, argument(layer, 1, "weight")), argument(layer, 2, "bias")
     bias = constant(folded, given)
     if weight is None or (given is not None and bias is None) or len(weight) != len(scale):
         return False
@@ -334,8 +345,8 @@ def _fold_into(folded: fx.GraphModule, layer: fx.Node, scale: Tensor, shift: Ten
         put_constant(folded, new_weight.to(weight.device, weight.dtype, memory_format=layout), "weight", before=layer),
         put_constant(folded, new_bias.to(weight.device, weight.dtype), "bias", before=layer),
     ]
-    layer.args = (layer.args[0], *nodes, *layer.args[3:])
-    layer.kwargs = {name: value for name, value in layer.kwargs.items() if name != "bias"}
+    layer.args = (argument(layer, 0, "input"), *nodes, *layer.args[3:])
+    layer.kwargs = {name: value for name, value in layer.kwargs.items() if name not in ("input", "weight", "bias")}
     return True
 
 
@@ -344,7 +355,7 @@ def _reuse_memory(folded: fx.GraphModule) -> None:
     for node in list(folded.graph.nodes):
         module = called_module(folded, node)
         if module is not None and type(module).__module__ == "torch.nn.modules.activation":
-            if hasattr(module, "inplace") and _is_free(folded, node.args[0]):
+            if hasattr(module, "inplace") and _is_free(folded, argument(node, 0, "input")):
                 alone = copy.copy(module)  # the module may be applied elsewhere, too
                 alone.inplace = True  # type: ignore[assignment]
                 node.target = f"netloom_{node.name}_in_place"

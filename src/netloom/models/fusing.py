@@ -60,16 +60,17 @@ _NOTHING = _Following("none")
 def fuse_convolutions(folded: fx.GraphModule) -> bool:
     """Fuse the convolutions of a network from `fold`, in place, where it has float32 weights on an x86 processor.
 
-    Outputs differ in their last bits. Returns whether anything was fused.
+    Outputs differ in their last bits. Returns whether anything was fused. Where it raises an error, of whatever kind,
+    the graph may be half done, and must not be used.
     """
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (has_onednn and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return False
     try:
         operations = torch.ops.mkldnn._reorder_convolution_weight, torch.ops.mkldnn._convolution_pointwise.binary
-        fused = [_fuse(folded, node, *operations) for node in list(folded.graph.nodes) if node.target is torch.conv2d]
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False  # what has been fused so far is whole
+    except (AttributeError, RuntimeError):
+        return False  # this build of torch has them not
+    fused = [_fuse(folded, node, *operations) for node in list(folded.graph.nodes) if node.target is torch.conv2d]
     tidy(folded)
     return any(fused)
 
@@ -89,11 +90,11 @@ def max_pool_2x2(x: Tensor) -> Tensor:
 def replace_pooling(folded: fx.GraphModule) -> None:
     """Let `max_pool_2x2` do what it can in a network from `fold`, in place."""
     for node in list(folded.graph.nodes):
-        pool = called_module(folded, node)
-        shape = node.args[0].meta.get("shape", ()) if pool is not None and node.args else ()
+        pool, pictures = called_module(folded, node), argument(node, 0, "input")
+        shape = pictures.meta.get("shape", ()) if isinstance(pictures, fx.Node) else ()
         if isinstance(pool, nn.MaxPool2d) and _is_2x2(pool) and len(shape) == 4 and min(shape[2:]) >= 2:
             with folded.graph.inserting_before(node):
-                maxima = folded.graph.call_function(max_pool_2x2, (node.args[0],))
+                maxima = folded.graph.call_function(max_pool_2x2, (pictures,))
             maxima.meta.update(node.meta)
             node.replace_all_uses_with(maxima)
             folded.graph.erase_node(node)
@@ -107,8 +108,8 @@ def _is_2x2(pool: nn.MaxPool2d) -> bool:
 
 def _fuse(folded: fx.GraphModule, node: fx.Node, pack: Any, with_sum: Any) -> bool:
     """Replace one convolution, and what follows it if oneDNN has that."""
-    pictures, given_bias = node.args[0], argument(node, 2, "bias")
-    weight, bias = constant(folded, node.args[1]), constant(folded, given_bias)
+    pictures, given_bias = argument(node, 0, "input"), argument(node, 2, "bias")
+    weight, bias = constant(folded, argument(node, 1, "weight")), constant(folded, given_bias)
     padding = argument(node, 4, "padding", 0)
     if weight is None or weight.dtype != torch.float32 or (given_bias is not None and bias is None):
         return False
@@ -116,7 +117,10 @@ def _fuse(folded: fx.GraphModule, node: fx.Node, pack: Any, with_sum: Any) -> bo
         return False
     stride, dilation = _pair(argument(node, 3, "stride", 1)), _pair(argument(node, 5, "dilation", 1))
     settings = (_pair(padding), stride, dilation, argument(node, 6, "groups", 1))
-    packed = pack(weight.detach().contiguous(), *settings, list(pictures.meta["shape"]))
+    try:
+        packed = pack(weight.detach().contiguous(), *settings, list(pictures.meta["shape"]))
+    except (RuntimeError, NotImplementedError):
+        return False  # oneDNN has no kernel of this kind
     given = (put_constant(folded, packed, "packed", before=node), given_bias, *settings)
     following, shortcut = _activation(folded, node), _shortcut(node)
     with folded.graph.inserting_before(node):
