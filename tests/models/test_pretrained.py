@@ -287,3 +287,36 @@ def test_what_a_network_was_trained_on_is_known(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path, metadata={"image_size": "[32, 48]", "mean": "[0.5]", "std": "[0]"})
     with pytest.raises(ModelError, match="impossible"):
         input_of(path)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"image_size": "[1e999, 224]"},
+        {"mean": f"[1{'0' * 400}]"},
+        {"std": '["' + 10_000 * "x" + '"]'},
+        {"image_size": "[NaN, 224]"},
+        {"image_size": "{}"},
+        {"image_size": 5_000 * "["},
+    ],
+)
+def test_impossible_metadata_is_told_in_few_words(texts: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "hostile.safetensors"
+    said = {"image_size": "[32, 48]", "mean": "[0.5]", "std": "[0.25]", **texts}
+    save_file({"a": torch.zeros(1)}, path, metadata=said)
+    with pytest.raises(ModelError, match="impossible image_size, mean or std") as error:
+        input_of(path)
+    assert len(str(error.value)) < len(str(path)) + 400
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_names_of_tensors_are_escaped_and_cut(broken: bool, tmp_path: Path) -> None:
+    path, name = tmp_path / "hostile.safetensors", "layer1.\x1b]0;gone\x07\u202e" + 10_000 * "x"
+    tensors = {**theirs(num_classes=0).state_dict(), name: torch.full((1,), float("nan") if broken else 0.0)}
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match="not finite" if broken else "1 are unknown to it") as error:
+        load_pretrained(network(), read_weights(path), name=RESNET, where=str(path))
+    message = str(error.value)
+    assert r"layer1.\x1b]0;gone\x07\u202exxx" in message
+    assert message.isprintable()
+    assert len(message) < len(str(path)) + 500

@@ -92,6 +92,28 @@ def test_pictures_for_a_pretrained_network_have_its_size(
 
 
 @pytest.mark.parametrize(
+    ("recipe", "key", "value"), [("photos", "transfer", None), ("transfer-features", "transfer.weights", "random")]
+)
+def test_grey_pictures_for_a_network_from_scratch_are_read_once_as_colour(
+    recipe: str, key: str, value: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        path.write_bytes(encoded(np.full((8, 12), number, dtype=np.uint8), "PNG"))
+    model = "timm/mobilenetv1_100"
+    head_start.begin(str(folder), recipe, [f"model={model}", f"{key}={json.dumps(value)}"])
+    head_start.wait_for(folder)
+    assert len(_entries()) == 1
+
+    def forbid(*_: object) -> None:
+        raise AssertionError("a picture was decoded again")
+
+    monkeypatch.setattr(worker_pool.WorkerPool, "run", forbid)
+    chosen = recipe_for(folder, recipe, {"model": model, key: value})
+    assert chosen.color == "rgb"
+    assert list(prepare_data(folder, chosen, Reporter(quiet=True)).image_set.images.shape[1:]) == [3, 224, 224]
+
+
+@pytest.mark.parametrize(
     ("source", "recipe"), [("no such folder", None), ("{folder}", "no-such-recipe"), ("digits", None), ("MNIST", None)]
 )
 def test_what_cannot_be_decoded_ahead_says_nothing(

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from netloom.data.layout import printable
 from netloom.errors import ModelError, did_you_mean
 from netloom.models.backbones import HEAD_PREFIX, PREFIX, TRUNK_PREFIX, backbone_name, pretrained_config
 from netloom.models.contract import ImageModel
@@ -28,6 +29,7 @@ Found = TypeVar("Found")
 PUBLISHED, RANDOM = "published", "random"
 _SUFFIX = ".safetensors"
 _NAMES_SHOWN = 4
+_MOST_SHOWN = 200  # characters of a name or a reason
 # Files that say nothing of it themselves: MobileNet v1 of Keras, trained with TensorFlow's padding.
 _PADDING_BY_DIGEST = {"4589b83d37aad18e5ccc505e610a37b1684d2058e105f7a912974fdc2c836d49": "same"}
 
@@ -197,8 +199,8 @@ def input_of(path: Path) -> NetworkInput | None:
     try:
         height, width = (int(side) for side in json.loads(texts["image_size"]))
         mean, std = (tuple(float(value) for value in json.loads(texts[key])) for key in ("mean", "std"))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ModelError(f"The weights {path} tell an impossible image_size, mean or std ({error}).") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ModelError(f"The weights {path} tell an impossible image_size, mean or std ({_shown(error)}).") from error
     if min(height, width, *std) <= 0 or len(mean) != len(std) or not all(map(math.isfinite, (*mean, *std))):
         raise ModelError(f"The weights {path} tell an impossible image_size, mean or std.")
     return NetworkInput((height, width), mean, std)
@@ -222,7 +224,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = _reading(path, read)
     broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise ModelError(f"The weights {path} hold numbers that are not finite, in {broken[0]}; they are damaged.")
+        raise ModelError(
+            f"The weights {path} hold numbers that are not finite, in {_shown(broken[0])}; they are damaged."
+        )
     return tensors
 
 
@@ -232,8 +236,8 @@ def _reading(path: Path, read: Callable[[Any], Found]) -> Found:
             return read(file)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"The weights {path} cannot be read ({error}): the file is truncated, damaged or no {_SUFFIX} file. Get it "
-            "again."
+            f"The weights {path} cannot be read ({_shown(error)}): the file is truncated, damaged or no {_SUFFIX} file. "
+            "Get it again."
         ) from error
 
 
@@ -360,6 +364,12 @@ def _shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "scalar"
 
 
+def _shown(text: object) -> str:
+    """What a file says, which may be anything and of any length, as a message can hold it."""
+    whole = printable(str(text))
+    return whole if len(whole) <= _MOST_SHOWN else f"{whole[:_MOST_SHOWN]}…"
+
+
 def _listed(names: Iterable[str]) -> str:
-    shown = list(names)
+    shown = [_shown(name) for name in names]
     return ", ".join(shown[:_NAMES_SHOWN]) + (", …" if len(shown) > _NAMES_SHOWN else "")

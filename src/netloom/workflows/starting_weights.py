@@ -37,7 +37,7 @@ def settle(recipe: Recipe) -> Recipe:
     """
     transfer = recipe.transfer
     if transfer is None or transfer.weights == RANDOM:
-        return _with_published_size(recipe)
+        return _with_published_input(recipe)
     weights = _weights_file_of_run(transfer.weights)
     path = find_weights(weights, recipe.model)
     digest = _checked_digest(recipe, path)
@@ -49,18 +49,27 @@ def settle(recipe: Recipe) -> Recipe:
     if recipe.image_size is None and known is not None:
         changes["image_size"] = list(known.image_size)
     if recipe.color == "auto":
-        grey = known is not None and len(known.mean) == 1
-        changes["color"] = "grey" if grey else "rgb"
+        changes["color"] = _color_of(known)
     if recipe.padding is None and is_backbone(recipe.model) and padding_of(path, digest) is not None:
         changes["padding"] = padding_of(path, digest)
     return recipe.replace(**changes)
 
 
-def _with_published_size(recipe: Recipe) -> Recipe:
-    """A network of timm's that is trained from scratch takes pictures of the size that it was made for, too."""
-    if not is_backbone(recipe.model) or recipe.image_size is not None:
+def _with_published_input(recipe: Recipe) -> Recipe:
+    """A network of timm's that is trained from scratch takes pictures of the size and colour it was made for, too."""
+    is_open = recipe.image_size is None or recipe.color == "auto"
+    if not (is_backbone(recipe.model) and is_open):
         return recipe
-    return recipe.replace(image_size=list(published_input(recipe.model).image_size))
+    known, changes = published_input(recipe.model), dict[str, Any]()
+    if recipe.image_size is None:
+        changes["image_size"] = list(known.image_size)
+    if recipe.color == "auto":
+        changes["color"] = _color_of(known)
+    return recipe.replace(**changes)
+
+
+def _color_of(known: NetworkInput | None) -> str:
+    return "grey" if known is not None and len(known.mean) == 1 else "rgb"
 
 
 def initialize_from_weights(recipe: Recipe, model: nn.Module, *, own: Path | None = None) -> None:
