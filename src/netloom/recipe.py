@@ -201,7 +201,8 @@ class Recipe(Group):
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some keys changed; groups take mappings, dotted names reach into them."""
-        return Recipe.from_mapping(_merge(self.to_mapping(), changes), where="the changed recipe")
+        merged = _with_own_epochs(_merge(self.to_mapping(), changes), changes)
+        return Recipe.from_mapping(merged, where="the changed recipe")
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values of all keys."""
@@ -415,7 +416,7 @@ def _read(name_or_file: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
         hint = did_you_mean(text, recipe_names()) or " `netloom recipes` lists them."
         raise RecipeError(f"There is no recipe or recipe file {text!r}.{hint}")
     base = values.pop("extends", None)
-    return values if base is None else _change(_read(str(base), (*seen, text)), values)
+    return _change({} if base is None else _read(str(base), (*seen, text)), values)
 
 
 _CHANNELS = {"auto": None, "grey": 1, "rgb": 3}
@@ -453,7 +454,16 @@ def _change(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     others = not {"model", "transfer.weights"}.isdisjoint(changes) and "transfer.weights_sha256" not in changes
     if others and isinstance(merged.get("transfer"), Mapping):  # the digest was that of the weights before
         merged["transfer"] = {**merged["transfer"], "weights_sha256": None}
-    return merged
+    return _with_own_epochs(merged, changes)
+
+
+def _with_own_epochs(merged: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What `changes` made of a recipe; who says `epochs` there means them, and not what follows from `pictures`."""
+    group, own = merged.get("self_supervised"), changes.get("self_supervised")
+    says_pictures = "self_supervised.pictures" in changes or (isinstance(own, Mapping) and "pictures" in own)
+    if "epochs" not in changes or says_pictures or not isinstance(group, Mapping):
+        return merged
+    return {**merged, "self_supervised": {**group, "pictures": None}}
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:

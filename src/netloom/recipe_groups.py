@@ -184,7 +184,7 @@ class SelfSupervised(Group):
         300_000,
         ge=1,
         description="pictures seen in all, each in two views, from which the number of epochs follows; null takes "
-        "`epochs`",
+        "`epochs`, and so does whoever says these alone",
     )
     view_size: float = Field(0.75, gt=0, le=1, description="side of the views, of the pictures' side")
     temperature: float = Field(

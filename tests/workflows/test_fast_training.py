@@ -172,7 +172,7 @@ def test_without_it_the_picture_alone_is_scored(photos: Path, tmp_path: Path, wh
 
 def test_a_network_that_flattens_is_not_given_several_sizes(photos: Path, tmp_path: Path) -> None:
     changes = {"model": "convnet", "first_layer": "random", "head_pooling": "flatten", "filters": [8, 16]}
-    with pytest.raises(ModelError, match=r"starts with pictures of 8x8 pixels, which the model convnet does not take"):
+    with pytest.raises(ModelError, match=r"has pictures of 8x8 pixels, which the model convnet does not take"):
         train(photos, tmp_path, **changes)
     assert not list(tmp_path.iterdir())
     changes["head_pooling"] = "average"

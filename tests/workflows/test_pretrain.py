@@ -114,6 +114,35 @@ def test_the_number_of_epochs_follows_from_that_of_pictures(flat: Path, tmp_path
     assert run.result["epochs"] == run.recipe.epochs == 4  # 400 / 114
 
 
+def test_epochs_that_a_recipe_says_itself_win(flat: Path, tmp_path: Path) -> None:
+    written = tmp_path / "mine.yaml"
+    small = {key: value for key, value in SETTINGS.items() if key != "epochs"}
+    for text in ("extends: pretrain\nepochs: 3\n", "self_supervised: {}\naugmentation: {hue: 0.1}\nepochs: 3\n"):
+        written.write_text(text, encoding="utf-8")
+        assert netloom.pretrain(flat, written, out=tmp_path, quiet=True, settings=small).result["epochs"] == 3
+    shipped = netloom.load_recipe("pretrain", small)
+    assert netloom.pretrain(flat, shipped.replace(epochs=1), out=tmp_path, quiet=True).result["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "pictures"),
+    [
+        ({"seed": 1}, 300_000),
+        ({"epochs": 5}, None),
+        ({"epochs": 50}, None),
+        ({"epochs": 5, "self_supervised.pictures": 400}, 400),
+        ({"epochs": 5, "self_supervised": {"pictures": 400}}, 400),
+        ({"epochs": 5, "self_supervised": {"temperature": 0.5}}, None),
+    ],
+)
+def test_what_says_the_length(changes: dict[str, Any], pictures: int | None) -> None:
+    for recipe in (netloom.load_recipe("pretrain", changes), netloom.load_recipe("pretrain").replace(**changes)):
+        assert recipe.self_supervised is not None
+        assert recipe.self_supervised.pictures == pictures
+        again = netloom.load_recipe(recipe)
+        assert again == recipe
+
+
 class Interrupt(Callback):
     """Asks for the end of the training after a step."""
 
@@ -233,6 +262,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(flat: Path, photos
         pretrain(flat, out, shards=2)
     with pytest.raises(ModelError, match="views of 8x8 pixels"):
         pretrain(flat, out, head_pooling="flatten")
+    vit = {"image_size": 32, "out": out, "quiet": True, "model": "timm/test_vit"}
+    with pytest.raises(ModelError, match=r"views of 24x24 pixels \(Input height .*view_size: 1"):
+        netloom.pretrain(flat, **vit)
+    with pytest.raises(ModelError, match=r"has pictures of 20x20 pixels, .* \(Input height"):
+        netloom.train(photos, progressive_resizing={}, **vit)
     with pytest.raises(RecipeError, match="`netloom pretrain SOURCE` trains it"):
         netloom.train(photos, "pretrain", out=out, quiet=True)
     assert not out.exists()

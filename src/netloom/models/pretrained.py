@@ -236,8 +236,8 @@ def _reading(path: Path, read: Callable[[Any], Found]) -> Found:
             return read(file)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"The weights {path} cannot be read ({_shown(error)}): the file is truncated, damaged or no {_SUFFIX} file. "
-            "Get it again."
+            f"The weights {path} cannot be read ({_shown(error)}): the file is truncated, damaged or no {_SUFFIX} "
+            "file. Get it again."
         ) from error
 
 

@@ -76,11 +76,11 @@ def check_views(embedder: Embedder, in_channels: int, size: tuple[int, int]) -> 
     try:
         with torch.no_grad():
             embedder(torch.zeros(1, in_channels, height, width, device=device))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:  # timm's networks assert the size that they are for
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(
-            f"The network does not take views of {height}x{width} pixels ({str(error).splitlines()[0]}). Use one that "
-            "pools over all positions (resnet20, speednet, convnet with head_pooling: average), or "
-            "self_supervised.view_size: 1."
+            f"The network does not take views of {height}x{width} pixels ({reason}). Use one that pools over all "
+            "positions (resnet20, speednet, convnet with head_pooling: average), or self_supervised.view_size: 1."
         ) from error
     finally:
         embedder.train(training)

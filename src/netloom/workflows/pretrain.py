@@ -123,10 +123,7 @@ def resume_pretraining(
 
 
 def _recipe(recipe: str | Path | Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    changes = dict(overrides)
-    if "epochs" in changes:  # who names their number means it
-        changes.setdefault("self_supervised.pictures", None)
-    chosen = load_recipe(recipe, changes)
+    chosen = load_recipe(recipe, overrides)
     if chosen.self_supervised is None:
         raise RecipeError(
             f"The recipe {chosen.name or recipe!r} trains with labels: it has no group self_supervised. Use the recipe "

@@ -177,20 +177,25 @@ def _prepare_for_features(recipe: Recipe, model: nn.Module) -> None:
 
 
 def _check_smallest(recipe: Recipe, model: nn.Module, in_channels: int, image_size: tuple[int, int]) -> None:
-    """Run a model on the smallest pictures that it will see, where a network that flattens features fails."""
+    """Run a model on the smallest pictures that it will see, where a network that flattens features fails.
+
+    And on the next larger ones: a network that looks at patches may take the first by chance.
+    """
     sizes = progressive_sizes(recipe)
     if sizes is None:
         return
-    height, width = sizes.at(0, image_size)
+    smallest = sorted({sizes.at(epoch, image_size) for epoch in range(recipe.epochs)})[:2]
     training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(2, in_channels, height, width, device=device))
-    except RuntimeError as error:
+            for height, width in smallest:
+                model.eval()(torch.zeros(2, in_channels, height, width, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:  # timm's networks assert the size that they are for
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(
-            f"progressive_resizing starts with pictures of {height}x{width} pixels, which the model "
-            f"{recipe.custom_model or recipe.model} does not take ({str(error).splitlines()[0]}). Use a network that "
+            f"progressive_resizing has pictures of {height}x{width} pixels, which the model "
+            f"{recipe.custom_model or recipe.model} does not take ({reason}). Use a network that "
             "pools over all positions (speednet, resnet20, convnet with head_pooling: average), a larger "
             "progressive_resizing.start, or progressive_resizing: null."
         ) from error
