@@ -17,7 +17,7 @@ class DataError(NetloomError):
 
 
 class NoClassesError(DataError):
-    """The source holds pictures, but not of two classes, which a classifier needs."""
+    """The source holds pictures, but its folders do not tell two classes, which a classifier needs."""
 
 
 class RecipeError(NetloomError):

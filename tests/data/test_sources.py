@@ -523,3 +523,24 @@ def test_classes_are_kept_where_there_are_some(tmp_path: Path) -> None:
     table.write_text("image_path,label\nlabelled/x/a.png,x\nlabelled/y/b.png,x\n", encoding="utf-8")
     with pytest.raises(DataError, match="one class only"):
         open_pictures(table)
+
+
+def test_folders_beside_pictures_or_parts_are_no_classes(tmp_path: Path) -> None:
+    """Albums with pictures beside them, and years beside a part: every picture is read, and that is said."""
+    folder = write_folder(tmp_path / "albums", ["2019/a.png", "2020/b.png", "2020/in/c.png", "loose.png"])
+    albums = open_pictures(folder)
+    assert [s.id for s in albums.samples] == ["2019/a.png", "2020/b.png", "2020/in/c.png", "loose.png"]
+    assert (albums.class_names, albums.rejected) == (("unlabelled",), ())
+    assert albums.notes[0].startswith("1 picture lies beside the folders '2019', '2020', which are therefore not taken")
+    names = ["2019/a.png", "2020/b.png", "test/c.png"]
+    mixed = write_folder(tmp_path / "years", names)
+    years = open_pictures(mixed)
+    assert {s.id: s.split for s in years.samples} == {
+        "2019/a.png": "train",
+        "2020/b.png": "train",
+        "test/c.png": "test",
+    }
+    archive = write_zip(tmp_path / "years.zip", [f"years/{name}" for name in names])
+    assert {s.id: s.split for s in open_pictures(archive).samples} == {s.id: s.split for s in years.samples}
+    with pytest.raises(DataError, match="mixes the part folders"):
+        open_source(mixed)

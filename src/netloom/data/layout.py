@@ -27,6 +27,8 @@ PART_NAMES = {
 
 UNLABELLED = "unlabelled"
 """The one class of pictures without classes."""
+OUTSIDE = "outside the class folders"
+"""Why pictures beside class folders are left out."""
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -92,8 +94,8 @@ def arrange(entries: Sequence[Entry], *, where: str, strip_common: bool) -> Arra
     archives often have them.
 
     Raises:
-        NoClassesError: There are no class folders, or fewer than two classes or pictures.
-        DataError: There are no files, part folders beside others, or a class that the training part lacks.
+        NoClassesError: There are no class folders, fewer than two classes or pictures, or part folders beside others.
+        DataError: There are no files, or a class that the training part lacks.
     """
     entries = [entry for entry in entries if not (is_junk(entry.parts[-1]) or _in_junk(entry.parts[:-1]))]
     if not entries:
@@ -122,10 +124,11 @@ def arrange(entries: Sequence[Entry], *, where: str, strip_common: bool) -> Arra
     return Arranged(names, samples, _left_out(inside, by_id, loose))
 
 
-def arrange_unlabelled(entries: Sequence[Entry], *, where: str) -> Arranged:
+def arrange_unlabelled(entries: Sequence[Entry], *, where: str, strip_common: bool) -> Arranged:
     """All pictures, in whatever folders, as one class.
 
-    Folders at the top may be parts (`PART_NAMES`); what lies beside a part is for training.
+    Folders at the top may be parts (`PART_NAMES`); what lies beside a part is for training. `where` and
+    `strip_common` are those of `arrange`.
 
     Raises:
         DataError: There are fewer than two pictures.
@@ -135,6 +138,8 @@ def arrange_unlabelled(entries: Sequence[Entry], *, where: str) -> Arranged:
         for entry in entries
         if not (is_junk(entry.parts[-1]) or _in_junk(entry.parts[:-1])) and _is_picture(entry)
     ]
+    if strip_common:
+        found = _strip_common_folders(found)
     by_id = {_id(entry): entry for entry in reversed(found)}
     if len(by_id) < 2:
         raise DataError(
@@ -197,7 +202,7 @@ def _has_part_folders(entries: Sequence[Entry], where: str) -> bool:
     parts = sorted(top for top in tops if top.casefold() in PART_NAMES)
     others = sorted(tops.difference(parts))
     if parts and others:
-        raise DataError(
+        raise NoClassesError(
             f"{where} mixes the part folders {', '.join(map(repr, parts))} with others: "
             f"{', '.join(repr(printable(other)) for other in others[:5])}"
             f"{' …' if len(others) > 5 else ''}. Move every class folder into a part folder, or "
@@ -211,7 +216,7 @@ def _left_out(inside: Sequence[Entry], by_id: Mapping[str, Entry], loose: Sequen
     collisions = [] if alone else [entry for entry in inside if by_id[_id(entry)] is not entry]
     return [
         *(Rejected(_id(entry), "another file has the same name") for entry in collisions),
-        *(Rejected(_id(entry), "outside the class folders") for entry in loose if _is_picture(entry)),
+        *(Rejected(_id(entry), OUTSIDE) for entry in loose if _is_picture(entry)),
     ]
 
 

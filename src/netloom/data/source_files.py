@@ -44,7 +44,7 @@ def open_unlabelled(path: Path) -> Source:
             form, entries = "folder", _list_folder(path, rejected)
         else:
             form, (entries, rejected) = "archive", list_archive(path)
-        arranged = arrange_unlabelled(entries, where=str(path))
+        arranged = arrange_unlabelled(entries, where=str(path), strip_common=form == "archive")
     return Source(
         name=_name_of(path),
         kind=form,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from netloom.data.archives import ARCHIVE_SUFFIXES
+from netloom.data.layout import OUTSIDE
 from netloom.data.named import NAMED_SETS, open_named
 from netloom.data.samples import ArrayPictures, Rejected, Sample, Source
 from netloom.data.source_files import open_path, open_unlabelled
@@ -36,19 +38,31 @@ def open_source(source: str | Path) -> Source:
 def open_pictures(source: str | Path) -> Source:
     """Open pictures that need no labels: what `open_source` takes, or a folder or archive without class folders.
 
-    Where there are classes the source is as `open_source` gives it. Where there are none, or one only, all pictures in
-    it, in whatever folders, are of the class `unlabelled`.
+    Where there are classes the source is as `open_source` gives it. Where there are none, or one only, or pictures lie
+    beside the folders that would be classes, or part folders beside others, all pictures in it, in whatever folders,
+    are of the class `unlabelled`. A note of the source tells what that was decided by, where one may wonder.
 
     Raises:
         DataError: There is no such thing, or it holds fewer than two pictures.
     """
     try:
-        return open_source(source)
+        opened = open_source(source)
     except NoClassesError:
         path = _existing(source)
         if not (path.is_dir() or path.name.casefold().endswith(ARCHIVE_SUFFIXES)):
             raise
         return open_unlabelled(path)
+    outside = sum(rejected.reason == OUTSIDE for rejected in opened.rejected)
+    if not outside or opened.kind not in ("folder", "archive"):
+        return opened
+    lie = "1 picture lies" if outside == 1 else f"{outside:,} pictures lie"
+    note = (
+        f"{lie} beside the folders {', '.join(map(repr, opened.class_names[:3]))}"
+        f"{' …' if len(opened.class_names) > 3 else ''}, which are therefore not taken for classes: all pictures are "
+        "learned from, but those in a folder `test` at the top. If they are classes, and a training on them is to be "
+        "tested on pictures that this network has not seen, move what lies beside them."
+    )
+    return replace(open_unlabelled(_existing(source)), notes=(note,))
 
 
 def _existing(source: str | Path) -> Path:

@@ -61,7 +61,9 @@ def prepare_unlabelled(source: str | Path | ImageSet, recipe: Recipe, reporter: 
             "`netloom backbones` lists them."
         )
     facts = replace(data_facts(loaded, audit(loaded), recipe, split), class_names=())
-    _say_what_is_there(reporter, facts, split)
+    _say_what_is_there(reporter, facts, split, n_classes=len(image_set.class_names))
+    for note in loaded.notes:
+        reporter.say(f"  note: {note}")
     for rejected in loaded.rejected[:3]:
         reporter.say(f"  note: left out: {rejected.path}: {rejected.reason}")
     return UnlabelledData(image_set, split, facts)
@@ -154,11 +156,13 @@ def _split(image_set: ImageSet, recipe: Recipe) -> Split:
     )
 
 
-def _say_what_is_there(reporter: Reporter, facts: DataFacts, split: Split) -> None:
+def _say_what_is_there(reporter: Reporter, facts: DataFacts, split: Split, *, n_classes: int) -> None:
+    read_as = "without classes" if n_classes < 2 else f"of {n_classes} classes, split as `netloom train` does"
     height, width = facts.image_size
     n = len(split.train) + len(split.validation) + len(split.test)
     reporter.say(
-        f"{facts.source_name}: {n:,} pictures at {width}x{height}, {'grey' if facts.channels == 1 else 'colour'}; "
+        f"{facts.source_name}: {n:,} pictures {read_as}, at {width}x{height}, "
+        f"{'grey' if facts.channels == 1 else 'colour'}; "
         f"{len(split.train):,} to learn from, {len(split.validation):,} to validate"
         + (f", {len(split.test):,} left for a test" if len(split.test) else "")
     )
