@@ -15,7 +15,10 @@ from typer.testing import CliRunner, Result
 
 import netloom
 from netloom.cli import app
+from netloom.data.batches import Batch
 from netloom.errors import RecipeError, RunError
+from netloom.features import FeatureExtractor
+from netloom.training.step import TrainingStep
 from picture_folders import write_folder
 
 SETTINGS = {
@@ -121,6 +124,43 @@ def test_mistakes_are_told_before_anything_is_computed(photos: Path, tmp_path: P
     with pytest.raises(RunError, match=r"ends in \.svg, \.png, \.html"):
         netloom.lr_find(photos, plot=tmp_path / "rates.jpg")
     assert "min_rate < max_rate" in lr_find(photos, "--min-rate", 1, "--max-rate", 0.1).stderr
+
+
+def test_a_head_on_features_is_tested_on_them(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is trained: one pass through the network, in evaluation mode, and no augmented picture."""
+    quick = {"filters": [4, 8], "head_pooling": "average", "epochs": 1, "precision": "float32", "shards": 0}
+    backbone = netloom.train(photos, out=tmp_path, quiet=True, settings=quick)
+    looked_at: list[int] = []
+    own = FeatureExtractor.forward
+
+    def counted(self: FeatureExtractor, x: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        looked_at.append(len(x))
+        return own(self, x)
+
+    monkeypatch.setattr(FeatureExtractor, "forward", counted)
+    settings = {
+        **{key: getattr(backbone.recipe, key) for key in ("model", "filters", "normalization", "head_pooling")},
+        "augmentation": {"mixup": 0.2, "rotation": 20},
+        "dense_units": [8],
+        "batch_size": 8,
+        "precision": "float32",
+        "transfer.weights": str(backbone.path),
+        "transfer.classifier": "network",
+    }
+    steps: list[set[str]] = []
+    own_step = TrainingStep.__call__
+
+    def stepped(self: TrainingStep, batch: Batch, step: int) -> Batch:
+        steps.append(set(batch.inputs))
+        return own_step(self, batch, step)
+
+    monkeypatch.setattr(TrainingStep, "__call__", stepped)
+    found = netloom.lr_find(photos, "transfer-features", n_steps=50, quiet=True, settings=settings)
+    assert sum(looked_at) == 36
+    assert len(steps) >= len(found.rates)
+    assert all(names == {"features"} for names in steps)
+    assert len(found.rates) > 10
 
 
 def test_a_classifier_that_is_fitted_in_one_go_has_no_learning_rate(tmp_path: Path) -> None:

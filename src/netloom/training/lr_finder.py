@@ -21,7 +21,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import nn
 
-from netloom.data.batches import Batch, ImageBatches
+from netloom.data.batches import Batch, Batches
 from netloom.errors import TrainingError
 from netloom.progress import OnProgress
 from netloom.runtime import executing
@@ -111,7 +111,7 @@ class RangeTest:
 def find_learning_rate(
     model: nn.Module,
     *,
-    train: ImageBatches,
+    train: Batches,
     make_step: Callable[[nn.Module], TrainingStep],
     min_rate: float = 1e-6,
     max_rate: float = 10.0,
@@ -193,7 +193,7 @@ def _losses_at(
     return np.array(losses), False
 
 
-def _endless(train: ImageBatches) -> Iterator[Batch]:
+def _endless(train: Batches) -> Iterator[Batch]:
     return itertools.chain.from_iterable(train.epoch(epoch) for epoch in itertools.count())
 
 

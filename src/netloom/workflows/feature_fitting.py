@@ -115,6 +115,36 @@ class FeatureFitting(Fitting):
             return super().part(indices)
         return self._rows(self._found().row_of[indices])
 
+    @property
+    def learner(self) -> nn.Module:
+        """What steps train: the head."""
+        return self.head
+
+    def learned_from(self) -> Batches:
+        """Batches of the training part's features, which `make_ready` has computed, for a head that is trained."""
+        rows, targets, weights, _ = self._training_rows()
+        return FeatureBatches(
+            self._found().features[rows],
+            {self.heads[0].name: targets},
+            np.arange(len(rows)),
+            batch_size=self.recipe.batch_size,
+            seed=self.recipe.seed,
+            shuffle=True,
+            weights=weights,
+        )
+
+    def step_plan(self, plan: ExecutionPlan) -> ExecutionPlan:
+        """How the head's steps are executed; the plan is that of the pass that gives features."""
+        return replace(plan, precision="float32", shards=0)
+
+    def step_options(self, learner: nn.Module) -> dict[str, Any]:
+        """Further arguments of a training step; features are not mixed."""
+        return {**super().step_options(learner), "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+
+    def make_ready(self, plan: ExecutionPlan, interruption: Callable[[], str | None] = lambda: None) -> bool:
+        """Look features up or compute them, see `extract`."""
+        return self.extract(plan, interruption)
+
     def choose_plan(self, *, n_steps: int | None = None, threads: int | None = None) -> ExecutionPlan:
         """How to execute it; only the pass that gives features is worth measuring."""
         batch = next(iter(super().part(self.split.train[:_ROWS_AT_ONCE]).epoch()))
@@ -235,28 +265,17 @@ class FeatureFitting(Fitting):
         if builders.is_solved_at_once(self.recipe):
             return self._solve(plan, callbacks)
         recipe = self.recipe
-        options = {**builders.step_options(recipe, self.head), "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
-        rows, targets, weights, _ = self._training_rows()
-        train = FeatureBatches(
-            self._found().features[rows],
-            {self.heads[0].name: targets},
-            np.arange(len(rows)),
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            shuffle=True,
-            weights=weights,
-        )
         return fit(
             self.head,
-            train=train,
+            train=self.learned_from(),
             validation=self._rows(self._found().row_of[self.split.validation]) if len(self.split.validation) else None,
             heads=self.heads,
             optimizer=builders.build_optimizer(recipe, self.head),
-            plan=replace(plan, precision="float32", shards=0),
+            plan=self.step_plan(plan),
             epochs=recipe.epochs,
             seed=recipe.seed,
             schedule=builders.build_schedule(recipe),
-            **options,
+            **self.step_options(self.head),
             callbacks=callbacks,
             checkpointer=checkpointer,
             resume=resume,

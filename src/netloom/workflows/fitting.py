@@ -168,10 +168,27 @@ class Fitting:
             device=self.device,
         )
 
-    def start_head(self, plan: ExecutionPlan, interruption: Callable[[], str | None] = lambda: None) -> bool:
-        """Have a linear head behind pretrained features start from the logistic regression on them, in place.
+    @property
+    def learner(self) -> nn.Module:
+        """What steps train."""
+        return self.network
 
-        Returns whether it is ready; False if `interruption` had a reason, and the head is as it was.
+    def learned_from(self) -> Batches:
+        """Batches of the training part as steps take them."""
+        return self.train
+
+    def step_plan(self, plan: ExecutionPlan) -> ExecutionPlan:
+        """How steps are executed."""
+        return plan
+
+    def step_options(self, learner: nn.Module) -> dict[str, Any]:
+        """Further arguments of a training step, for the learner or a copy."""
+        return builders.step_options(self.recipe, learner)
+
+    def make_ready(self, plan: ExecutionPlan, interruption: Callable[[], str | None] = lambda: None) -> bool:
+        """Do what comes before the first step; False if `interruption` had a reason, and it is not done.
+
+        A linear head behind pretrained features starts from the logistic regression on them.
         """
         if not starts_from_features(self.recipe, self.network):
             return True
@@ -214,20 +231,20 @@ class Fitting:
             TrainingError: The loss is no longer a number.
         """
         recipe = self.recipe
-        if resume is None and not self.start_head(plan, interruption):
+        if resume is None and not self.make_ready(plan, interruption):
             return self.not_begun(self.network, len(self.train), interruption())
         freezing = builders.build_freezing(recipe, self.network)
         return fit(
-            self.network,
-            train=self.train,
+            self.learner,
+            train=self.learned_from(),
             validation=self.part(self.split.validation) if len(self.split.validation) else None,
             heads=self.heads,
-            optimizer=builders.build_optimizer(recipe, self.network, freezing),
-            plan=plan,
+            optimizer=builders.build_optimizer(recipe, self.learner, freezing),
+            plan=self.step_plan(plan),
             epochs=recipe.epochs,
             seed=recipe.seed,
             schedule=builders.build_schedule(recipe),
-            **builders.step_options(recipe, self.network),
+            **self.step_options(self.learner),
             freezing=freezing,
             callbacks=callbacks,
             checkpointer=checkpointer,

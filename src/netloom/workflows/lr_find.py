@@ -48,9 +48,10 @@ def lr_find(
 ) -> RangeTest:
     """Find learning rates for a recipe by the exponential range test, see `training.lr_finder`.
 
-    All that the recipe says of training applies but its schedule and its learning rate. Where stages are unfrozen in
-    the course of it, all that ever train do from the first step on. Only a copy of the network is
-    trained: the model, generators and files stay as they are, and a training afterwards gives the same bits.
+    All that the recipe says of training applies but its schedule and its learning rate. Where stages are unfrozen
+    in the course of it, all that ever train do from the first step on; of a head on features, that alone is
+    trained, on these. Only a copy of the network is trained: the model, generators and files stay as they are, and
+    a training afterwards gives the same bits.
 
     Args:
         source: A folder, an archive, a CSV file, a named set, or an ImageSet.
@@ -91,23 +92,23 @@ def lr_find(
         custom=copy.deepcopy(model) if isinstance(model, nn.Module) else model,
     )
     fitting = Fitting.prepare(
-        chosen, network, heads, data.image_set, data.split, scaling=data.facts.scaling, device=device
+        chosen, network, heads, data.image_set, data.split, scaling=data.facts.scaling, device=device, reporter=reporter
     )
     measured = plan or fitting.choose_plan(n_steps=n_steps)
-    fitting.start_head(measured)
+    fitting.make_ready(measured)
 
     def make_step(replica: nn.Module) -> TrainingStep:
         freezing = builders.build_freezing(chosen, replica)
         optimizer = builders.build_optimizer(chosen, replica, freezing)
-        options = builders.step_options(chosen, replica)
         if freezing is not None:
             freezing.enter(replica, chosen.epochs - 1)
-        return TrainingStep(replica, heads, optimizer, plan=measured, seed=chosen.seed, **options)
+        options, steps_plan = fitting.step_options(replica), fitting.step_plan(measured)
+        return TrainingStep(replica, heads, optimizer, plan=steps_plan, seed=chosen.seed, **options)
 
     with reporter.bar("Trying learning rates") as on_progress:
         found = find_learning_rate(
-            fitting.network,
-            train=fitting.train,
+            fitting.learner,
+            train=fitting.learned_from(),
             make_step=make_step,
             min_rate=min_rate,
             max_rate=max_rate,
