@@ -416,7 +416,7 @@ def _read(name_or_file: str | Path, seen: tuple[str, ...] = ()) -> dict[str, Any
         hint = did_you_mean(text, recipe_names()) or " `netloom recipes` lists them."
         raise RecipeError(f"There is no recipe or recipe file {text!r}.{hint}")
     base = values.pop("extends", None)
-    return _change({} if base is None else _read(str(base), (*seen, text)), values)
+    return _with_own_epochs(values, values) if base is None else _change(_read(str(base), (*seen, text)), values)
 
 
 _CHANNELS = {"auto": None, "grey": 1, "rgb": 3}

@@ -19,8 +19,10 @@ import netloom
 from html_page import Page
 from netloom.cli import app
 from netloom.errors import DataError, ModelError, RecipeError, RunError
+from netloom.progress import Reporter
 from netloom.training.callbacks import Callback
 from netloom.training.state import TrainingState
+from netloom.workflows.pretraining_data import prepare_unlabelled
 from netloom.workflows.pretraining_run import collapse_in_words
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import write_folder
@@ -192,6 +194,21 @@ def test_a_test_folder_without_classes_is_left_alone(flat: Path, tmp_path: Path)
     assert len(run.split["test"]) == 20
     assert all(name.startswith("Test/") for name in run.split["test"])
     assert len(run.split["train"]) + len(run.split["validation"]) == 100
+
+
+def test_how_pictures_are_read_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Class folders are split as a training splits them; with a picture beside them all are learned from."""
+    recipe, folder = netloom.load_recipe("pretrain"), tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    labelled = prepare_unlabelled(folder, recipe, Reporter())
+    assert "120 pictures of 3 classes, split as `netloom train` does, at 12x12" in capsys.readouterr().err
+    assert len(labelled.split.test) == 24
+    shutil.copy(next(photos.rglob("*.png")), folder / "beside.png")
+    unlabelled = prepare_unlabelled(folder, recipe, Reporter())
+    said = capsys.readouterr().err
+    assert "121 pictures without classes, at 12x12" in said
+    assert "note: 1 picture lies beside the folders 'across', 'down', 'plain', which are therefore not taken" in said
+    assert (len(unlabelled.split.test), len(unlabelled.image_set)) == (0, 121)
 
 
 def test_transfer_starts_from_the_run(run: netloom.Run, photos: Path, tmp_path: Path) -> None:

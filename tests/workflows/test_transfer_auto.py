@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import netloom
-from netloom.errors import DataError, RecipeError
+from netloom.errors import DataError, RecipeError, TrainingError
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.models.backbones import timm
 from netloom.progress import Reporter
@@ -216,6 +216,34 @@ def test_a_step_that_fails_leaves_those_before_it(photos: Path, weights: Path, t
     told = auto(photos, weights, tmp_path).result["transfer"]
     assert (told["chosen"], told["reason"]) == ("features", "frozen failed: fold-1: the loss is nan.")
     assert [step["mode"] for step in told["steps"]] == ["features"]
+
+
+def test_where_the_first_step_fails_there_is_no_run(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cross_validate(*_: Any, **options: Any) -> Any:
+        raise FailedTrainingsError("Go on with: netloom.resume_cross_validation(", "fold-1: the features are nan.")
+
+    monkeypatch.setattr(transfer_auto, "cross_validate", cross_validate)
+    with pytest.raises(TrainingError, match=r"^features failed: fold-1: the features are nan\.$"):
+        auto(photos, weights, tmp_path)
+
+
+def test_folds_that_a_backbone_run_has_seen_are_told(
+    photos: Path, tmp_path: Path, scripted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"filters": [4], "head_pooling": "average", "epochs": 1, "batch_size": 16, "split_seed": 2}
+    backbone = netloom.train(photos, out=tmp_path, quiet=True, settings=settings)
+    scripted(LOW, NO_BETTER)
+    run = netloom.transfer(photos, backbone.path, mode="auto", out=tmp_path, device="cpu")
+    told = f"{len(backbone.split['train'])} of the 48 pictures of the held-out folds were trained on with their labels"
+    assert run.result["transfer"]["notes"][0].startswith(told)
+    assert told in capsys.readouterr().err
+    with pytest.raises(DataError, match="of the test part were trained on"):
+        netloom.transfer(
+            photos, backbone.path, mode="auto", out=tmp_path / "no", quiet=True, settings={"split_seed": 0}
+        )
+    assert not (tmp_path / "no").exists()
 
 
 def test_an_interruption_says_what_a_shell_can_do(photos: Path, weights: Path, tmp_path: Path, ending: Any) -> None:

@@ -128,9 +128,9 @@ def climb(
         except InterruptedTrainingsError as error:
             raise InterruptedTrainingsError(_interrupted(mode, error.reason), error.reason) from error
         except TrainingError as error:
-            if before is None:
-                raise
             reason = f"{mode} failed: {error.cause if isinstance(error, FailedTrainingsError) else error}"
+            if before is None:
+                raise TrainingError(reason) from error
             break
         step = _step(mode, found, before)
         steps.append(step)
