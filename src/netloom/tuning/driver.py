@@ -20,6 +20,7 @@ from netloom.parallel.tasks import (
     Task,
     uninterrupted,
 )
+from netloom.tuning.samplers import ExhaustedError
 from netloom.tuning.study import FINISHED_AFTER, Proposal, SearchStudy, State
 
 _PRUNED = "pruned"
@@ -120,8 +121,12 @@ class Driver:
         for proposal in self.study.unfinished():
             yield self._task(proposal)
         while (left is None or left > 0) and not self._is_over():
-            proposal = self._ask() if self._ahead is None else self._ahead.result()
-            self._ahead = None
+            try:
+                proposal = self._ask() if self._ahead is None else self._ahead.result()
+            except ExhaustedError:
+                return
+            finally:
+                self._ahead = None
             if left is not None:
                 left -= 1
             if self.at_once and left != 0 and self._ask_seconds > _WORTHWHILE * self._trial_seconds > 0:
@@ -224,7 +229,10 @@ class Driver:
         """End a trial that was asked for ahead and then not wanted any more."""
         if self._ahead is None:
             return
-        proposal = self._ahead.result()
+        try:
+            proposal = self._ahead.result()
+        except ExhaustedError:
+            return
         if self._interruption() is None:
             outcome = {"reason": f"{TIME_LIMIT}, before it began", **self._course()}
             self.study.prune(proposal.number, outcome)

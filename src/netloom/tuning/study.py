@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from netloom.errors import NetloomError, RunError
+from netloom.tuning.samplers import ExhaustedError, GridSampler
 from netloom.tuning.space import Dimension, label_of
 from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage, missing_study
 
@@ -28,6 +29,8 @@ _OUTCOME = "netloom:outcome"
 _DRIVER = "netloom:driver"
 _SPACE = "netloom:space"
 _SOURCE = "netloom:source"
+_MODELLED = "netloom:modelled"
+_SURPLUS = "netloom:surplus"
 FINISHED_AFTER = "finished_after"
 """Key of an outcome: seconds of search until the trial's end, where its driver counts them."""
 
@@ -67,6 +70,7 @@ class TrialRecord:
         overrides: Plain values by key.
         outcome: What else the driver wrote down of it.
         origin: Where its values come from: `sampler`, or as `enqueue` was told.
+        modelled: The sampler took them from a model of the trials before, not at random or in order.
         finished_after: Seconds of search until its end; where several drivers share the study, since its first trial
             was begun. None while it runs.
     """
@@ -78,6 +82,7 @@ class TrialRecord:
     outcome: Mapping[str, Any]
     origin: str
     finished_after: float | None = None
+    modelled: bool = False
 
 
 class SearchStudy:
@@ -197,17 +202,32 @@ class SearchStudy:
         return sum(trial.state.is_finished() for trial in self._own())
 
     def _own(self) -> list[FrozenTrial]:
-        trials = self._study.get_trials(deepcopy=False)
+        trials = [t for t in self._study.get_trials(deepcopy=False) if _SURPLUS not in t.user_attrs]
         return [t for t in trials if self._driver is None or t.user_attrs.get(_DRIVER) == self._driver]
 
     def ask(self) -> Proposal:
-        """The next trial."""
+        """The next trial.
+
+        Raises:
+            ExhaustedError: All combinations of a grid have been tried, run or wait.
+        """
+        sampler = self._study.sampler
+        if isinstance(sampler, GridSampler) and not self._any_waiting() and sampler.is_exhausted(self._study):
+            raise ExhaustedError
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # Gaussian processes of few trials gain nothing by more, and workers have the CPUs
         try:
             return self._begin(self._study.ask())
+        except ExhaustedError as error:  # another driver took the last one meanwhile
+            if error.trial_id is not None:
+                self._study._storage.set_trial_user_attr(error.trial_id, _SURPLUS, True)
+                self._study._storage.set_trial_state_values(error.trial_id, state=TrialState.FAIL)
+            raise
         finally:
             torch.set_num_threads(threads)
+
+    def _any_waiting(self) -> bool:
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _begin(self, trial: Trial, *, again: bool = False) -> Proposal:
         if self._driver is not None:
@@ -220,6 +240,8 @@ class SearchStudy:
         for dimension in self._dimensions:
             if dimension.matters(overrides):
                 overrides[dimension.key] = dimension.from_storage(_suggest(trial, dimension))
+        if not again and trial.relative_params and _SOURCE not in trial.user_attrs:
+            trial.set_user_attr(_MODELLED, True)
         with self._lock:
             self._open[trial.number] = trial
         return Proposal(trial.number, overrides, again)
@@ -294,7 +316,11 @@ class SearchStudy:
 
     def records(self) -> list[TrialRecord]:
         """All trials of all drivers, by number, but those that wait."""
-        trials = [t for t in self._study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        trials = [
+            t
+            for t in self._study.get_trials(deepcopy=False)
+            if t.state != TrialState.WAITING and _SURPLUS not in t.user_attrs
+        ]
         begun = min((t.datetime_start for t in trials if t.datetime_start is not None), default=None)
         return [self._record(trial, begun) for trial in trials]
 
@@ -313,6 +339,7 @@ class SearchStudy:
             outcome=outcome,
             origin=str(trial.user_attrs.get(_SOURCE, "sampler")),
             finished_after=outcome.pop(FINISHED_AFTER, on_the_wall),
+            modelled=_MODELLED in trial.user_attrs,
         )
 
     def importances(self) -> dict[str, float] | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import NetloomError, RunError, TrainingError
+from netloom.errors import DataError, NetloomError, RunError, TrainingError
 from netloom.evaluation.holdout import evaluate_model
 from netloom.files import partial_files, read_json, write_json, writing
 from netloom.parallel.pictures import received_pictures
@@ -71,6 +71,20 @@ class TrialResources:
     splits: Sequence[Split]
     objective: Objective
     model: CustomModel | None
+
+
+def pictures_for(kinds: Sequence[TrialPictures], overrides: Mapping[str, Any]) -> TrialPictures:
+    """Those for a trial with these values.
+
+    Raises:
+        DataError: There are none.
+    """
+    for kind in kinds:
+        if kind.are_for(overrides):
+            return kind
+    wanted = {key: overrides.get(key) for kind in kinds for key in kind.settings}
+    decoded = "; ".join(str(dict(kind.settings)) for kind in kinds)
+    raise DataError(f"No pictures were decoded for {wanted}; there are those for {decoded}. Start the search anew.")
 
 
 def plain_resources(resources: TrialResources) -> dict[str, Any]:
@@ -281,7 +295,7 @@ class _Score:
         trial: _TrialFolder,
     ) -> None:
         self.context, self.resources, self.recipe, self.number = context, resources, recipe, number
-        self.pictures = next(p for p in resources.pictures if p.are_for(trial.overrides))
+        self.pictures = pictures_for(resources.pictures, trial.overrides)
         self.plan, self.trial, self.split = plan, trial, resources.splits[number]
         self.cross_validated = len(resources.splits) > 1
 

@@ -20,7 +20,7 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
-from netloom.tuning.samplers import check_names, create_sampler, grid_size, resolve_pruner
+from netloom.tuning.samplers import check_names, create_sampler, grid_size, most_at_once, resolve_pruner
 from netloom.tuning.samplers import resolve_sampler as sampler_for
 from netloom.tuning.storage import without_password
 from netloom.tuning.study import TrialRecord, best_of
@@ -140,7 +140,7 @@ def tune(
         changes={**(settings or {}), **overrides},
     )
     chosen, reporter = asked.recipe, asked.reporter
-    dimensions = space_for(DEFAULT_SPACE if space is None else space, chosen)
+    dimensions = space_for(DEFAULT_SPACE if space is None else space, chosen, reporter.say)
     sampler, pruner = sampler_for(sampler, dimensions, n_trials), resolve_pruner(pruner, dimensions)
     create_sampler(sampler, dimensions, seed=0, init_points=1, n_trials=n_trials)  # tells what it is not for
     if n_trials is None and sampler == "grid":
@@ -155,14 +155,22 @@ def tune(
     pictures = study_pictures(source, chosen, data, dimensions, reporter)
     network, heads = _network(chosen, data, asked.model)
     plan, n_jobs = plan_trainings(
-        chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=asked.jobs, device=asked.device, plan=plan
+        chosen,
+        data,
+        network,
+        heads,
+        n_trainings=n_trials or 10**6,
+        jobs=asked.jobs,
+        device=asked.device,
+        plan=plan,
+        most=most_at_once(sampler, n_trials),
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
     for kind, _ in pictures.kinds if builders.learns_from_features(chosen) else ():
         changed = load_recipe(chosen, kind.settings)
         of_kind, _ = _network(changed, replace(data, image_set=kind.image_set, facts=kind.facts), asked.model)
         cache_features(changed, of_kind, heads, kind.image_set, splits, plan=plan, reporter=reporter)
-    cluster = _cluster(ray, asked.jobs, reporter)
+    cluster = _cluster(ray, asked.jobs or most_at_once(sampler, n_trials), reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
         study=name or folder.name,
@@ -171,7 +179,7 @@ def tune(
         space=dimensions,
         sampler=sampler,
         pruner=pruner,
-        init_points=init_points if init_points is not None else max(n_jobs, min(10, (n_trials or 40) // 4), 2),
+        init_points=init_points if init_points is not None else max(2, min(10, (n_trials or 40) // 4)),
         n_trials=n_trials,
         time_limit=limit,
         objective=scored_by,
@@ -256,7 +264,7 @@ def resume_tune(
     pictures = study_pictures(source or data.facts.source_location, recipe, data, manifest.space, reporter)
     splits = _splits(data, recipe, changed.cv)
     network, heads = _network(recipe, data, model)
-    cluster = _cluster(ray, at_once, reporter)
+    cluster = _cluster(ray, at_once or most_at_once(changed.sampler, changed.n_trials), reporter)
     with contextlib.closing(open_study(run_folder.path, changed, recipe, storage)) as study:
         _, n_jobs = plan_trainings(
             recipe,
@@ -267,6 +275,7 @@ def resume_tune(
             jobs=at_once,
             device=manifest.plan.device,
             plan=manifest.plan,
+            most=most_at_once(changed.sampler, changed.n_trials),
         )
         if changed != manifest:
             changed.write(run_folder.path)
