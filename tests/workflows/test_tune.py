@@ -204,8 +204,14 @@ def test_trials_that_fail_are_told_and_the_others_go_on(photos: Path, tmp_path: 
 
 
 def test_if_all_fail_the_first_reason_is_told(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"None of 2 trials was complete[\s\S]*momentum: is for sgd and rmsprop"):
-        search(photos, tmp_path, space={"momentum": [0.5, 0.9]}, sampler="grid", n_trials=2)
+    settings = {**QUICK, "optimizer": "sgd", "gradient_clip_norm": None}
+    with pytest.raises(TrainingError, match=r"None of 2 trials was complete[\s\S]*became NaN"):
+        search(photos, tmp_path, space={"learning_rate": [9e5, 1e6]}, sampler="grid", n_trials=2, settings=settings)
+
+
+def test_a_space_without_recipes_is_refused_before_pictures_are_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"None of 20 random points[\s\S]*momentum: is for sgd and rmsprop"):
+        search(tmp_path / "nowhere", tmp_path, space={"momentum": [0.5, 0.9]}, sampler="grid", n_trials=2)
 
 
 def test_conditions_and_architectures(photos: Path, tmp_path: Path) -> None:
@@ -249,7 +255,7 @@ def test_the_size_of_the_pictures_can_be_searched_over(jobs: int, photos: Path, 
     again = netloom.resume_tune(found.path, jobs=1, quiet=True)
     assert again.result["test"] == found.result["test"]
     more = netloom.resume_tune(found.path, n_trials=9, jobs=1, quiet=True)
-    assert more.result["n_trials"] == 9
+    assert more.result["n_trials"] == 8  # there are no more combinations
 
 
 def test_the_recipes_own_size_is_the_first_trial(photos: Path, tmp_path: Path) -> None:
@@ -308,6 +314,7 @@ def test_shuffled_labels_leave_the_tested_winner_at_chance(tmp_path: Path) -> No
         ({"cv": 1}, RecipeError, "--cv must be a whole number of at least 2"),
         ({"cv": 40}, NetloomError, "fold"),
         ({"cv": 2.5}, RecipeError, "--cv must be a whole number"),
+        ({"sampler": "grid", "space": {"learning_rate": "0.1..1:step=1e-7"}}, RecipeError, "9,000,001 combinations"),
         ({"sampler": "cmaes", "space": {"dropout": "0..0.5"}}, RecipeError, "two ranges"),
         ({"time_limit": "soon"}, RecipeError, "no duration"),
         ({"space": {"dropuot": "0..1"}}, RecipeError, "Did you mean 'dropout'"),

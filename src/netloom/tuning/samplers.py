@@ -347,11 +347,14 @@ def _position(dimension: Dimension, value: float) -> float:
     return (value - low) / (high - low)
 
 
-def describe_sampler(name: str, n_trials: int) -> str:
-    """The sampler of a study of `n_trials` trials, in words."""
+def describe_sampler(name: str, n_trials: int, *, at_random: int | None = None) -> str:
+    """The sampler of a study of `n_trials` trials, in words; of those that learn also how many were random."""
+    words = _IN_WORDS[name]
     if name == "gp" and n_trials > MOST_GP_TRIALS:
-        return f"{_IN_WORDS[name]}, from trial {MOST_GP_TRIALS} on with tree-structured Parzen estimators"
-    return _IN_WORDS[name]
+        words += f", from trial {MOST_GP_TRIALS} on with tree-structured Parzen estimators"
+    if name in LEARNING and at_random is not None:
+        words += f"; {at_random} of {n_trials} trials at random"
+    return words
 
 
 _IN_WORDS: Mapping[str, str] = {

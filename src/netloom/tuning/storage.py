@@ -253,6 +253,18 @@ def without_password(url: str) -> str:
     ).render_as_string(hide_password=False)
 
 
+def with_absolute_path(url: str) -> str:
+    """The URL of an SQLite file as any working folder takes it; every other URL as it is."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return url
+    file = parsed.database
+    if parsed.get_backend_name() != "sqlite" or not file or file == ":memory:" or file.startswith("file:"):
+        return url
+    return parsed.set(database=Path(file).absolute().as_posix()).render_as_string(hide_password=False)
+
+
 def missing_study(name: str, url: str) -> RunError:
     """The error that says so."""
     return RunError(f"The database {without_password(url)} holds no study {name!r}.")

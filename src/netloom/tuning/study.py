@@ -31,6 +31,7 @@ _SPACE = "netloom:space"
 _SOURCE = "netloom:source"
 _MODELLED = "netloom:modelled"
 _SURPLUS = "netloom:surplus"
+_TESTED = "netloom:tested:"
 FINISHED_AFTER = "finished_after"
 """Key of an outcome: seconds of search until the trial's end, where its driver counts them."""
 
@@ -293,6 +294,14 @@ class SearchStudy:
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # by yet another driver
                 storage.set_trial_user_attr(trial_id, _OUTCOME, {"reason": _GIVEN_UP})
                 storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
+
+    def note_tested(self, winner: str) -> None:
+        """Tell all drivers that this winner has met the test pictures."""
+        self._study.set_user_attr(f"{_TESTED}{winner}", True)
+
+    def tested(self) -> set[str]:
+        """The winners, of any driver, that have met the test pictures."""
+        return {key.removeprefix(_TESTED) for key in self._study.user_attrs if key.startswith(_TESTED)}
 
     def close(self) -> None:
         """See that all is written, and end the connections to the database."""

@@ -15,6 +15,7 @@ from netloom.tuning.study import SearchStudy
 from netloom.workflows.study_result import RESULT_FILE
 
 _FIRST_FROM_EARLIER = 5
+_NOT_IN_GRID = "it is none of the grid's combinations"
 
 
 def best_of_earlier(folder: str | Path) -> list[tuple[str, Mapping[str, Any]]]:
@@ -55,10 +56,33 @@ def enqueue_first(
         reporter: Told what is not tried.
     """
     in_place = sampler != "grid" or is_in_grid(of_recipe, dimensions)
-    why_not = study.enqueue(of_recipe, "recipe") if in_place else "it is none of the grid's combinations"
+    why_not = study.enqueue(of_recipe, "recipe") if in_place else _NOT_IN_GRID
     if why_not is not None:
         reporter.say(f"  note: the recipe itself is not among the trials: {why_not}")
     for found in earlier:
-        refused = [why for origin, values in found if (why := study.enqueue(values, origin)) is not None]
+        refused: list[str] = []
+        filled: set[str] = set()
+        for origin, values in found:
+            completed = _completed(values, of_recipe, dimensions)
+            in_place = sampler != "grid" or is_in_grid(completed, dimensions)
+            why_not = study.enqueue(completed, origin) if in_place else _NOT_IN_GRID
+            if why_not is None:
+                filled |= completed.keys() - values.keys()
+            else:
+                refused.append(why_not)
+        if filled:
+            reporter.say(f"  note: {', '.join(sorted(filled))} is as in the recipe in the trials of {found[0][0]}")
         if refused:
             reporter.say(f"  note: {len(refused)} of the best trials of {found[0][0]} are not tried: {refused[0]}")
+
+
+def _completed(
+    values: Mapping[str, Any], of_recipe: Mapping[str, Any], dimensions: Sequence[Dimension]
+) -> dict[str, Any]:
+    """Values of a trial of another space, and what the recipe has for keys that it did not search."""
+    completed = dict(values)
+    for dimension in dimensions:
+        has_one = dimension.key in completed or of_recipe.get(dimension.key) is None
+        if not has_one and dimension.matters(completed):
+            completed[dimension.key] = of_recipe[dimension.key]
+    return completed

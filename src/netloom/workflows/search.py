@@ -15,7 +15,7 @@ from netloom.recipe import Recipe
 from netloom.tuning.driver import Driver, TrialEnd, Watcher
 from netloom.tuning.study import Proposal, SearchStudy
 from netloom.workflows.builders import CustomModel
-from netloom.workflows.interruption import how_to_go_on, listening
+from netloom.workflows.interruption import how_to_go_on, listening, quoted
 from netloom.workflows.study_manifest import StudyManifest
 from netloom.workflows.study_pictures import StudyPictures
 from netloom.workflows.study_views import HParamsLog, Watchers
@@ -61,6 +61,7 @@ class Search:
         jobs: Trials at once in this machine.
         reporter: Tells a person how it goes.
         cluster: Where trials are done; None for here.
+        asked_jobs: Trials at once, where a user said how many.
     """
 
     folder: Path
@@ -73,21 +74,29 @@ class Search:
     jobs: int
     reporter: Reporter
     cluster: Cluster | None
+    asked_jobs: int | None
 
     def how_to_go_on(self, *, final_on: str | None = None) -> str:
         """What to type, or to call, after an interruption; `final_on` where another choice of it is needed."""
         storage = self.manifest.storage
         on_a_server = storage is not None and not storage.startswith("sqlite")
         # Whose URL has a password as a rule, which is not written down.
-        more = {"storage": "URL" if on_a_server else None, "final-on": final_on}
-        options = "".join(f" --{name} {value}" for name, value in more.items() if value)
+        more: dict[str, Any] = {
+            "storage": "URL" if on_a_server else None,
+            "ray": None if self.cluster is None else self.cluster.address,
+            "jobs": self.asked_jobs,
+            "final-on": final_on,
+        }
+        options = "".join(
+            f" --{name} {value if value == 'URL' else quoted(value)}" for name, value in more.items() if value
+        )
         arguments = "".join(
             f", {name.replace('-', '_')}={value if value == 'URL' else repr(value)}"
             for name, value in more.items()
             if value
         )
         return how_to_go_on(
-            f"netloom tune --resume {self.folder}{options}",
+            f"netloom tune --resume {quoted(self.folder)}{options}",
             f"netloom.resume_tune({str(self.folder)!r}{arguments}",
             in_memory=not self.pictures.data.facts.source_location,
             model=self.model,

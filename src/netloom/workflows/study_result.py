@@ -62,7 +62,7 @@ def study_result(
         "objective": manifest.objective,
         "direction": manifest.direction,
         "sampler": manifest.sampler,
-        "sampler_in_words": describe_sampler(manifest.sampler, len(records)),
+        "sampler_in_words": describe_sampler(manifest.sampler, len(records), at_random=_at_random(records)),
         "pruner": manifest.pruner,
         "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
         "validation_n": validation_n,
@@ -92,6 +92,11 @@ def study_result(
         "best_recipe": None if best_recipe is None else str(best_recipe_file),
         "best_recipe_yaml": None if best_recipe is None else best_recipe.to_yaml(),
     }
+
+
+def _at_random(records: Sequence[TrialRecord]) -> int:
+    """Trials that the sampler did not take from a model."""
+    return sum(record.origin == "sampler" and not record.modelled for record in records)
 
 
 def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | None:

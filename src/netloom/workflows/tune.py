@@ -22,7 +22,7 @@ from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
 from netloom.tuning.samplers import check_names, create_sampler, grid_size, most_at_once, resolve_pruner
 from netloom.tuning.samplers import resolve_sampler as sampler_for
-from netloom.tuning.storage import without_password
+from netloom.tuning.storage import with_absolute_path, without_password
 from netloom.tuning.study import TrialRecord, best_of
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
@@ -48,7 +48,7 @@ from netloom.workflows.study_manifest import StudyManifest, create_study, open_s
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.study_result import REPORT_FILE, RESULT_FILE, describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
-from netloom.workflows.winner import check_final_part, earlier_winners, train_winner
+from netloom.workflows.winner import check_final_part, earlier_winners, note_tested, train_winner
 
 BEST_RECIPE_FILE = "best.yaml"
 
@@ -127,6 +127,7 @@ def tune(
     check_names(sampler, pruner)
     n_trials, init_points = checked_number("n_trials", n_trials), checked_number("init_points", init_points)
     cv, n_seeds = checked_number("cv", cv), checked_number("final_seeds", final_seeds) or 0
+    storage = None if storage is None else with_absolute_path(storage)
     scored_by, trained_on = checked_objective(objective), checked_final_part(final_on)
     limit = parse_duration(time_limit)
     asked = request_for(
@@ -207,9 +208,26 @@ def tune(
     with contextlib.closing(study):
         if is_new:
             enqueue_first(study, sampler, dimensions, values_of(chosen, dimensions), earlier, reporter)
+        elif earlier:
+            reporter.say(
+                f"  note: --warm-start is ignored: the study {manifest.study} exists, and what the driver that made it "
+                "gave is tried first"
+            )
         manifest.write(folder.path)
         return _finish(
-            Search(folder.path, manifest, study, pictures, splits, chosen, asked.model, n_jobs, reporter, cluster)
+            Search(
+                folder.path,
+                manifest,
+                study,
+                pictures,
+                splits,
+                chosen,
+                asked.model,
+                n_jobs,
+                reporter,
+                cluster,
+                None if jobs == "auto" else asked.jobs,
+            )
         )
 
 
@@ -280,7 +298,19 @@ def resume_tune(
         if changed != manifest:
             changed.write(run_folder.path)
         return _finish(
-            Search(run_folder.path, changed, study, pictures, splits, recipe, model, n_jobs, reporter, cluster)
+            Search(
+                run_folder.path,
+                changed,
+                study,
+                pictures,
+                splits,
+                recipe,
+                model,
+                n_jobs,
+                reporter,
+                cluster,
+                None if jobs == "auto" else at_once,
+            )
         )
 
 
@@ -297,6 +327,7 @@ def _finish(search: Search) -> Study:
     best_recipe = load_recipe(search.recipe, best.overrides)
     write_atomically(search.folder / BEST_RECIPE_FILE, best_recipe.to_yaml())
     runs = train_winner(search, best, best_recipe)
+    note_tested(search, best, runs)
     result = _report(search, records, best, best_recipe, runs)
     for line in describe_result(result):
         search.reporter.say(line)
@@ -325,7 +356,7 @@ def _report(
         best_recipe=best_recipe,
         best_recipe_file=search.folder / BEST_RECIPE_FILE,
         runs=runs,
-        earlier_winners=earlier_winners(search.folder, runs),
+        earlier_winners=earlier_winners(search, best, runs),
         importances=search.study.importances(),
     )
     write_json(search.folder / RESULT_FILE, result)
