@@ -148,6 +148,28 @@ def test_loss_is_minimized(photos: Path, tmp_path: Path) -> None:
     assert found.best_value == min(t["value"] for t in found.trials)
 
 
+def test_macro_f1_is_that_of_the_weights_that_a_training_keeps(photos: Path, tmp_path: Path) -> None:
+    """Reference: the same training, evaluated on its validation part."""
+    found = search(photos, tmp_path, objective="validation_macro_f1", n_trials=2, final_seeds=1)
+    trial = found.trials[1]
+    run = netloom.train(photos, plan=PLAN, out=tmp_path, quiet=True, settings={**QUICK, **trial["overrides"]})
+    assert trial["value"] == pytest.approx(netloom.evaluate(run, part="validation")["macro_f1"], abs=1e-12)
+    assert len(trial["values"]) == 2
+    assert found.result["direction"] == "maximize"
+    assert found.best_value == max(t["value"] for t in found.trials)
+    assert found.run is not None
+    fresh = netloom.evaluate(found.run, part="validation")["macro_f1"]
+    assert found.result["fresh"]["values"] == pytest.approx([fresh], abs=1e-12)
+    assert "validation macro F1" in (found.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_folds_can_be_scored_by_balanced_accuracy(photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, objective="validation_balanced_accuracy", cv=2, n_trials=1)
+    trial = found.trials[0]
+    assert trial["value"] == pytest.approx(np.mean(trial["values"]))
+    assert all(0 <= value <= 1 for value in trial["values"])
+
+
 def test_a_finished_search_can_be_extended(photos: Path, tmp_path: Path) -> None:
     short = search(photos, tmp_path / "short", n_trials=2)
     extended = netloom.resume_tune(short.path, n_trials=4, jobs=1, quiet=True)
@@ -309,7 +331,7 @@ def test_shuffled_labels_leave_the_tested_winner_at_chance(tmp_path: Path) -> No
     [
         ({"sampler": "rndom"}, RecipeError, "Did you mean 'random'"),
         ({"pruner": "medain"}, RecipeError, "Did you mean 'median'"),
-        ({"objective": "accuracy"}, RecipeError, "validation_accuracy"),
+        ({"objective": "accuracy"}, RecipeError, "validation_accuracy, validation_loss, validation_macro_f1"),
         ({"n_trials": 0}, RecipeError, "--trials must be a whole number of at least 1"),
         ({"cv": 1}, RecipeError, "--cv must be a whole number of at least 2"),
         ({"cv": 40}, NetloomError, "fold"),

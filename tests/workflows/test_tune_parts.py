@@ -7,8 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from netloom.inference import Prediction
+from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.tuning.samplers import create_pruner, create_sampler, describe_sampler
 from netloom.tuning.space import Dimension, arrange
@@ -18,6 +23,7 @@ from netloom.tuning.study import SearchStudy, TrialRecord
 from netloom.workflows.first_trials import enqueue_first
 from netloom.workflows.interruption import quoted
 from netloom.workflows.search import Cluster, Search
+from netloom.workflows.trial_scores import ClassFigures
 from netloom.workflows.winner import earlier_winners, note_tested
 
 SPACE = {"learning_rate": "1e-4..1e-2:log", "optimizer": "adam,sgd", "momentum": "0.5,0.9 if optimizer=sgd"}
@@ -93,6 +99,37 @@ def test_a_grid_takes_from_earlier_studies_its_own_combinations_alone(capsys: py
     enqueue_first(ranges, "grid", rates, {"learning_rate": 0.1, "kind": "a"}, within, Reporter())
     assert "1 of the best trials of study earlier are not tried: it is none of the grid" in capsys.readouterr().err
     assert all(ranges.ask().overrides["learning_rate"] != 0.23 for _ in range(10))
+
+
+@pytest.mark.parametrize(
+    ("objective", "reference"),
+    [
+        ("validation_macro_f1", lambda true, found: f1_score(true, found, average="macro")),
+        ("validation_balanced_accuracy", balanced_accuracy_score),
+    ],
+)
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_figures_in_which_all_classes_count_the_same(objective: Any, reference: Any, kind: Any) -> None:
+    """Reference: scikit-learn."""
+    classes = ("a", "b") if kind == "sigmoid" else ("a", "b", "c")
+    head = Head(kind=kind, class_names=classes)
+    generator = np.random.default_rng(3)
+    targets = generator.choice(len(classes), 90, p=[0.9, 0.1] if kind == "sigmoid" else [0.8, 0.15, 0.05])
+    outputs = torch.from_numpy(generator.normal(size=(90, head.num_outputs))).float()
+    callback, state = ClassFigures(objective, head, targets), SimpleNamespace(history=[{"epoch": 1.0}])
+    prediction = Prediction(torch.nn.Identity())
+
+    def one_pass() -> None:
+        for prediction.outputs in ({"label": part} for part in outputs.split(40)):
+            callback.on_predict_batch_end(prediction)
+
+    callback.on_validation_start(state)
+    one_pass()
+    callback.on_validation_end(state)
+    one_pass()  # of something else
+    callback.on_epoch_end(state)
+    predictions = head.probabilities(outputs).argmax(dim=1).numpy()
+    assert state.history == [{"epoch": 1.0, objective: pytest.approx(reference(targets, predictions))}]
 
 
 def test_how_to_go_on_is_a_command_that_a_shell_takes() -> None:

@@ -86,7 +86,7 @@ def tune(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option("--objective", help=f"{' or '.join(OBJECTIVES)}.", show_default=DEFAULT_OBJECTIVE),
+        typer.Option("--objective", help=f"{', '.join(OBJECTIVES)}.", show_default=DEFAULT_OBJECTIVE),
     ] = None,
     cv: Annotated[
         int | None,

@@ -34,6 +34,7 @@ def study_result(
     best_recipe: Recipe | None,
     best_recipe_file: Path,
     runs: Sequence[Run],
+    fresh_values: Sequence[float],
     earlier_winners: int,
     importances: Mapping[str, float] | None,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def study_result(
         best_recipe: Its recipe.
         best_recipe_file: Where that is.
         runs: Of the winner, with fresh seeds.
+        fresh_values: What each of them scores on the validation part; none where there is none.
         earlier_winners: Of this search when it was shorter, which were tested on the same pictures.
         importances: Of the dimensions.
     """
@@ -83,7 +85,7 @@ def study_result(
             "interval": _interval(best.value, validation_n, manifest.objective),
             "overrides": dict(best.overrides),
         },
-        "fresh": _fresh(runs, manifest),
+        "fresh": _fresh(runs, fresh_values, manifest),
         "final": _final(runs, manifest),
         "test": dict(runs[0].result["test"]) if runs else None,
         "earlier_winners": earlier_winners,
@@ -99,20 +101,16 @@ def _at_random(records: Sequence[TrialRecord]) -> int:
     return sum(record.origin == "sampler" and not record.modelled for record in records)
 
 
-def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | None:
+def _fresh(runs: Sequence[Run], values: Sequence[float], manifest: StudyManifest) -> dict[str, Any] | None:
     """What the winner scores on the validation part with seeds that were not searched with."""
-    if not runs or manifest.cv is not None or "validation" not in runs[0].result:
+    if not values:
         return None
-    values = []
-    for run in runs:
-        row = run.history[int(run.result["kept_epoch"] or len(run.history)) - 1]
-        values.append(float(row[manifest.objective]))
     found: dict[str, Any] = {"mean": values[0], "standard_deviation": None, "interval": None}
     if len(values) > 1:
         found = spread(values)
-        if manifest.objective == "validation_accuracy":
+        if manifest.objective != "validation_loss":
             found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
-    return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
+    return {**found, "values": list(values), "n": len(values), "seeds": [run.recipe.seed for run in runs]}
 
 
 def _final(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ from netloom.workflows.study_manifest import StudyManifest, create_study, open_s
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.study_result import REPORT_FILE, RESULT_FILE, describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
-from netloom.workflows.winner import check_final_part, earlier_winners, note_tested, train_winner
+from netloom.workflows.winner import check_final_part, earlier_winners, fresh_values, note_tested, train_winner
 
 BEST_RECIPE_FILE = "best.yaml"
 
@@ -99,7 +99,9 @@ def tune(
         n_trials: In all; without it 50, or with a grid all combinations, or with a time limit as many as it allows.
         time_limit: Of the search itself: a text such as `90s`, `10m` or `1h30m`; a bare number is seconds.
         init_points: Random trials before a model of the earlier ones proposes.
-        objective: `validation_accuracy` or `validation_loss`, of the weights that a training keeps.
+        objective: `validation_accuracy`, `validation_loss`, or, in which all classes count the same, however many
+            pictures they have, `validation_macro_f1` or `validation_balanced_accuracy`; of the weights that a training
+            keeps.
         cv: Score each trial by so many folds of what is not test, instead of by the validation part.
         final_seeds: Trainings of the winner; 0 for none, and no test.
         final_on: What they are trained on: `train`, as the trials are, or `train+validation`. With the latter nothing
@@ -356,6 +358,7 @@ def _report(
         best_recipe=best_recipe,
         best_recipe_file=search.folder / BEST_RECIPE_FILE,
         runs=runs,
+        fresh_values=fresh_values(search, runs),
         earlier_winners=earlier_winners(search, best, runs),
         importances=search.study.importances(),
     )

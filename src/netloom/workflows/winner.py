@@ -17,6 +17,7 @@ from netloom.workflows.runs import Run, load
 from netloom.workflows.search import Search
 from netloom.workflows.search_options import FinalPart
 from netloom.workflows.training_job import Member, TrainingJob, is_job, resume_job, start_job
+from netloom.workflows.trial_scores import score_of_run
 
 _FINAL = "final"
 
@@ -82,6 +83,15 @@ def train_winner(search: Search, best: TrialRecord, recipe: Recipe) -> list[Run]
             f"with: {search.how_to_go_on()}"
         )
     return list(job.runs)
+
+
+def fresh_values(search: Search, runs: Sequence[Run]) -> list[float]:
+    """What each of the winner's trainings scores on the validation part; none where nothing is left to validate on."""
+    if not runs or search.manifest.cv is not None or "validation" not in runs[0].result:
+        return []
+    split = search.pictures.data.split
+    image_set = search.pictures.prepared_for(runs[0].recipe, split).image_set
+    return [score_of_run(run, image_set, split, search.manifest.objective) for run in runs]
 
 
 def note_tested(search: Search, best: TrialRecord, runs: Sequence[Run]) -> None:
