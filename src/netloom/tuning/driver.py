@@ -112,7 +112,7 @@ class Driver:
         self._ask_seconds, self._trial_seconds = 0.0, 0.0
         self._interruption = interruption
         self._ahead: Future[Proposal] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="netloom-ask") as self._thread:
+        with ThreadPoolExecutor(1, thread_name_prefix="netloom-ask") as self._thread, self.study.alive():
             self.executor.run(self._tasks(), self._on_event, interruption=self._look)
             self._give_back()
 
@@ -150,7 +150,6 @@ class Driver:
 
     def _look(self) -> str | None:
         """Called many times a second: why to stop everything, or None."""
-        self.study.heartbeat()
         if self._is_over() and self._complete and not self._out_of_time:
             self._out_of_time = True
             for name in self._begun:

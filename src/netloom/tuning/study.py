@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import optuna
 import torch
@@ -17,17 +16,16 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from netloom.errors import NetloomError, RunError
+from netloom.errors import NetloomError
 from netloom.tuning.samplers import ExhaustedError, GridSampler
+from netloom.tuning.shared import DRIVER, OUTCOME, SPACE, Heartbeats, facts_of, joined, see_that_they_agree
 from netloom.tuning.space import Dimension, label_of
-from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage, missing_study
+from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage, patiently
 
+_T = TypeVar("_T")
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 Direction = Literal["maximize", "minimize"]
 
-_OUTCOME = "netloom:outcome"
-_DRIVER = "netloom:driver"
-_SPACE = "netloom:space"
 _SOURCE = "netloom:source"
 _MODELLED = "netloom:modelled"
 _SURPLUS = "netloom:surplus"
@@ -35,7 +33,6 @@ _TESTED = "netloom:tested:"
 FINISHED_AFTER = "finished_after"
 """Key of an outcome: seconds of search until the trial's end, where its driver counts them."""
 
-_GIVEN_UP = "Its driver fell silent, and another driver of the study gave it up."
 _STATES: Mapping[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -100,9 +97,9 @@ class SearchStudy:
     def __init__(self, study: optuna.Study, dimensions: Sequence[Dimension], driver: str | None) -> None:
         self._study, self._dimensions, self._driver = study, tuple(dimensions), driver
         self._open: dict[int, Trial] = {}
-        self._last_heartbeat = float("-inf")
-        self._nameless_since: dict[int, float] = {}
         self._lock = threading.Lock()
+        storage = self._shared_storage()
+        self._heartbeats = None if storage is None else Heartbeats(study, storage)
 
     @classmethod
     def create(
@@ -140,10 +137,10 @@ class SearchStudy:
         except optuna.exceptions.DuplicatedStudyError:
             if driver is None:
                 raise NetloomError(f"There is a study {name!r} already. Give another --name, or --resume it.") from None
-            study = _joined(storage, name, sampler, pruner)
-            _see_that_they_agree(_facts_of(study), written, name)
+            study = joined(storage, name, sampler, pruner)
+            see_that_they_agree(facts_of(study), written, name)
             return cls(study, dimensions, driver), False
-        study.set_user_attr(_SPACE, written)
+        study.set_user_attr(SPACE, written)
         return cls(study, dimensions, driver), True
 
     @classmethod
@@ -162,7 +159,7 @@ class SearchStudy:
         Raises:
             RunError: There is none of that name.
         """
-        return cls(_joined(storage, name, sampler, pruner), dimensions, driver)
+        return cls(joined(storage, name, sampler, pruner), dimensions, driver)
 
     def enqueue(self, overrides: Mapping[str, Any], origin: str) -> str | None:
         """Have a trial with these values before any that the sampler proposes; keys outside of the space are ignored.
@@ -189,7 +186,7 @@ class SearchStudy:
         """The trials of this driver that were begun by an earlier process and have no end, to be gone on with."""
         found = []
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self._driver is not None and trial.user_attrs.get(_DRIVER) != self._driver:
+            if self._driver is not None and trial.user_attrs.get(DRIVER) != self._driver:
                 continue
             found.append(self._begin(Trial(self._study, trial._trial_id), again=True))
         return found
@@ -203,15 +200,22 @@ class SearchStudy:
         return sum(trial.state.is_finished() for trial in self._own())
 
     def _own(self) -> list[FrozenTrial]:
-        trials = [t for t in self._study.get_trials(deepcopy=False) if _SURPLUS not in t.user_attrs]
-        return [t for t in trials if self._driver is None or t.user_attrs.get(_DRIVER) == self._driver]
+        trials = [t for t in self._trials() if _SURPLUS not in t.user_attrs]
+        return [t for t in trials if self._driver is None or t.user_attrs.get(DRIVER) == self._driver]
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._patiently(lambda: self._study.get_trials(deepcopy=False))
 
     def ask(self) -> Proposal:
         """The next trial.
 
         Raises:
             ExhaustedError: All combinations of a grid have been tried, run or wait.
+            StorageLostError: A shared database was away for too long.
         """
+        return self._patiently(self._ask)
+
+    def _ask(self) -> Proposal:
         sampler = self._study.sampler
         if isinstance(sampler, GridSampler) and not self._any_waiting() and sampler.is_exhausted(self._study):
             raise ExhaustedError
@@ -236,7 +240,7 @@ class SearchStudy:
             if (shared := self._shared_storage()) is not None:
                 shared.record_heartbeat(trial._trial_id)
             if not again:
-                trial.set_user_attr(_DRIVER, self._driver)
+                trial.set_user_attr(DRIVER, self._driver)
         overrides: dict[str, Any] = {}
         for dimension in self._dimensions:
             if dimension.matters(overrides):
@@ -249,6 +253,9 @@ class SearchStudy:
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Write down an intermediate value; whether the trial had better end."""
+        return self._patiently(lambda: self._report(number, step, value))
+
+    def _report(self, number: int, step: int, value: float) -> bool:
         trial = self._open[number]
         if step not in trial._cached_frozen_trial.intermediate_values:  # else it went on from a checkpoint before that
             try:
@@ -272,36 +279,41 @@ class SearchStudy:
     def _end(self, number: int, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
         with self._lock:
             trial = self._open.pop(number)
+        self._patiently(lambda: self._tell(trial, state, value, outcome))
+
+    def _tell(self, trial: Trial, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
         try:
-            trial.set_user_attr(_OUTCOME, dict(outcome))
+            trial.set_user_attr(OUTCOME, dict(outcome))
             self._study.tell(trial, value, state=state)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             # Another driver took this one for dead and gave the trial up: that stands, since it may have acted on it.
-            if not _is_finished(self._study, number):
+            if not _is_finished(self._study, trial.number):
                 raise
 
     def heartbeat(self) -> None:
         """Where the storage is shared: say that this driver's trials are alive, and give up those of dead drivers."""
+        if self._heartbeats is not None:
+            with self._lock:
+                alive = list(self._open.values())
+            self._heartbeats.send(alive)
+
+    def alive(self) -> contextlib.AbstractContextManager[None]:
+        """Say so now and then for the body, from a thread of its own: a training may look up once in minutes only."""
+        return contextlib.nullcontext() if self._heartbeats is None else self._heartbeats.beating(self.heartbeat)
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        """What needs a shared database, which may be away for a moment."""
         storage = self._shared_storage()
-        if storage is None or time.monotonic() - self._last_heartbeat < (storage.heartbeat_interval or 0):
-            return
-        self._last_heartbeat = time.monotonic()
-        with self._lock:
-            alive = list(self._open.values())
-        for trial in alive:
-            storage.record_heartbeat(trial._trial_id)
-        for trial_id in {*storage._get_stale_trial_ids(self._study._study_id), *self._nameless(storage)}:
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # by yet another driver
-                storage.set_trial_user_attr(trial_id, _OUTCOME, {"reason": _GIVEN_UP})
-                storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
+        return call() if storage is None else patiently(call, seconds=storage.grace_period or GRACE_SECONDS)
 
     def note_tested(self, winner: str) -> None:
         """Tell all drivers that this winner has met the test pictures."""
-        self._study.set_user_attr(f"{_TESTED}{winner}", True)
+        self._patiently(lambda: self._study.set_user_attr(f"{_TESTED}{winner}", True))
 
     def tested(self) -> set[str]:
         """The winners, of any driver, that have met the test pictures."""
-        return {key.removeprefix(_TESTED) for key in self._study.user_attrs if key.startswith(_TESTED)}
+        known = self._patiently(lambda: self._study.user_attrs)
+        return {key.removeprefix(_TESTED) for key in known if key.startswith(_TESTED)}
 
     def close(self) -> None:
         """See that all is written, and end the connections to the database."""
@@ -314,29 +326,16 @@ class SearchStudy:
             return None
         return backend
 
-    def _nameless(self, storage: RDBStorage) -> list[int]:
-        """Trials whose driver died between making them and writing its name: no driver would go on with them."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        now = time.monotonic()
-        nameless = {t._trial_id: now for t in running if _DRIVER not in t.user_attrs}
-        self._nameless_since = {trial: self._nameless_since.get(trial, since) for trial, since in nameless.items()}
-        grace_seconds = storage.grace_period or GRACE_SECONDS
-        return [trial for trial, since in self._nameless_since.items() if now - since > grace_seconds]
-
     def records(self) -> list[TrialRecord]:
         """All trials of all drivers, by number, but those that wait."""
-        trials = [
-            t
-            for t in self._study.get_trials(deepcopy=False)
-            if t.state != TrialState.WAITING and _SURPLUS not in t.user_attrs
-        ]
+        trials = [t for t in self._trials() if t.state != TrialState.WAITING and _SURPLUS not in t.user_attrs]
         begun = min((t.datetime_start for t in trials if t.datetime_start is not None), default=None)
         return [self._record(trial, begun) for trial in trials]
 
     def _record(self, trial: FrozenTrial, begun: datetime | None) -> TrialRecord:
         overrides = {d.key: d.from_storage(trial.params[d.key]) for d in self._dimensions if d.key in trial.params}
         value, ended = trial.value, trial.datetime_complete
-        outcome = dict(trial.user_attrs.get(_OUTCOME, {}))
+        outcome = dict(trial.user_attrs.get(OUTCOME, {}))
         on_the_wall = None if begun is None or ended is None else (ended - begun).total_seconds()
         if value is None and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]
@@ -389,36 +388,6 @@ def _suggest(trial: Trial, dimension: Dimension) -> Any:
     return trial.suggest_int(
         dimension.key, int(dimension.low), int(dimension.high), log=dimension.log, step=int(dimension.step or 1)
     )
-
-
-def _joined(storage: BaseStorage, name: str, sampler: BaseSampler, pruner: BasePruner) -> optuna.Study:
-    try:
-        return optuna.load_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner)
-    except KeyError:
-        url = storage.url if isinstance(storage, RDBStorage) else "given"
-        raise missing_study(name, url) from None
-
-
-def _facts_of(study: optuna.Study) -> Mapping[str, Any]:
-    """What the driver that made the study wrote down, which may take it a moment."""
-    deadline = time.monotonic() + 60
-    while (facts := study.user_attrs.get(_SPACE)) is None:
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"The study {study.study_name!r} was not made by netloom, or its maker died at once. Give another name."
-            )
-        time.sleep(0.05)
-    assert isinstance(facts, Mapping)
-    return facts
-
-
-def _see_that_they_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any], name: str) -> None:
-    differing = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
-    if differing:
-        raise NetloomError(
-            f"The study {name!r} exists with another {', '.join(differing)}. Drivers that share a study search the "
-            "same space of the same recipe on the same pictures; give this search another --name."
-        )
 
 
 def _is_finished(study: optuna.Study, number: int) -> bool:

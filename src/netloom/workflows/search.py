@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from netloom.data.splits import Split
+from netloom.errors import RunError
 from netloom.parallel.tasks import Interruption, Task
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.tuning.driver import Driver, TrialEnd, Watcher
+from netloom.tuning.storage import StorageLostError
 from netloom.tuning.study import Proposal, SearchStudy
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.interruption import how_to_go_on, listening, quoted
@@ -121,6 +123,8 @@ class Search:
         try:
             with listening() as interruption:
                 self._drive(before, interruption)
+        except StorageLostError as error:
+            raise RunError(f"{error} Go on with: {self.how_to_go_on()}") from error
         finally:
             self.note(seconds=before + time.perf_counter() - started)
 
