@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
@@ -143,6 +143,45 @@ def test_a_grid_ends_with_its_last_combination() -> None:
     Driver(study, Rolling(2), task_for, 9, None, False, True).run()
     assert [record.overrides["rate"] for record in study.records()] == [2, 1, 3]
     assert study.n_asked() == 3
+
+
+class Failing(Rolling):
+    """Fails every task that `reason_of` has a reason for, by its number."""
+
+    def __init__(self, reason_of: Callable[[int], str | None]) -> None:
+        super().__init__(1)
+        self.reason_of = reason_of
+
+    def end(self, task: Task, on_event: OnEvent) -> None:
+        reason = self.reason_of(int(task.name))
+        on_event(Finished(task, {"state": "complete", "value": 0.0}) if reason is None else Failed(task, reason))
+
+
+@pytest.mark.parametrize(
+    ("reason_of", "n_begun", "words"),
+    [
+        (
+            lambda n: f"loss {0.5 * n} is no number",
+            5,
+            "The first 5 trials failed for one reason: loss 2.0 is no number",
+        ),
+        (lambda n: None if n < 3 else "out of memory", 13, "10 trials in a row failed for one reason: out of memory"),
+        (lambda n: ("one", "another")[n % 2], 30, ""),
+        (lambda n: None if n % 5 == 4 else "out of memory", 30, ""),
+        (lambda n: "one" if n < 4 else None, 30, ""),
+    ],
+)
+def test_a_hopeless_search_ends(reason_of: Callable[[int], str | None], n_begun: int, words: str) -> None:
+    for hopeless in (True, False):
+        study = new_study(n_trials=30)
+
+        def task_for(proposal: Proposal) -> Task:
+            return Task(str(proposal.number), time.sleep, {})
+
+        driver = Driver(study, Failing(reason_of), task_for, 30, None, False, False, hopeless=hopeless)
+        driver.run()
+        assert driver.gave_up == (words if hopeless else "")
+        assert len(study.records()) == (n_begun if hopeless else 30)
 
 
 def test_pauses_between_two_processes_are_no_time_of_the_search() -> None:

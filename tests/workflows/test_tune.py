@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,39 @@ def test_a_finished_search_can_be_extended(photos: Path, tmp_path: Path) -> None
     assert extended.result["seconds"] > short.result["seconds"]
     again = netloom.resume_tune(short.path, jobs=1, quiet=True)
     assert table(again) == table(extended)
+
+
+def test_a_finished_search_is_loaded_without_its_pictures(study: Study, tmp_path: Path) -> None:
+    moved = shutil.copytree(study.path, tmp_path / "moved")
+    loaded = netloom.load_study(moved)
+    assert loaded.path == moved
+    assert loaded.best_recipe == study.best_recipe
+    assert loaded.best_overrides == study.best_overrides
+    assert loaded.trials == study.trials
+    assert loaded.run is not None
+    assert study.run is not None
+    assert loaded.run.path == moved / study.run.path.parent.name / study.run.path.name
+    assert [run.recipe.seed for run in loaded.runs] == [1, 2]
+    assert [run.path for run in study.runs] == [p.parent / f"seed-{i}" for i, p in enumerate([study.run.path] * 2, 1)]
+    rows = loaded.table()
+    assert [row["value"] for row in rows] == [t["value"] for t in study.trials]
+    assert rows[0]["learning_rate"] == RATE
+    (moved / "tune.json").unlink()
+    with pytest.raises(RunError, match=r"no finished search.*--resume"):
+        netloom.load_study(moved)
+    (moved / "tune.json").write_text('{"best": {}}')
+    with pytest.raises(RunError, match="damaged"):
+        netloom.load_study(moved)
+
+
+def test_a_search_whose_trials_all_fail_ends_early(photos: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "optimizer": "sgd", "gradient_clip_norm": None}
+    space = {"learning_rate": "9e5..1e6"}
+    with pytest.raises(TrainingError, match=r"The first 5 trials failed for one reason: .*NaN.*--resume") as caught:
+        search(photos, tmp_path, space=space, n_trials=40, settings=settings)
+    assert caught.value.exit_code == 2
+    (folder,) = tmp_path.iterdir()
+    assert len(json.loads((folder / "tune.json").read_text(encoding="utf-8"))["trials"]) == 5
 
 
 def test_resuming_a_finished_search_trains_nothing_again(study: Study) -> None:

@@ -12,7 +12,7 @@ from netloom.progress import Reporter
 from netloom.tuning.samplers import is_in_grid
 from netloom.tuning.space import Dimension
 from netloom.tuning.study import SearchStudy
-from netloom.workflows.study_result import RESULT_FILE
+from netloom.workflows.study import RESULT_FILE
 
 _FIRST_FROM_EARLIER = 5
 _NOT_IN_GRID = "it is none of the grid's combinations"

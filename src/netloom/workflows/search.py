@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from netloom.data.splits import Split
-from netloom.errors import RunError
+from netloom.errors import RunError, TrainingError
 from netloom.parallel.tasks import Interruption, Task
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
@@ -33,6 +33,10 @@ from netloom.workflows.trial_task import (
 )
 
 TRIALS_FOLDER = "trials"
+
+
+class HopelessSearchError(TrainingError):
+    """Trials failed one like the other, so that the search was ended; it can be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ class Search:
 
         Raises:
             InterruptedTrainingsError: Ctrl-C or SIGTERM; trials that ran are gone on with by the next call.
+            HopelessSearchError: Many trials failed for one reason.
+            RunError: A shared database was away for too long.
             NetloomError: The workers cannot be started.
         """
         n = self.manifest.n_trials
@@ -183,6 +189,8 @@ class Search:
                 seconds_before=None if self._is_shared else seconds_before,
                 pruning=self.manifest.pruner != "none",
                 at_once=self.cluster is not None or self.jobs > 1,
+                # A grid may well begin with the row of combinations that cannot be.
+                hopeless=self.manifest.sampler != "grid",
                 watcher=Watchers(*watchers),
             )
             try:
@@ -193,6 +201,11 @@ class Search:
                 raise InterruptedTrainingsError(
                     f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: {self.how_to_go_on()}",
                     reason,
+                )
+            if driver.gave_up:
+                raise HopelessSearchError(
+                    f"{driver.gave_up.rstrip('.')}. The search has ended early. Go on with it when that is mended: "
+                    f"{self.how_to_go_on()}"
                 )
 
     def _task(self, proposal: Proposal) -> Task:

@@ -16,10 +16,8 @@ from netloom.tuning.space import Dimension
 from netloom.tuning.study import TrialRecord
 from netloom.workflows.runs import Run
 from netloom.workflows.seeds import spread, summarize_seeds
+from netloom.workflows.study import REPORT_FILE
 from netloom.workflows.study_manifest import StudyManifest
-
-RESULT_FILE = "tune.json"
-REPORT_FILE = "report.html"
 
 
 def study_result(
@@ -91,6 +89,7 @@ def study_result(
         "earlier_winners": earlier_winners,
         "test_over_seeds": None if summary is None else summary["test_accuracy"],
         "final_run": str(runs[0].path) if runs else None,
+        "final_runs": [str(run.path) for run in runs],
         "best_recipe": None if best_recipe is None else str(best_recipe_file),
         "best_recipe_yaml": None if best_recipe is None else best_recipe.to_yaml(),
     }

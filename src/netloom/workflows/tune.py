@@ -30,7 +30,7 @@ from netloom.workflows.first_trials import best_of_earlier, enqueue_first
 from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
-from netloom.workflows.search import TRIALS_FOLDER, Cluster, Search
+from netloom.workflows.search import TRIALS_FOLDER, Cluster, HopelessSearchError, Search
 from netloom.workflows.search_options import (
     DEFAULT_FINAL_PART,
     DEFAULT_FINAL_SEEDS,
@@ -43,14 +43,12 @@ from netloom.workflows.search_options import (
 from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.starting_weights import initialize_from_weights
-from netloom.workflows.study import Study
+from netloom.workflows.study import BEST_RECIPE_FILE, REPORT_FILE, RESULT_FILE, Study
 from netloom.workflows.study_manifest import StudyManifest, create_study, open_study
 from netloom.workflows.study_pictures import study_pictures
-from netloom.workflows.study_result import REPORT_FILE, RESULT_FILE, describe_result, study_result, values_of
+from netloom.workflows.study_result import describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
 from netloom.workflows.winner import check_final_part, earlier_winners, fresh_values, note_tested, train_winner
-
-BEST_RECIPE_FILE = "best.yaml"
 
 
 def tune(
@@ -319,7 +317,12 @@ def resume_tune(
 def _finish(search: Search) -> Study:
     """Search, train the winner, report."""
     if not search.manifest.searched:
-        search.run()
+        try:
+            search.run()
+        except HopelessSearchError:
+            records = search.study.records()
+            _report(search, records, best_of(records, search.manifest.direction), None, [])
+            raise
     records = search.study.records()
     best = best_of(records, search.manifest.direction)
     if best is None:
