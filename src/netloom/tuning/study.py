@@ -245,7 +245,7 @@ class SearchStudy:
         for dimension in self._dimensions:
             if dimension.matters(overrides):
                 overrides[dimension.key] = dimension.from_storage(_suggest(trial, dimension))
-        if not again and trial.relative_params and _SOURCE not in trial.user_attrs:
+        if _is_modelled(trial) and not {_SOURCE, _MODELLED} & trial.user_attrs.keys():
             trial.set_user_attr(_MODELLED, True)
         with self._lock:
             self._open[trial.number] = trial
@@ -378,6 +378,15 @@ def best_of(records: Iterable[TrialRecord], direction: Direction) -> TrialRecord
     complete = [r for r in records if r.state == "complete" and r.value is not None]
     sign = 1.0 if direction == "maximize" else -1.0
     return max(complete, key=lambda r: (sign * float(r.value or 0.0), -r.number), default=None)
+
+
+def _is_modelled(trial: Trial) -> bool:
+    """Whether its values are those that the sampler took from a model of earlier trials.
+
+    Of a trial that is gone on with the sampler has proposed anew, which are its values only if they were then.
+    """
+    proposed = trial.relative_params or {}
+    return bool(proposed) and all(trial.params.get(key, value) == value for key, value in proposed.items())
 
 
 def _suggest(trial: Trial, dimension: Dimension) -> Any:
