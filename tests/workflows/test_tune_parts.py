@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from netloom.errors import RecipeError
 from netloom.inference import Prediction
 from netloom.models.heads import Head
 from netloom.progress import Reporter
@@ -20,7 +21,7 @@ from netloom.tuning.space import Dimension, arrange
 from netloom.tuning.space_text import parse_dimension
 from netloom.tuning.storage import in_memory, open_storage, sqlite_url, with_absolute_path
 from netloom.tuning.study import SearchStudy, TrialRecord
-from netloom.workflows.first_trials import enqueue_first
+from netloom.workflows.first_trials import OF_USER, checked_first, enqueue_first, parse_first
 from netloom.workflows.interruption import quoted
 from netloom.workflows.search import Cluster, Search
 from netloom.workflows.trial_scores import ClassFigures
@@ -81,6 +82,26 @@ def test_trials_of_a_narrower_study_are_completed_by_the_recipe(capsys: pytest.C
     assert [r.origin for r in study.records()] == ["recipe", "study earlier", "study earlier"]
     told = capsys.readouterr().err
     assert "learning_rate, momentum, optimizer is as in the recipe in the trials of study earlier" in told
+
+
+def test_a_user_says_what_is_tried_first(capsys: pytest.CaptureFixture[str]) -> None:
+    dimensions = dimensions_of({**SPACE, "filters": "32-64,64-128", "dense_units": ["64", "128"]})
+    parsed = parse_first(["learning_rate=2e-3  filters=64-128 momentum=0.5 dense_units=128", " optimizer=adam "])
+    first = checked_first(parsed, dimensions)
+    assert first == [
+        {"learning_rate": 2e-3, "filters": "64-128", "momentum": 0.5, "dense_units": "128"},
+        {"optimizer": "adam"},
+    ]
+    study = new_study("random", dimensions)
+    of_recipe = {"learning_rate": 1e-3, "optimizer": "sgd", "momentum": 0.9, "filters": "32-64", "dense_units": "64"}
+    enqueue_first(study, "random", dimensions, of_recipe, [[(OF_USER, values) for values in first]], Reporter())
+    asked = [study.ask().overrides for _ in range(3)]
+    assert asked[:2] == [of_recipe, {**of_recipe, **first[0]}]
+    assert asked[2] == {"learning_rate": 1e-3, "optimizer": "adam", "filters": "32-64", "dense_units": "64"}
+    assert [r.origin for r in study.records()] == ["recipe", "user", "user"]
+    for text, words in (("dropot=1", "dropot, which is not searched"), ("learning_rate=1", "lies outside of")):
+        with pytest.raises(RecipeError, match=words):
+            checked_first(parse_first([text]), dimensions)
 
 
 def test_a_grid_takes_from_earlier_studies_its_own_combinations_alone(capsys: pytest.CaptureFixture[str]) -> None:

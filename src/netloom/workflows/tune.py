@@ -9,11 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from netloom.data.folds import Scheme, make_folds
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import Split
 from netloom.durations import parse_duration
-from netloom.errors import RecipeError, TrainingError
+from netloom.errors import TrainingError
 from netloom.files import write_atomically, write_json, writing
 from netloom.parallel.planning import parse_jobs
 from netloom.progress import Reporter
@@ -26,11 +24,11 @@ from netloom.tuning.storage import with_absolute_path, without_password
 from netloom.tuning.study import TrialRecord, best_of
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
-from netloom.workflows.first_trials import best_of_earlier, enqueue_first
-from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
+from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first
+from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
-from netloom.workflows.search import TRIALS_FOLDER, Cluster, HopelessSearchError, Search
+from netloom.workflows.search import TRIALS_FOLDER, HopelessSearchError, Search
 from netloom.workflows.search_options import (
     DEFAULT_FINAL_PART,
     DEFAULT_FINAL_SEEDS,
@@ -42,9 +40,9 @@ from netloom.workflows.search_options import (
 )
 from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
-from netloom.workflows.starting_weights import initialize_from_weights
 from netloom.workflows.study import BEST_RECIPE_FILE, REPORT_FILE, RESULT_FILE, Study
 from netloom.workflows.study_manifest import StudyManifest, create_study, open_study
+from netloom.workflows.study_parts import cluster_for, network_for, splits_for
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.study_result import describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
@@ -65,6 +63,7 @@ def tune(
     cv: int | None = None,
     final_seeds: int = DEFAULT_FINAL_SEEDS,
     final_on: str = DEFAULT_FINAL_PART,
+    first: Sequence[Mapping[str, Any]] = (),
     warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
     jobs: int | str = "auto",
@@ -105,6 +104,8 @@ def tune(
         final_on: What they are trained on: `train`, as the trials are, or `train+validation`. With the latter nothing
             is left to choose an epoch by: they train as many epochs as the winning trial's kept weights had (the median
             over folds), and keep the last.
+        first: Values of the space by key, such as `{"dropout": 0.3}`, that are tried right after the recipe; for keys
+            that are left out it is as in the recipe.
         warm_start: Folders of earlier studies, whose best values are tried first.
         storage: URL of a database that several drivers share under one `name`; a file in the study's folder without it.
         jobs: Trials at once; `auto` measures with which number and threads they end the soonest.
@@ -148,13 +149,15 @@ def tune(
         n_trials = grid_size(dimensions)
     elif n_trials is None and limit is None:
         n_trials = DEFAULT_TRIALS
-    earlier = [best_of_earlier(folder) for folder in warm_start]
+    first = checked_first(first, dimensions)
+    earlier: list[list[tuple[str, Mapping[str, Any]]]] = [[(OF_USER, values) for values in first]] if first else []
+    earlier += map(best_of_earlier, warm_start)
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
-    splits = _splits(data, chosen, cv)
+    splits = splits_for(data, chosen, cv)
     check_final_part(chosen, data.split, trained_on, n_seeds=n_seeds)
     pictures = study_pictures(source, chosen, data, dimensions, reporter)
-    network, heads = _network(chosen, data, asked.model)
+    network, heads = network_for(chosen, data, asked.model)
     plan, n_jobs = plan_trainings(
         chosen,
         data,
@@ -169,9 +172,9 @@ def tune(
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
     for kind, _ in pictures.kinds if builders.learns_from_features(chosen) else ():
         changed = load_recipe(chosen, kind.settings)
-        of_kind, _ = _network(changed, replace(data, image_set=kind.image_set, facts=kind.facts), asked.model)
+        of_kind, _ = network_for(changed, replace(data, image_set=kind.image_set, facts=kind.facts), asked.model)
         cache_features(changed, of_kind, heads, kind.image_set, splits, plan=plan, reporter=reporter)
-    cluster = _cluster(ray, asked.jobs or most_at_once(sampler, n_trials), reporter)
+    cluster = cluster_for(ray, asked.jobs or most_at_once(sampler, n_trials), reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
         study=name or folder.name,
@@ -210,8 +213,8 @@ def tune(
             enqueue_first(study, sampler, dimensions, values_of(chosen, dimensions), earlier, reporter)
         elif earlier:
             reporter.say(
-                f"  note: --warm-start is ignored: the study {manifest.study} exists, and what the driver that made it "
-                "gave is tried first"
+                f"  note: --try and --warm-start are ignored: the study {manifest.study} exists, and what the driver "
+                "that made it gave is tried first"
             )
         manifest.write(folder.path)
         return _finish(
@@ -280,9 +283,9 @@ def resume_tune(
     data = reopen_data(run_folder, source, reporter)
     check_final_part(recipe, data.split, changed.final_on, n_seeds=changed.final_seeds)
     pictures = study_pictures(source or data.facts.source_location, recipe, data, manifest.space, reporter)
-    splits = _splits(data, recipe, changed.cv)
-    network, heads = _network(recipe, data, model)
-    cluster = _cluster(ray, at_once or most_at_once(changed.sampler, changed.n_trials), reporter)
+    splits = splits_for(data, recipe, changed.cv)
+    network, heads = network_for(recipe, data, model)
+    cluster = cluster_for(ray, at_once or most_at_once(changed.sampler, changed.n_trials), reporter)
     with contextlib.closing(open_study(run_folder.path, changed, recipe, storage)) as study:
         _, n_jobs = plan_trainings(
             recipe,
@@ -383,45 +386,8 @@ def _why_nothing(search: Search, records: Sequence[TrialRecord]) -> str:
     )
 
 
-def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> Any:
-    heads = builders.build_heads(recipe, data.facts.class_names)
-    builders.sample_weights(recipe, data.image_set, data.split.train)
-    network = builders.build_model(
-        recipe,
-        in_channels=data.facts.channels,
-        num_outputs=heads[0].num_outputs,
-        image_size=data.facts.image_size,
-        custom=model,
-    )
-    initialize_from_weights(recipe, network)  # weights that do not fit are told before a study is made
-    return network, heads
-
-
-def _splits(data: PreparedData, recipe: Recipe, cv: int | None) -> list[Split]:
-    """On what each trial is trained and scored: the split itself, or folds of all of it that is not test."""
-    if cv is None:
-        if not len(data.split.validation):
-            raise RecipeError(
-                "Trials are scored on the validation part, and there is none. Score them by folds (--cv 3), or give a "
-                "validation part (validation_fraction above 0)."
-            )
-        return [data.split]
-    parts: list[str | None] = [None] * len(data.image_set)
-    for index in data.split.test:
-        parts[index] = "test"
-    folds = make_folds(Scheme(cv), parts=parts, **builders.split_options(recipe, data.image_set))
-    return [fold.split for fold in folds]
-
-
 def _remove_begun(folder: Path) -> None:
     """Take away the folder of a study that could not be begun."""
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _cluster(address: str | None, at_once: int | None, reporter: Reporter) -> Cluster | None:
-    if address is None:
-        return None
-    reporter.say(f"Trials are done on the Ray cluster {address}, the winner is trained here")
-    return Cluster(address, at_once or 0)
