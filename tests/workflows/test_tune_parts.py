@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +100,12 @@ def test_a_user_says_what_is_tried_first(capsys: pytest.CaptureFixture[str]) -> 
     assert asked[:2] == [of_recipe, {**of_recipe, **first[0]}]
     assert asked[2] == {"learning_rate": 1e-3, "optimizer": "adam", "filters": "32-64", "dense_units": "64"}
     assert [r.origin for r in study.records()] == ["recipe", "user", "user"]
-    for text, words in (("dropot=1", "dropot, which is not searched"), ("learning_rate=1", "lies outside of")):
+    for text, words in (
+        ("dropot=1", "dropot, which is not searched"),
+        ("learning_rate=1", "lies outside of"),
+        ("learning_rate", "expected KEY=VALUE"),
+        ("filters=[32", "not valid YAML"),
+    ):
         with pytest.raises(RecipeError, match=words):
             checked_first(parse_first([text]), dimensions)
 
@@ -153,6 +159,7 @@ def test_figures_in_which_all_classes_count_the_same(objective: Any, reference: 
     assert state.history == [{"epoch": 1.0, objective: pytest.approx(reference(targets, predictions))}]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the shells of Windows quote otherwise")
 def test_how_to_go_on_is_a_command_that_a_shell_takes() -> None:
     def how(folder: str, *, storage: str | None = None, **options: Any) -> str:
         search = Search(

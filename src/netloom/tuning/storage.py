@@ -263,7 +263,9 @@ def with_absolute_path(url: str) -> str:
     file = parsed.database
     if parsed.get_backend_name() != "sqlite" or not file or file == ":memory:" or file.startswith("file:"):
         return url
-    return parsed.set(database=Path(file).absolute().as_posix()).render_as_string(hide_password=False)
+    if Path(file).is_absolute():
+        return url
+    return parsed.set(database=Path(file).resolve().as_posix()).render_as_string(hide_password=False)
 
 
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)

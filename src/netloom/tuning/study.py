@@ -185,7 +185,9 @@ class SearchStudy:
     def unfinished(self) -> list[Proposal]:
         """The trials of this driver that were begun by an earlier process and have no end, to be gone on with."""
         found = []
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self._trials():
+            if trial.state != TrialState.RUNNING:
+                continue
             if self._driver is not None and trial.user_attrs.get(DRIVER) != self._driver:
                 continue
             found.append(self._begin(Trial(self._study, trial._trial_id), again=True))

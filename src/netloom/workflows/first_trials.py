@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from netloom.errors import RecipeError, RunError, did_you_mean
 from netloom.files import read_json
+from netloom.plain_yaml import parse_yaml
 from netloom.progress import Reporter
-from netloom.recipe import parse_overrides
 from netloom.tuning.samplers import is_in_grid
 from netloom.tuning.space import Dimension, label_of
 from netloom.tuning.study import SearchStudy
@@ -52,6 +54,8 @@ def _value_in(dimension: Dimension, value: Any) -> Any:
     """A value as the space has it: one of its choices however it is written, a number that YAML takes for a text."""
     if dimension.key == "image_size":
         value = side_of(value)
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value) if value not in dimension.choices else value
@@ -66,7 +70,17 @@ def parse_first(texts: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         RecipeError: It is not understood.
     """
-    return [parse_overrides(re.split(r"\s+(?=[A-Za-z_][\w.]*=)", text.strip())) for text in texts]
+    return [dict(_parsed(part) for part in re.split(r"\s+(?=[A-Za-z_][\w.]*=)", text.strip())) for text in texts]
+
+
+def _parsed(part: str) -> tuple[str, Any]:
+    key, _, value = part.partition("=")
+    if not key.strip() or not value.strip():
+        raise RecipeError(f"--try {part!r}: expected KEY=VALUE KEY=VALUE, for example 'dropout=0.3 batch_size=64'.")
+    try:
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
+        raise RecipeError(f"The value of --try {part!r} is not valid YAML: {error}.") from error
 
 
 def best_of_earlier(folder: str | Path) -> list[tuple[str, Mapping[str, Any]]]:
