@@ -19,7 +19,8 @@ from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Executor, Task, TaskContext
 from netloom.tuning.driver import Driver
 from netloom.tuning.samplers import create_pruner, create_sampler
-from netloom.tuning.space import arrange, parse_dimension
+from netloom.tuning.space import arrange
+from netloom.tuning.space_text import parse_dimension
 from netloom.tuning.storage import open_own
 from netloom.tuning.study import SearchStudy
 

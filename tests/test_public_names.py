@@ -9,7 +9,7 @@ import netloom
 def test_public_names_are_these_and_all_resolve() -> None:
     expected = (
         "Callback ImageSet NetloomError Recipe Run Study audit augment_preview backbones compare cross_validate "
-        "evaluate load load_recipe lr_find maximize predict pretrain resume resume_cross_validation "
+        "evaluate load load_recipe load_study lr_find maximize predict pretrain resume resume_cross_validation "
         "resume_pretraining resume_tune summary train transfer tune"
     )
     assert netloom.__all__ == expected.split()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from netloom.workflows.runs import Run as Run
     from netloom.workflows.runs import load as load
     from netloom.workflows.study import Study as Study
+    from netloom.workflows.study import load_study as load_study
     from netloom.workflows.summarize import summary as summary
     from netloom.workflows.train import resume as resume
     from netloom.workflows.train import train as train
@@ -50,6 +51,7 @@ _PUBLIC = {
     "evaluate": ("netloom.workflows.evaluate", "evaluate"),
     "load": ("netloom.workflows.runs", "load"),
     "load_recipe": ("netloom.recipe", "load_recipe"),
+    "load_study": ("netloom.workflows.study", "load_study"),
     "lr_find": ("netloom.workflows.lr_find", "lr_find"),
     "maximize": ("netloom.tuning.maximize", "maximize"),
     "predict": ("netloom.workflows.predict", "predict"),

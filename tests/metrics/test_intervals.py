@@ -11,6 +11,7 @@ from netloom.metrics.intervals import (
     bootstrap_interval,
     macro_f1_interval,
     mean_interval,
+    prediction_interval,
     wilson_interval,
 )
 from netloom.metrics.scores import confusion_matrix, macro_f1
@@ -110,3 +111,16 @@ def test_macro_f1_interval_of_all_right_or_all_wrong_is_that_of_the_accuracy():
 def test_an_empty_confusion_matrix_has_no_interval():
     with pytest.raises(ValueError, match="found none"):
         macro_f1_interval(np.zeros((2, 2), dtype=np.int64))
+
+
+def test_one_more_value_falls_into_the_prediction_interval_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    drawn = generator.normal(2.0, 0.5, (4000, 4))
+    inside = [
+        low <= more <= high
+        for *known, more in drawn
+        for low, high in [prediction_interval(float(np.mean(known)), float(np.std(known, ddof=1)), 3)]
+    ]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
+    with pytest.raises(ValueError, match="at least two"):
+        prediction_interval(1.0, 0.0, 1)

@@ -33,6 +33,15 @@ def test_the_choice_ends_the_soonest(
     assert choose_jobs(seconds, n_tasks=n_tasks, cpus=cpus, jobs=jobs) == expected
 
 
+def test_fewer_at_once_get_more_threads() -> None:
+    """64 CPUs, 50 trainings: without a bound a thread for each, with one the threads that make each of them soonest."""
+    seconds = {1: 1.0, 2: 0.52, 4: 0.3, 8: 0.2, 16: 0.25}
+    assert choose_jobs(seconds, n_tasks=50, cpus=64) == (50, 1)
+    assert choose_jobs(seconds, n_tasks=50, cpus=64, most=10) == (8, 8)
+    assert choose_jobs(seconds, n_tasks=50, cpus=64, jobs=16, most=10)[0] == 16
+    assert choose_jobs(seconds, n_tasks=50, cpus=4, most=10) == choose_jobs(seconds, n_tasks=50, cpus=4)
+
+
 def test_candidates_are_powers_of_two_and_all() -> None:
     assert candidate_threads(10, 6, None) == [1, 2, 4, 6]
     assert candidate_threads(10, 6, 2) == [1, 2, 3]

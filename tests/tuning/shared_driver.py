@@ -25,7 +25,8 @@ from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Task, TaskContext
 from netloom.tuning.driver import Driver, TrialEnd, Watcher
 from netloom.tuning.samplers import create_pruner, create_sampler
-from netloom.tuning.space import Dimension, arrange, parse_dimension
+from netloom.tuning.space import Dimension, arrange
+from netloom.tuning.space_text import parse_dimension
 from netloom.tuning.storage import close_storage, open_storage
 from netloom.tuning.study import Proposal, SearchStudy
 

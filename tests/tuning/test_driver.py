@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+
+import pytest
 
 from netloom.parallel.tasks import (
     Event,
@@ -17,8 +19,9 @@ from netloom.parallel.tasks import (
     uninterrupted,
 )
 from netloom.tuning.driver import Driver
-from netloom.tuning.samplers import create_pruner, create_sampler
-from netloom.tuning.space import arrange, parse_dimension
+from netloom.tuning.samplers import create_pruner, create_sampler, most_at_once
+from netloom.tuning.space import Dimension, arrange
+from netloom.tuning.space_text import parse_dimension
 from netloom.tuning.storage import in_memory
 from netloom.tuning.study import Proposal, SearchStudy
 
@@ -48,13 +51,39 @@ class InPairs(Executor):
         """Nothing to end."""
 
 
-def new_study() -> SearchStudy:
+class Rolling(Executor):
+    """Keeps so many tasks going: when the oldest ends, the next begins."""
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+
+    def run(self, tasks: Iterable[Task], on_event: OnEvent, *, interruption: Interruption = uninterrupted) -> None:
+        running: list[Task] = []
+        for task in tasks:
+            on_event(Started(task, attempt=1))
+            running.append(task)
+            if len(running) == self.at_once:
+                self.end(running.pop(0), on_event)
+        for task in running:
+            self.end(task, on_event)
+
+    def end(self, task: Task, on_event: OnEvent) -> None:
+        on_event(Finished(task, {"state": "complete", "value": task.arguments["rate"]}))
+
+    def stop(self, name: str, reason: str) -> None:
+        raise AssertionError("nothing is to be stopped")
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Nothing to end."""
+
+
+def new_study(sampler: str = "random", dimensions: Sequence[Dimension] = DIMENSIONS, n_trials: int = 5) -> SearchStudy:
     return SearchStudy.create(
         in_memory(),
         "a study",
-        DIMENSIONS,
+        dimensions,
         direction="maximize",
-        sampler=create_sampler("random", DIMENSIONS, seed=0, init_points=2, n_trials=5),
+        sampler=create_sampler(sampler, dimensions, seed=0, init_points=4, n_trials=n_trials),
         pruner=create_pruner("none", epochs=1),
     )[0]
 
@@ -76,6 +105,83 @@ def test_trials_at_once_are_those_that_ran_together() -> None:
     single = driver_of(new_study(), n_trials=1, seconds_before=0.0)
     single.run()
     assert single.most_at_once == 1
+
+
+@pytest.mark.parametrize(("sampler", "at_random"), [("gp", 4), ("tpe", 4), ("cmaes", 4), ("evolution", 4 + 2)])
+def test_a_trial_that_begins_while_others_run_is_the_models(sampler: str, at_random: int) -> None:
+    """A model knows what runs; waiting for results must not make random trials of what should be its own.
+
+    Of the evolutionary search the first population of four is random, and what begins until its last has ended.
+    """
+    plane = arrange([parse_dimension(key, (0.0, 1.0), lambda key, value: None) for key in ("rate", "other")])
+    study = new_study(sampler, plane, n_trials=12)
+
+    def task_for(proposal: Proposal) -> Task:
+        return Task(str(proposal.number), time.sleep, {"rate": proposal.overrides["rate"]})
+
+    Driver(study, Rolling(3), task_for, 12, None, False, at_once=False).run()
+    records = study.records()
+    assert len(records) == 12
+    assert [r.number for r in records[: at_random + 1] if not r.modelled] == list(range(at_random))
+
+
+def test_a_search_by_a_model_does_few_trials_at_once_of_itself() -> None:
+    assert most_at_once("gp", 50) == 10
+    assert most_at_once("tpe", 8) == 4
+    assert most_at_once("cmaes", None) == 10
+    assert most_at_once("random", 50) is most_at_once("grid", 50) is most_at_once("qmc", 50) is None
+
+
+def test_a_grid_ends_with_its_last_combination() -> None:
+    choices = arrange([parse_dimension("rate", [1, 2, 3], lambda key, value: None)])
+    study = new_study("grid", choices, n_trials=9)
+    study.enqueue({"rate": 2}, "recipe")
+
+    def task_for(proposal: Proposal) -> Task:
+        return Task(str(proposal.number), time.sleep, {"rate": proposal.overrides["rate"]})
+
+    Driver(study, Rolling(2), task_for, 9, None, False, True).run()
+    assert [record.overrides["rate"] for record in study.records()] == [2, 1, 3]
+    assert study.n_asked() == 3
+
+
+class Failing(Rolling):
+    """Fails every task that `reason_of` has a reason for, by its number."""
+
+    def __init__(self, reason_of: Callable[[int], str | None]) -> None:
+        super().__init__(1)
+        self.reason_of = reason_of
+
+    def end(self, task: Task, on_event: OnEvent) -> None:
+        reason = self.reason_of(int(task.name))
+        on_event(Finished(task, {"state": "complete", "value": 0.0}) if reason is None else Failed(task, reason))
+
+
+@pytest.mark.parametrize(
+    ("reason_of", "n_begun", "words"),
+    [
+        (
+            lambda n: f"loss {0.5 * n} is no number",
+            5,
+            "The first 5 trials failed for one reason: loss 2.0 is no number",
+        ),
+        (lambda n: None if n < 3 else "out of memory", 13, "10 trials in a row failed for one reason: out of memory"),
+        (lambda n: ("one", "another")[n % 2], 30, ""),
+        (lambda n: None if n % 5 == 4 else "out of memory", 30, ""),
+        (lambda n: "one" if n < 4 else None, 30, ""),
+    ],
+)
+def test_a_hopeless_search_ends(reason_of: Callable[[int], str | None], n_begun: int, words: str) -> None:
+    for hopeless in (True, False):
+        study = new_study(n_trials=30)
+
+        def task_for(proposal: Proposal) -> Task:
+            return Task(str(proposal.number), time.sleep, {})
+
+        driver = Driver(study, Failing(reason_of), task_for, 30, None, False, False, hopeless=hopeless)
+        driver.run()
+        assert driver.gave_up == (words if hopeless else "")
+        assert len(study.records()) == (n_begun if hopeless else 30)
 
 
 def test_pauses_between_two_processes_are_no_time_of_the_search() -> None:

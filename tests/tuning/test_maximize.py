@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 import netloom
@@ -35,6 +38,33 @@ def test_ranges_choices_and_whole_numbers() -> None:
     assert found.max["params"]["kind"] == "b"
 
 
+def test_bounds_of_numpy_are_ranges_and_whole_numbers_stay_whole() -> None:
+    seen: list[tuple[float, int]] = []
+
+    def f(x: float, n: int) -> float:
+        seen.append((x, n))
+        return x + n
+
+    bounds = {"x": (np.float32(0), np.int64(1)), "n": "1..4:int"}
+    netloom.maximize(f, bounds, init_points=9, n_iter=1, sampler="random", verbose=0)
+    assert len({x for x, _ in seen}) == 10  # none of two ends
+    assert all(type(x) is float and 0 <= x <= 1 for x, _ in seen)
+    assert all(type(n) is int for _, n in seen)
+    assert {n for _, n in seen} <= {1, 2, 3, 4}
+
+
+def test_without_a_seed_each_search_has_its_own() -> None:
+    options = {"init_points": 2, "n_iter": 0, "verbose": 0, "random_state": None}
+    first, second = (netloom.maximize(hill, {"x": (0, 1), "y": (0, 1)}, **options) for _ in range(2))
+    assert first.res != second.res
+
+
+@pytest.mark.parametrize("bounds", [np.array([0.0, 1.0]), object(), {0.0, 1.0}, [object()]])
+def test_bounds_of_other_types_are_refused(bounds: Any) -> None:
+    with pytest.raises(netloom.NetloomError, match="The space of x"):
+        netloom.maximize(hill, {"x": bounds}, verbose=0)
+
+
 def test_what_is_no_number_is_told() -> None:
     with pytest.raises(netloom.NetloomError, match="hill_of_text must return a number"):
         netloom.maximize(hill_of_text, {"x": (0, 1)}, verbose=0)
@@ -42,6 +72,8 @@ def test_what_is_no_number_is_told() -> None:
         netloom.maximize(lambda x: float("nan"), {"x": (0, 1)}, verbose=0)
     with pytest.raises(netloom.NetloomError, match="nothing to do"):
         netloom.maximize(hill, {"x": (0, 1)}, init_points=0, n_iter=0)
+    with pytest.raises(netloom.NetloomError, match="random_state must be a whole number"):
+        netloom.maximize(hill, {"x": (0, 1)}, random_state="one")  # type: ignore[arg-type]
     with pytest.raises(netloom.NetloomError, match="first must be the smaller"):
         netloom.maximize(hill, {"x": (1, 0)})
 

@@ -7,22 +7,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cmaes
 import numpy as np
 import pytest
+from optuna.trial import Trial
 
 from netloom.errors import RecipeError
 from netloom.tuning import samplers
+from netloom.tuning.grid import grid_of
 from netloom.tuning.samplers import (
     SAMPLERS,
+    ExhaustedError,
     check_names,
     create_pruner,
     create_sampler,
     describe_sampler,
     grid_size,
+    is_in_grid,
     resolve_pruner,
     resolve_sampler,
 )
-from netloom.tuning.space import Dimension, arrange, parse_dimension
+from netloom.tuning.space import Dimension, arrange
+from netloom.tuning.space_text import parse_dimension
 from netloom.tuning.storage import in_memory, open_storage, sqlite_url
 from netloom.tuning.study import SearchStudy, best_of
 
@@ -323,6 +329,55 @@ def test_a_grid_goes_on_where_other_trials_have_taken_combinations() -> None:
     assert found[0] == ("two", 2)
     found += [tuple(opened(storage, 6, new=False).ask().overrides.values()) for _ in range(3)]
     assert len(set(found)) == 6
+
+
+def test_drivers_that_ask_at_the_same_moment_get_different_combinations() -> None:
+    """One begins a trial, and before it has written its values down another driver asks."""
+    small = [parse_dimension("kind", "one,two", whole), parse_dimension("a", "1,2", whole)]
+    storage = in_memory()
+    options: Any = {
+        "sampler": create_sampler("grid", small, seed=0, init_points=1, n_trials=4),
+        "pruner": create_pruner("none", epochs=1),
+    }
+    study, _ = SearchStudy.create(storage, "grid", small, direction="maximize", **options)
+    study.enqueue({"kind": "one", "a": 2}, "recipe")  # waits, and is begun last
+    slow = [Trial(study._study, storage.create_new_trial(study._study._study_id)) for _ in range(2)]
+    beside = Trial(study._study, storage.create_new_trial(study._study._study_id))
+    trials = [beside, *slow]
+    values = [(t.suggest_categorical("kind", ("one", "two")), t.suggest_categorical("a", ("1", "2"))) for t in trials]
+    assert values == [("two", "2"), ("one", "1"), ("two", "1")]
+    assert study.ask().overrides == {"kind": "one", "a": 2}
+    with pytest.raises(ExhaustedError):
+        study.ask()
+    late = storage.create_new_trial(study._study._study_id)
+    with pytest.raises(ExhaustedError) as caught:
+        Trial(study._study, late).suggest_categorical("kind", ("one", "two"))
+    assert caught.value.trial_id == late
+
+
+def test_a_combination_is_known_without_a_list_of_all() -> None:
+    """Reference: the list."""
+    listed = grid_of(DIMENSIONS, 5)
+    assert all(is_in_grid(combination, DIMENSIONS) for combination in listed)
+    assert not is_in_grid({**listed[0], "rate": 0.012}, DIMENSIONS)
+    assert not is_in_grid({}, DIMENSIONS)
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_cma_es_may_propose_the_ends_of_a_range(end: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """exp(log(2e-4)) is less than 2e-4."""
+    ranges = [parse_dimension(key, "2e-4..0.7:log", lambda key, value: None) for key in ("x", "y")]
+    monkeypatch.setattr(cmaes.CMA, "ask", lambda self: np.full(2, end))
+    study, _ = SearchStudy.create(
+        in_memory(),
+        "ends",
+        ranges,
+        direction="maximize",
+        sampler=create_sampler("cmaes", ranges, seed=0, init_points=1, n_trials=4),
+        pruner=create_pruner("none", epochs=1),
+    )
+    study.complete(study.ask().number, 0.0, {})
+    assert study.ask().overrides["x"] == pytest.approx((2e-4, 0.7)[int(end)])
 
 
 def test_cma_es_needs_two_ranges() -> None:

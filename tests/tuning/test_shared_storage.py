@@ -13,10 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+import sqlalchemy
 
 from netloom.errors import NetloomError
-from netloom.tuning.storage import open_storage, sqlite_url, without_password
+from netloom.parallel.serial import SerialExecutor
+from netloom.parallel.tasks import Task, TaskContext
+from netloom.tuning.driver import Driver
+from netloom.tuning.storage import StorageLostError, open_storage, patiently, sqlite_url, without_password
 from postgresql_server import new_database, postgresql_server
 from tuning.shared_driver import SPACE, open_study
 
@@ -187,6 +192,76 @@ def test_a_driver_that_dies_before_it_gives_its_name_leaves_nothing_running(tmp_
     other.heartbeat()
     assert [record.state for record in other.records()] == ["failed"]
     assert dead.n_asked() == 0
+
+
+def test_a_driver_is_alive_while_its_training_looks_up_from_nothing(tmp_path: Path, opened: Any) -> None:
+    """One job: the training has the only thread that the driver would tell of itself from."""
+    study = opened(sqlite_url(tmp_path / "study.db"), "shared", "one")
+    sent: list[float] = []
+    study._heartbeats._storage.record_heartbeat = lambda trial: sent.append(time.monotonic())
+    started = time.monotonic()
+
+    def busy(context: TaskContext) -> dict[str, Any]:
+        time.sleep(1.6)
+        return {"state": "complete", "value": 0.5}
+
+    Driver(study, SerialExecutor(), lambda proposal: Task("busy", busy), 1, None, False, False).run()
+    assert [at - started > 0.8 for at in sent].count(True) >= 1
+    assert [record.state for record in study.records()] == ["complete"]
+    n, _ = len(sent), time.sleep(1.2)
+    assert len(sent) == n  # the thread has ended
+
+
+def away() -> optuna.exceptions.StorageInternalError:
+    """What Optuna raises while a server starts anew."""
+    error = optuna.exceptions.StorageInternalError("during the commit")
+    error.__cause__ = sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+    return error
+
+
+def test_a_database_that_is_away_for_a_moment_is_waited_for(tmp_path: Path, opened: Any) -> None:
+    study = opened(sqlite_url(tmp_path / "study.db"), "shared", "one")
+    storage = study._study._storage
+    for name, use in (
+        ("create_new_trial", study.ask),
+        ("get_all_trials", study.n_asked),
+        ("set_trial_intermediate_value", lambda: study.report(0, 1, 0.5)),
+        ("set_trial_state_values", lambda: study.complete(0, 0.5, {})),
+        ("get_all_trials", study.records),
+        ("set_study_user_attr", lambda: study.note_tested("trial 0")),
+    ):
+        original, failures = getattr(storage, name), [away()]
+
+        def once(*given: Any, original: Any = original, failures: list[Exception] = failures, **options: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return original(*given, **options)
+
+        setattr(storage, name, once)
+        use()
+        setattr(storage, name, original)
+        assert not failures
+    assert [(r.state, r.value) for r in study.records()] == [("complete", 0.5)]
+    assert study.tested() == {"trial 0"}
+
+
+def test_a_database_that_stays_away_is_told_and_other_errors_at_once() -> None:
+    calls: list[int] = []
+
+    def never() -> None:
+        calls.append(1)
+        raise away()
+
+    with pytest.raises(StorageLostError, match="out of reach for 0 s: server closed the connection"):
+        patiently(never, seconds=0.2, first_pause=0.02, longest_pause=0.05)
+    assert 4 <= len(calls) <= 8
+
+    def refused() -> None:
+        calls.clear()
+        raise sqlalchemy.exc.IntegrityError("INSERT", {}, Exception("unique"))
+
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        patiently(refused, seconds=60)
 
 
 def test_drivers_of_different_searches_do_not_share(tmp_path: Path, opened: Any) -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from netloom.errors import RecipeError
-from netloom.recipe import key_problem, load_recipe
-from netloom.tuning.space import Condition, Dimension, arrange, grid_of, label_of, parse_dimension
-from netloom.workflows.spaces import space_for, space_names
+from netloom.recipe import key_problem, load_recipe, recipe_names
+from netloom.tuning.grid import grid_length, grid_of, grid_values
+from netloom.tuning.space import Condition, Dimension, arrange, label_of, values_of_dimension
+from netloom.tuning.space_text import parse_dimension
+from netloom.workflows.spaces import settings_of_pictures, space_for, space_names
 from netloom.workflows.study_result import values_of
 
 
@@ -76,6 +80,8 @@ def test_a_dimension_written_out_is_read_as_the_same() -> None:
         ("batch_size", "8.5..64", "batch_size"),
         ("optimizer", "adam,sgdd", "optimizer"),
         ("optimizer", "adam,adam", "twice"),
+        ("learning_rate", "1..2.5:int", "whole numbers"),
+        ("dropout", np.array([0.1, 0.5]), "ndarray"),
         ("optimizer", [], "no choices"),
         ("dropout", {"low": 0.1}, "low and high"),
         ("dropout", {"low": 0.1, "hihg": 0.2}, "'hihg'"),
@@ -108,6 +114,8 @@ def test_a_mistake_is_told_with_the_key(key: str, value: Any, words: str) -> Non
         (["time_limit_minutes=1..9"], "how a trial is executed"),
         (["augmentation=null", "augmentation.rotation=0..40"], "one replaces the other"),
         (["shards=0,4"], "how a trial is executed"),
+        (["image_size=[64, 64],64"], "names a choice twice"),
+        (["momentum=0.5,0.9"], "None of 20 random points"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(spaces: list[str], words: str) -> None:
@@ -208,6 +216,115 @@ def test_a_grid_holds_each_combination_once_and_leaves_out_what_does_not_matter(
     assert all(("momentum" in c) == (c["optimizer"] == "sgd") for c in found)
     log = grid_of([parsed("learning_rate", "1e-4..1:log")], 5)
     assert [c["learning_rate"] for c in log] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+
+
+@pytest.mark.parametrize("low", [2e-4, 0.003, 0.7, 2e-5])
+@pytest.mark.parametrize("high", [0.9, 0.0071, 1.7])
+def test_a_logarithmic_range_stays_within_its_ends(low: float, high: float) -> None:
+    """exp(log(x)) is less than x for 2e-4, 0.003 and 2e-5."""
+    if low >= high:
+        return
+    dimension = parse_dimension("rate", f"{low}..{high}:log", lambda key, value: None)
+    for value in (*grid_values(dimension, 5), *(dimension.at(x) for x in (0.0, 1e-300, 1 - 1e-12, 1.0))):
+        assert low <= dimension.to_storage(value) <= high
+    assert grid_values(dimension, 5)[::4] == [low, high]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0..0.9:step=0.3", [0.0, 0.3, 0.6, 0.9]),
+        ("0.1..0.7:step=0.2", [0.1, 0.3, 0.5, 0.7]),
+        ("0..0.95:step=0.3", [0.0, 0.3, 0.6, 0.9]),
+        ("1e-4..5e-4:step=1e-4", [1e-4, 2e-4, 3e-4, 4e-4, 5e-4]),
+    ],
+)
+def test_a_range_with_steps_has_its_last_value(text: str, values: list[float]) -> None:
+    dimension = parsed("dropout", text)
+    assert values_of_dimension(dimension) == values
+    assert [dimension.at(i / len(values)) for i in range(len(values))] == values
+    distribution = dimension.distribution()  # which warns where it has to take a value away
+    assert distribution._contains(values[-1])
+    assert dimension.from_storage(dimension.low + dimension.step * (len(values) - 1)) == values[-1]
+
+
+def test_combinations_are_counted_before_they_are_listed() -> None:
+    shipped = space_for("default", load_recipe("photos"))
+    assert grid_length(shipped, 5) == len(grid_of(shipped, 5))
+    conditional = arrange(
+        [
+            parsed("optimizer", "adam,sgd,rmsprop"),
+            parsed("momentum", "0.5,0.9 if optimizer=sgd,rmsprop"),
+            parsed("nesterov", "true,false if momentum=0.9"),
+            parsed("batch_size", "8..64:step=8"),
+        ]
+    )
+    assert grid_length(conditional, 5) == len(grid_of(conditional, 5)) == 8 * (1 + 2 * (1 + 2))
+    large = space_for("small-data", load_recipe("photos"))
+    with pytest.raises(RecipeError, match=r"has [\d,]+ combinations.*--sampler qmc or random"):
+        grid_of(large, 5)
+    endless = [parsed("weight_decay", "0..1:step=1e-9")]
+    with pytest.raises(RecipeError, match="1,000,000,001 combinations"):
+        grid_of(endless, 5)
+
+
+def test_squares_are_one_number_however_they_are_written() -> None:
+    recipe = load_recipe("photos")
+    written = space_for({"image_size": [(64, 64), [32, 48], 16]}, recipe)
+    assert written[0].choices == (64, [32, 48], 16)
+    assert Dimension.from_json(json.loads(json.dumps(written[0].to_json()))) == written[0]
+    assert settings_of_pictures(written) == [{"image_size": 64}, {"image_size": [32, 48]}, {"image_size": 16}]
+    conditional = space_for(["image_size=[64,64],32", "batch_size=8,16 if image_size=[64,64]"], recipe)
+    assert conditional[1].matters({"image_size": 64})
+
+
+KEYS_OF_SHIPPED = {name: {d.key for d in space_for(name, load_recipe("photos"))} for name in space_names()}
+
+
+@pytest.mark.parametrize("recipe_name", recipe_names())
+def test_what_a_shipped_space_keeps_for_a_recipe_makes_recipes(recipe_name: str) -> None:
+    """Every point: no trial of a search over a shipped space is refused."""
+    recipe = load_recipe(recipe_name)
+    generator = np.random.default_rng(0)
+    for name in space_names():
+        told: list[str] = []
+        if recipe_name == "transfer-features":
+            with pytest.raises(RecipeError, match=r"Nothing of the space changes.*transfer.classifier"):
+                space_for(name, recipe, told.append)
+            continue
+        dimensions = space_for(name, recipe, told.append)
+        assert len(dimensions) >= 1
+        for dimension in dimensions:
+            assert dimension.kind != "choice" or len(dimension.choices) > 1
+        for _ in range(4):
+            load_recipe(recipe, {d.key: d.at(generator.random()) for d in dimensions})
+        left_out = KEYS_OF_SHIPPED[name] - {d.key for d in dimensions}
+        assert left_out == {line.split()[1] for line in told if "is not searched" in line}
+
+
+def test_what_a_recipe_refuses_is_left_out_of_a_shipped_space_alone() -> None:
+    told: list[str] = []
+    kept = {d.key: d for d in space_for("default", load_recipe("cifar10-alexnet"), told.append)}
+    assert "optimizer" not in kept
+    assert any("optimizer is not searched" in line and "momentum" in line for line in told)
+    own = ["default", "optimizer=sgd,rmsprop"]
+    told.clear()
+    assert {d.key: d for d in space_for(own, load_recipe("cifar10-alexnet"), told.append)}["optimizer"].choices
+    assert not any("optimizer" in line for line in told)
+    assert "label_smoothing" not in {d.key for d in space_for("default", load_recipe("cats-dogs-scratch"))}
+
+
+def test_a_classifier_that_is_solved_at_once_has_no_keys_of_a_training() -> None:
+    recipe = load_recipe("transfer-features")
+    with pytest.raises(RecipeError, match="learning_rate cannot be searched over: the classifier logistic is solved"):
+        space_for("learning_rate=1e-4..1e-2:log", recipe)
+    with pytest.raises(RecipeError, match=r"augmentation\.rotation cannot"):
+        space_for("augmentation.rotation=0..40", recipe)
+    viewed = load_recipe(recipe, {"transfer.views": 2, "augmentation": {"rotation": 5}})
+    assert space_for("augmentation.rotation=0..40", viewed)
+    assert space_for("image_size=160,224", recipe)
+    head = space_for(["transfer.classifier=logistic,network", "default"], recipe)
+    assert "learning_rate" in {d.key for d in head}
 
 
 def test_labels_are_what_people_would_write() -> None:

@@ -112,7 +112,7 @@ def test_a_search_in_memory_tells_a_call(tmp_path: Path) -> None:
         netloom.tune(source, model=interrupting_network(3), jobs=1, out=tmp_path, **options, **OPTIONS)
     (folder,) = tmp_path.iterdir()
     call = told_by(error.value)
-    assert call == f"netloom.resume_tune({str(folder)!r}, source=image_set, model=model)"
+    assert call == f"netloom.resume_tune({str(folder)!r}, jobs=1, source=image_set, model=model)"
     study = follow(call, image_set=source, model=network)
     assert len(study.trials) == 3
     assert study.run is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,28 @@ def test_loss_is_minimized(photos: Path, tmp_path: Path) -> None:
     assert found.best_value == min(t["value"] for t in found.trials)
 
 
+def test_macro_f1_is_that_of_the_weights_that_a_training_keeps(photos: Path, tmp_path: Path) -> None:
+    """Reference: the same training, evaluated on its validation part."""
+    found = search(photos, tmp_path, objective="validation_macro_f1", n_trials=2, final_seeds=1)
+    trial = found.trials[1]
+    run = netloom.train(photos, plan=PLAN, out=tmp_path, quiet=True, settings={**QUICK, **trial["overrides"]})
+    assert trial["value"] == pytest.approx(netloom.evaluate(run, part="validation")["macro_f1"], abs=1e-12)
+    assert len(trial["values"]) == 2
+    assert found.result["direction"] == "maximize"
+    assert found.best_value == max(t["value"] for t in found.trials)
+    assert found.run is not None
+    fresh = netloom.evaluate(found.run, part="validation")["macro_f1"]
+    assert found.result["fresh"]["values"] == pytest.approx([fresh], abs=1e-12)
+    assert "validation macro F1" in (found.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_folds_can_be_scored_by_balanced_accuracy(photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, objective="validation_balanced_accuracy", cv=2, n_trials=1)
+    trial = found.trials[0]
+    assert trial["value"] == pytest.approx(np.mean(trial["values"]))
+    assert all(0 <= value <= 1 for value in trial["values"])
+
+
 def test_a_finished_search_can_be_extended(photos: Path, tmp_path: Path) -> None:
     short = search(photos, tmp_path / "short", n_trials=2)
     extended = netloom.resume_tune(short.path, n_trials=4, jobs=1, quiet=True)
@@ -155,6 +178,39 @@ def test_a_finished_search_can_be_extended(photos: Path, tmp_path: Path) -> None
     assert extended.result["seconds"] > short.result["seconds"]
     again = netloom.resume_tune(short.path, jobs=1, quiet=True)
     assert table(again) == table(extended)
+
+
+def test_a_finished_search_is_loaded_without_its_pictures(study: Study, tmp_path: Path) -> None:
+    moved = shutil.copytree(study.path, tmp_path / "moved")
+    loaded = netloom.load_study(moved)
+    assert loaded.path == moved
+    assert loaded.best_recipe == study.best_recipe
+    assert loaded.best_overrides == study.best_overrides
+    assert loaded.trials == study.trials
+    assert loaded.run is not None
+    assert study.run is not None
+    assert loaded.run.path == moved / study.run.path.parent.name / study.run.path.name
+    assert [run.recipe.seed for run in loaded.runs] == [1, 2]
+    assert [run.path for run in study.runs] == [p.parent / f"seed-{i}" for i, p in enumerate([study.run.path] * 2, 1)]
+    rows = loaded.table()
+    assert [row["value"] for row in rows] == [t["value"] for t in study.trials]
+    assert rows[0]["learning_rate"] == RATE
+    (moved / "tune.json").unlink()
+    with pytest.raises(RunError, match=r"no finished search.*--resume"):
+        netloom.load_study(moved)
+    (moved / "tune.json").write_text('{"best": {}}')
+    with pytest.raises(RunError, match="damaged"):
+        netloom.load_study(moved)
+
+
+def test_a_search_whose_trials_all_fail_ends_early(photos: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "optimizer": "sgd", "gradient_clip_norm": None}
+    space = {"learning_rate": "9e5..1e6"}
+    with pytest.raises(TrainingError, match=r"The first 5 trials failed for one reason: .*NaN.*--resume") as caught:
+        search(photos, tmp_path, space=space, n_trials=40, settings=settings)
+    assert caught.value.exit_code == 2
+    (folder,) = tmp_path.iterdir()
+    assert len(json.loads((folder / "tune.json").read_text(encoding="utf-8"))["trials"]) == 5
 
 
 def test_resuming_a_finished_search_trains_nothing_again(study: Study) -> None:
@@ -204,8 +260,14 @@ def test_trials_that_fail_are_told_and_the_others_go_on(photos: Path, tmp_path: 
 
 
 def test_if_all_fail_the_first_reason_is_told(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"None of 2 trials was complete[\s\S]*momentum: is for sgd and rmsprop"):
-        search(photos, tmp_path, space={"momentum": [0.5, 0.9]}, sampler="grid", n_trials=2)
+    settings = {**QUICK, "optimizer": "sgd", "gradient_clip_norm": None}
+    with pytest.raises(TrainingError, match=r"None of 2 trials was complete[\s\S]*became NaN"):
+        search(photos, tmp_path, space={"learning_rate": [9e5, 1e6]}, sampler="grid", n_trials=2, settings=settings)
+
+
+def test_a_space_without_recipes_is_refused_before_pictures_are_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"None of 20 random points[\s\S]*momentum: is for sgd and rmsprop"):
+        search(tmp_path / "nowhere", tmp_path, space={"momentum": [0.5, 0.9]}, sampler="grid", n_trials=2)
 
 
 def test_conditions_and_architectures(photos: Path, tmp_path: Path) -> None:
@@ -249,7 +311,7 @@ def test_the_size_of_the_pictures_can_be_searched_over(jobs: int, photos: Path, 
     again = netloom.resume_tune(found.path, jobs=1, quiet=True)
     assert again.result["test"] == found.result["test"]
     more = netloom.resume_tune(found.path, n_trials=9, jobs=1, quiet=True)
-    assert more.result["n_trials"] == 9
+    assert more.result["n_trials"] == 8  # there are no more combinations
 
 
 def test_the_recipes_own_size_is_the_first_trial(photos: Path, tmp_path: Path) -> None:
@@ -303,11 +365,12 @@ def test_shuffled_labels_leave_the_tested_winner_at_chance(tmp_path: Path) -> No
     [
         ({"sampler": "rndom"}, RecipeError, "Did you mean 'random'"),
         ({"pruner": "medain"}, RecipeError, "Did you mean 'median'"),
-        ({"objective": "accuracy"}, RecipeError, "validation_accuracy"),
+        ({"objective": "accuracy"}, RecipeError, "validation_accuracy, validation_loss, validation_macro_f1"),
         ({"n_trials": 0}, RecipeError, "--trials must be a whole number of at least 1"),
         ({"cv": 1}, RecipeError, "--cv must be a whole number of at least 2"),
         ({"cv": 40}, NetloomError, "fold"),
         ({"cv": 2.5}, RecipeError, "--cv must be a whole number"),
+        ({"sampler": "grid", "space": {"learning_rate": "0.1..1:step=1e-7"}}, RecipeError, "9,000,001 combinations"),
         ({"sampler": "cmaes", "space": {"dropout": "0..0.5"}}, RecipeError, "two ranges"),
         ({"time_limit": "soon"}, RecipeError, "no duration"),
         ({"space": {"dropuot": "0..1"}}, RecipeError, "Did you mean 'dropout'"),

@@ -186,7 +186,7 @@ def test_a_search_in_memory_tells_a_call_that_works(tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as told:
         search(pictures, tmp_path, space={"reduce_on_plateau.factor": [0.5]}, sampler="grid", n_trials=1)
     (folder,) = tmp_path.iterdir()
-    call = f"netloom.resume_tune({str(folder)!r}, final_on='train', source=image_set)"
+    call = f"netloom.resume_tune({str(folder)!r}, jobs=1, final_on='train', source=image_set)"
     assert str(told.value).endswith(f"go on with: {call}")
     study = eval(call, {"netloom": netloom, "image_set": pictures})  # noqa: S307 - the very words that were told
     assert study.run is not None

@@ -86,7 +86,7 @@ def tune(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option("--objective", help=f"{' or '.join(OBJECTIVES)}.", show_default=DEFAULT_OBJECTIVE),
+        typer.Option("--objective", help=f"{', '.join(OBJECTIVES)}.", show_default=DEFAULT_OBJECTIVE),
     ] = None,
     cv: Annotated[
         int | None,
@@ -108,6 +108,10 @@ def tune(
             help="What these are trained on: train, or train+validation, for as many epochs as the best trial kept.",
             show_default=DEFAULT_FINAL_PART,
         ),
+    ] = None,
+    first: Annotated[
+        list[str] | None,
+        typer.Option("--try", metavar="VALUES", help="Try these first, repeatable: 'dropout=0.3 learning_rate=1e-3'."),
     ] = None,
     warm_start: Annotated[
         list[str] | None,
@@ -150,12 +154,13 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Search for the values of recipe keys that train best, many trials at once, and test the winner once."""
+    from netloom.workflows.first_trials import parse_first
     from netloom.workflows.runs import load
     from netloom.workflows.study_result import describe_result
     from netloom.workflows.tune import resume_tune
     from netloom.workflows.tune import tune as search
 
-    searched = (source, recipe, space, sampler, pruner, init_points, objective, cv, final_seeds, warm_start)
+    searched = (source, recipe, space, sampler, pruner, init_points, objective, cv, final_seeds, first, warm_start)
     begun = [*searched, settings, per_class, out, name, like]
     if dashboard is not None:
         from netloom.progress import Reporter
@@ -197,6 +202,7 @@ def tune(
             cv=cv,
             final_seeds=DEFAULT_FINAL_SEEDS if final_seeds is None else final_seeds,
             final_on=final_on or DEFAULT_FINAL_PART,
+            first=parse_first(first or ()),
             warm_start=warm_start or (),
             storage=storage,
             jobs=jobs,

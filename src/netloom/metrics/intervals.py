@@ -76,6 +76,23 @@ def mean_interval(values: npt.NDArray[np.floating[Any]], *, confidence: float = 
     return Interval(mean - half_width, mean + half_width)
 
 
+def prediction_interval(mean: float, standard_deviation: float, n: int, *, confidence: float = 0.95) -> Interval:
+    """Where one more value is to be expected, of which `n` have this mean and sample standard deviation.
+
+    Wider than the interval of the mean by what the new value itself scatters: mean ± t(n - 1) s sqrt(1 + 1/n).
+
+    Source: Hahn, Meeker, "Statistical Intervals", 1991, section 4.7.
+
+    Raises:
+        ValueError: Fewer than two values, or `confidence` is not in (0, 1).
+    """
+    if n < 2:
+        raise ValueError(f"an interval needs at least two values, not {n}")
+    _check_confidence(confidence)
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * standard_deviation * math.sqrt(1 + 1 / n)
+    return Interval(mean - half, mean + half)
+
+
 def resampled_mean_interval(
     values: npt.NDArray[np.floating[Any]], *, test_per_train: float, confidence: float = 0.95
 ) -> Interval:

@@ -42,7 +42,9 @@ def candidate_threads(n_tasks: int, cpus: int, jobs: int | None) -> list[int]:
     return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
 
 
-def choose_jobs(seconds: Mapping[int, float], *, n_tasks: int, cpus: int, jobs: int | None = None) -> tuple[int, int]:
+def choose_jobs(
+    seconds: Mapping[int, float], *, n_tasks: int, cpus: int, jobs: int | None = None, most: int | None = None
+) -> tuple[int, int]:
     """How many trainings at once and with how many threads each end the soonest.
 
     With t threads `cpus // t` trainings fit beside each other, so that all of them take `ceil(n_tasks / (cpus // t))`
@@ -55,11 +57,12 @@ def choose_jobs(seconds: Mapping[int, float], *, n_tasks: int, cpus: int, jobs: 
         n_tasks: Trainings to do.
         cpus: CPUs to use.
         jobs: How many at once, where that is asked for.
+        most: At once at the most, where it is not; None for any number. Fewer get more threads.
 
     Returns:
         Jobs and threads.
     """
-    at_once = {t: min(n_tasks, jobs or max(1, cpus // t)) for t in seconds}
+    at_once = {t: min(n_tasks, jobs or min(max(1, cpus // t), most or n_tasks)) for t in seconds}
     total = {t: math.ceil(n_tasks / at_once[t]) * seconds[t] for t in seconds}
     best = min(total.values())
     threads = min(t for t in total if total[t] <= best * _NEARLY_AS_FAST)

@@ -154,7 +154,7 @@ class StudyFacts:
     @property
     def metric(self) -> str:
         """What was searched for, in words: `validation accuracy`."""
-        return self.objective.replace("_", " ")
+        return self.objective.replace("_", " ").replace("f1", "F1")
 
     @property
     def complete(self) -> list[TrialFacts]:

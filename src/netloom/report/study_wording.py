@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netloom.durations import duration
+from netloom.metrics.intervals import prediction_interval
 from netloom.report.axes import number_text, value_text
 from netloom.report.study_data import SearchKey, StudyFacts, read_study
 from netloom.report.wording import counted, percent, percent_interval, points
@@ -120,9 +121,11 @@ def selection_luck(study: StudyFacts) -> str:
         return "no worse than as searched: the choice owes nothing to a lucky seed"
     word = "lower" if study.maximize else "higher"
     lead = f"{_amount(study, gap)} {word} than as searched"
-    if fresh.interval is None:
+    if len(fresh.values) < 2 or math.isnan(fresh.standard_deviation):
         return f"{lead}; one seed cannot tell luck from noise"
-    if fresh.interval.low <= study.best.value <= fresh.interval.high:
+    # The searched figure is of one training, which scatters as each of the fresh ones does.
+    expected = prediction_interval(fresh.mean, fresh.standard_deviation, len(fresh.values))
+    if expected.low <= study.best.value <= expected.high:
         return f"{lead}, which {counted(len(fresh.values), 'seed')} cannot tell from noise"
     return f"{lead}: so much of that figure was the luck of being chosen"
 

@@ -61,11 +61,11 @@ class Reseeded(_Delegating):
 
     Args:
         seed: Of all trials.
-        make: Gives a sampler of a seed.
+        make: Gives a sampler of a seed and a trial's number.
         with_pruned: Pruned trials are shown to it as complete, with the last value that they reported.
     """
 
-    def __init__(self, seed: int, make: Callable[[int], BaseSampler], *, with_pruned: bool = False) -> None:
+    def __init__(self, seed: int, make: Callable[[int, int], BaseSampler], *, with_pruned: bool = False) -> None:
         self._seed, self._make, self._with_pruned = seed, make, with_pruned
         self._asking = threading.local()  # one trial at a time in each thread that asks
 
@@ -77,7 +77,7 @@ class Reseeded(_Delegating):
 
     def _new(self, trial: FrozenTrial) -> BaseSampler:
         with _without_experimental_warnings():
-            return self._make(derive_seed(self._seed, "sampler", trial.number) % 2**32)
+            return self._make(derive_seed(self._seed, "sampler", trial.number) % 2**32, trial.number)
 
     def _seen(self, study: Study) -> Study:
         return cast(Study, _WithPruned(study)) if self._with_pruned else study

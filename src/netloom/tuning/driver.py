@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,10 +21,13 @@ from netloom.parallel.tasks import (
     Task,
     uninterrupted,
 )
+from netloom.tuning.samplers import ExhaustedError
 from netloom.tuning.study import FINISHED_AFTER, Proposal, SearchStudy, State
 
 _PRUNED = "pruned"
 TIME_LIMIT = "time limit"
+
+_FIRST_TO_FAIL, _FAILURES_IN_A_ROW = 5, 10
 
 _WORTHWHILE = 0.02
 """A proposal is asked for ahead, while trials run, if asking takes more than this share of a trial: it then cannot know
@@ -80,10 +84,13 @@ class Driver:
         seconds: From now on; None for no limit. Trials that still run then are ended, unless none is complete yet.
         pruning: Intermediate values are written down and judged by the study's pruner.
         at_once: Several trials run at once.
+        hopeless: Ends the search, with its open trials as after an interruption, when the first five trials, or ten one
+            after the other, have failed for one reason.
         seconds_before: That the search took in earlier processes, to tell when in its course a trial ended; None where
             other drivers are at work, and the clock on the wall tells.
         watcher: Is told how it goes.
         most_at_once: Trials that ran at once, at the most; known after `run`.
+        gave_up: Why it ended as hopeless, after `run`; empty if it did not.
     """
 
     study: SearchStudy
@@ -93,9 +100,11 @@ class Driver:
     seconds: float | None
     pruning: bool
     at_once: bool
+    hopeless: bool = False
     seconds_before: float | None = None
     watcher: Watcher = field(default_factory=Watcher)
     most_at_once: int = field(default=0, init=False)
+    gave_up: str = field(default="", init=False)
 
     def run(self, *, interruption: Interruption = uninterrupted) -> None:
         """Ask, run and tell until the budget is used up, or `interruption` gives a reason.
@@ -106,12 +115,15 @@ class Driver:
         self._proposals: dict[str, Proposal] = {}
         self._begun: dict[str, float] = {}
         self._stopping: dict[str, str] = {}
-        self._complete = sum(record.state == "complete" for record in self.study.records())
+        records = self.study.records()
+        self._complete = sum(record.state == "complete" for record in records)
+        self._any_good = any(record.state in ("complete", "pruned") for record in records)
+        self._failed_alike: list[str] = []
         self._out_of_time = False
         self._ask_seconds, self._trial_seconds = 0.0, 0.0
         self._interruption = interruption
         self._ahead: Future[Proposal] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="netloom-ask") as self._thread:
+        with ThreadPoolExecutor(1, thread_name_prefix="netloom-ask") as self._thread, self.study.alive():
             self.executor.run(self._tasks(), self._on_event, interruption=self._look)
             self._give_back()
 
@@ -119,9 +131,13 @@ class Driver:
         left = None if self.n_trials is None else self.n_trials - self.study.n_asked()
         for proposal in self.study.unfinished():
             yield self._task(proposal)
-        while (left is None or left > 0) and not self._is_over():
-            proposal = self._ask() if self._ahead is None else self._ahead.result()
-            self._ahead = None
+        while (left is None or left > 0) and not self._is_over() and not self.gave_up:
+            try:
+                proposal = self._ask() if self._ahead is None else self._ahead.result()
+            except ExhaustedError:
+                return
+            finally:
+                self._ahead = None
             if left is not None:
                 left -= 1
             if self.at_once and left != 0 and self._ask_seconds > _WORTHWHILE * self._trial_seconds > 0:
@@ -145,12 +161,22 @@ class Driver:
 
     def _look(self) -> str | None:
         """Called many times a second: why to stop everything, or None."""
-        self.study.heartbeat()
         if self._is_over() and self._complete and not self._out_of_time:
             self._out_of_time = True
             for name in self._begun:
                 self._stop(name, TIME_LIMIT)
-        return self._interruption()
+        return self._interruption() or self.gave_up or None
+
+    def _count_failure(self, reason: str) -> None:
+        """Whether there is still hope, after a trial that failed."""
+        kind = re.sub(r"\d[\d.,e+-]*", "#", reason)
+        if self._failed_alike and self._failed_alike[0] != kind:
+            self._failed_alike.clear()
+        self._failed_alike.append(kind)
+        n = len(self._failed_alike)
+        if self.hopeless and n >= (_FAILURES_IN_A_ROW if self._any_good else _FIRST_TO_FAIL):
+            lead = f"{n} trials in a row" if self._any_good else f"The first {n} trials"
+            self.gave_up = f"{lead} failed for one reason: {reason}"
 
     def _stop(self, name: str, reason: str) -> None:
         if name not in self._stopping:
@@ -180,6 +206,7 @@ class Driver:
                 return  # killed because its time was up, or by the signal that this process got; it is gone on with
             outcome = {"reason": event.reason, "seconds": self._seconds_of(name), **self._course()}
             self.study.fail(proposal.number, outcome)
+            self._count_failure(event.reason)
             self._tell(name, proposal, "failed", None, {**outcome, "details": event.details})
 
     def _on_report(self, name: str, proposal: Proposal, values: Mapping[str, Any]) -> None:
@@ -194,6 +221,8 @@ class Driver:
 
     def _on_finish(self, name: str, proposal: Proposal, value: Mapping[str, Any]) -> None:
         outcome = {**{k: v for k, v in value.items() if k not in ("state", "value")}, **self._course()}
+        self._any_good = True
+        self._failed_alike.clear()
         if value["state"] == "complete":
             self._complete += 1
             self._trial_seconds = self._seconds_of(name)
@@ -224,7 +253,10 @@ class Driver:
         """End a trial that was asked for ahead and then not wanted any more."""
         if self._ahead is None:
             return
-        proposal = self._ahead.result()
+        try:
+            proposal = self._ahead.result()
+        except ExhaustedError:
+            return
         if self._interruption() is None:
             outcome = {"reason": f"{TIME_LIMIT}, before it began", **self._course()}
             self.study.prune(proposal.number, outcome)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 from netloom.errors import NetloomError
 from netloom.progress import Reporter, table_row
 from netloom.tuning.samplers import check_names, create_pruner, create_sampler
-from netloom.tuning.space import arrange, cell_of, parse_dimension
+from netloom.tuning.space import arrange, cell_of
+from netloom.tuning.space_text import parse_dimension
 from netloom.tuning.storage import in_memory
 from netloom.tuning.study import SearchStudy
 
@@ -35,7 +38,7 @@ def maximize(
     *,
     init_points: int = 5,
     n_iter: int = 25,
-    random_state: int = 0,
+    random_state: int | None = 0,
     sampler: str = "gp",
     verbose: int = 2,
 ) -> Maximum:
@@ -43,17 +46,18 @@ def maximize(
 
     Args:
         f: Called with a number for each name of `pbounds`, by keyword.
-        pbounds: By argument: `(low, high)`, or what `netloom.tune` takes as a space, such as `"1e-4..1e-2:log"` or a
-            list of choices.
+        pbounds: By argument: `(low, high)`, or what `netloom.tune` takes as a space, such as `"1e-4..1e-2:log"`,
+            `"1..10:int"` for whole numbers, or a list of choices.
         init_points: Random points before the model of the function proposes.
         n_iter: Points after them.
-        random_state: The same number gives the same points.
+        random_state: The same number gives the same points; None draws one.
         sampler: As for `netloom.tune`.
         verbose: 0 is silent, 1 shows points that are better than all before, 2 shows all, on standard error.
 
     Raises:
         NetloomError: A range is not understood, or `f` gives something that is no number.
     """
+    seed = _seed(random_state)
     check_names(sampler, "none")
     if init_points + n_iter < 1:
         raise NetloomError("init_points and n_iter are both 0; there is nothing to do.")
@@ -67,7 +71,7 @@ def maximize(
         sampler=create_sampler(
             "gp" if sampler == "auto" else sampler,
             dimensions,
-            seed=random_state,
+            seed=seed,
             init_points=max(init_points, 1),
             n_trials=total,
         ),
@@ -95,6 +99,18 @@ def maximize(
 
 def _any_value(_key: str, _value: Any) -> str | None:
     return None
+
+
+def _seed(random_state: Any) -> int:
+    if random_state is None:
+        return secrets.randbits(32)
+    try:
+        seed = operator.index(random_state)
+    except TypeError:
+        seed = -1
+    if seed < 0:
+        raise NetloomError(f"random_state must be a whole number of at least 0, or None, not {random_state!r}.")
+    return seed
 
 
 def _number(value: Any, f: Callable[..., float]) -> float:

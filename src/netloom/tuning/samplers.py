@@ -9,6 +9,7 @@ number alone.
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -26,7 +27,8 @@ from scipy.stats import qmc
 from netloom.errors import RecipeError, did_you_mean
 from netloom.randomness import derive_seed, permutation
 from netloom.tuning.delegating import HandingOver, Reseeded
-from netloom.tuning.space import Dimension, grid_of
+from netloom.tuning.grid import grid_length, grid_of, grid_values
+from netloom.tuning.space import Dimension
 
 SamplerName = Literal["auto", "gp", "tpe", "random", "grid", "qmc", "cmaes", "evolution"]
 PrunerName = Literal["auto", "none", "median", "asha", "hyperband"]
@@ -39,6 +41,23 @@ MOST_GP_TRIALS = 300
 100 trials, 0.35 s after 300 and 0.6 s after 400, where tree-structured Parzen estimators take 0.01 s."""
 _POPULATION = 16
 _TRIALS_BEFORE_PRUNING = 4
+_RESULTS_FOR_A_MODEL = 2
+"""A model of fewer has no scale; what it does not know it takes from where trials run."""
+LEARNING = ("gp", "tpe", "cmaes", "evolution")
+"""Samplers that propose by what earlier trials gave."""
+_LEAST_AT_ONCE, _TRIALS_PER_JOB = 4, 5
+_TRIALS_IF_UNKNOWN = 50
+
+
+def most_at_once(sampler: str, n_trials: int | None) -> int | None:
+    """Trials that should run at once at the most, where nobody says how many; None for any number.
+
+    What runs at once cannot learn from one another: on 64 CPUs nearly all of 50 trials would begin before a model knew
+    anything. A fifth of them leaves a model four generations to learn from.
+    """
+    if sampler not in LEARNING:
+        return None
+    return max(_LEAST_AT_ONCE, (n_trials or _TRIALS_IF_UNKNOWN) // _TRIALS_PER_JOB)
 
 
 def check_names(sampler: str, pruner: str) -> None:
@@ -69,12 +88,18 @@ def resolve_pruner(pruner: str, dimensions: Sequence[Dimension]) -> str:
 
 def grid_size(dimensions: Sequence[Dimension]) -> int:
     """Combinations of `--sampler grid`."""
-    return len(grid_of(dimensions, _GRID_POINTS))
+    return grid_length(dimensions, _GRID_POINTS)
 
 
 def is_in_grid(values: Mapping[str, Any], dimensions: Sequence[Dimension]) -> bool:
     """Whether these values are one of the grid's combinations."""
-    return any(all(values.get(k) == v for k, v in c.items()) for c in grid_of(dimensions, _GRID_POINTS))
+    seen: dict[str, Any] = {}
+    for dimension in dimensions:
+        if dimension.matters(seen):
+            if values.get(dimension.key) not in grid_values(dimension, _GRID_POINTS):
+                return False
+            seen[dimension.key] = values[dimension.key]
+    return True
 
 
 def create_sampler(
@@ -86,7 +111,8 @@ def create_sampler(
         name: One of `SAMPLERS`, but `auto`.
         dimensions: Of the space, arranged.
         seed: Of all that is random in it.
-        init_points: Random trials before a model of the earlier ones proposes.
+        init_points: Random trials before a model of the earlier ones proposes. They are counted as they begin: one that
+            begins after them is the model's even while they run, as soon as a few have ended.
         n_trials: How many there will be, where that is known: a grid that is longer is visited in random order.
 
     Raises:
@@ -97,7 +123,7 @@ def create_sampler(
     if name == "qmc":
         return _ByNumber(dimensions, _Sobol(seed, len(dimensions)))
     if name == "grid":
-        return _Grid(dimensions, seed, n_trials)
+        return GridSampler(dimensions, seed, n_trials)
     if name == "cmaes":
         if sum(dimension.kind != "choice" and dimension.when is None for dimension in dimensions) < 2:
             raise RecipeError("--sampler cmaes needs at least two ranges to search over; use gp, tpe or random here.")
@@ -105,9 +131,9 @@ def create_sampler(
     start = _ByNumber(dimensions, lambda number: _random_row(seed, number, len(dimensions)))
     parzen = Reseeded(
         seed,
-        lambda s: TPESampler(
+        lambda s, number: TPESampler(
             seed=s,
-            n_startup_trials=init_points,
+            n_startup_trials=_results_needed(number, init_points),
             multivariate=True,
             group=True,
             constant_liar=True,
@@ -118,14 +144,22 @@ def create_sampler(
     if name == "gp":
         gaussian = Reseeded(
             seed,
-            lambda s: GPSampler(
-                seed=s, independent_sampler=start, n_startup_trials=init_points, warn_independent_sampling=False
+            lambda s, number: GPSampler(
+                seed=s,
+                independent_sampler=start,
+                n_startup_trials=_results_needed(number, init_points),
+                warn_independent_sampling=False,
             ),
             with_pruned=True,
         )
         return HandingOver(gaussian, parzen, MOST_GP_TRIALS)
     population = max(4, min(_POPULATION, (n_trials or 100) // 4))
-    return Reseeded(seed, lambda s: NSGAIISampler(seed=s, population_size=population))
+    return Reseeded(seed, lambda s, _: NSGAIISampler(seed=s, population_size=population))
+
+
+def _results_needed(number: int, init_points: int) -> int:
+    """Trials that must have ended before a model proposes the trial of that number."""
+    return init_points if number < init_points else min(init_points, _RESULTS_FOR_A_MODEL)
 
 
 def create_pruner(name: str, *, epochs: int) -> BasePruner:
@@ -186,10 +220,23 @@ class _ByNumber(BaseSampler):
         return dimension.to_storage(dimension.at(float(self._row(trial.number)[column])))
 
 
-class _Grid(_ByNumber):
+class ExhaustedError(Exception):
+    """There is nothing left to try.
+
+    Attributes:
+        trial_id: Of the trial that was begun for it; None where none was.
+    """
+
+    def __init__(self, trial_id: int | None = None) -> None:
+        super().__init__("Every combination of the grid has been tried.")
+        self.trial_id = trial_id
+
+
+class GridSampler(_ByNumber):
     """All combinations, each once: the first in order that no earlier trial has, whoever asked for that.
 
-    A search that is shorter than the grid takes them in an order that depends on the seed.
+    A search that is shorter than the grid takes them in an order that depends on the seed. What a trial has is a
+    function of the trials of lower numbers, so that drivers that ask at the same moment get different combinations.
     """
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int, n_trials: int | None) -> None:
@@ -202,17 +249,46 @@ class _Grid(_ByNumber):
             {key: self._places[key][1].to_storage(value) for key, value in combinations[i].items()} for i in order
         ]
         self._chosen: dict[int, dict[str, Any]] = {}
+        self._asking = threading.Lock()
+
+    def is_exhausted(self, study: Study) -> bool:
+        """Whether trials that have ended, run or wait have all combinations."""
+        return self._next(study.get_trials(deepcopy=False), {}) is None
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """The value of one dimension."""
-        if trial.number not in self._chosen:
-            earlier = [t.params for t in study.get_trials(deepcopy=False) if t.number < trial.number]
-            free = (c for c in self._combinations if c not in earlier and c.items() >= trial.params.items())
-            again = self._combinations[trial.number % len(self._combinations)]
-            self._chosen = {trial.number: next(free, again)}
-        return self._chosen[trial.number][param_name]
+        with self._asking:
+            if trial.number not in self._chosen:
+                earlier = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
+                found = self._next(earlier, trial.params)
+                if found is None:
+                    raise ExhaustedError(trial._trial_id)
+                self._chosen = {trial.number: found}
+            return self._chosen[trial.number][param_name]
+
+    def _next(self, earlier: Sequence[FrozenTrial], given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The first combination with the `given` values that these trials leave, or None."""
+        taken: set[frozenset[tuple[str, Any]]] = set()
+        in_order = iter(self._combinations)
+        for trial in sorted(earlier, key=lambda t: t.number):
+            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            if not self._is_whole(params):  # another driver has just begun it, and will take the first that is left
+                params = next((c for c in in_order if frozenset(c.items()) not in taken), {})
+            taken.add(frozenset(params.items()))
+        left = (c for c in self._combinations if frozenset(c.items()) not in taken)
+        return next((c for c in left if c.items() >= given.items()), None)
+
+    def _is_whole(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial with these values has one for every dimension that matters."""
+        seen: dict[str, Any] = {}
+        for key, (_, dimension) in self._places.items():
+            if dimension.matters(seen):
+                if key not in params:
+                    return False
+                seen[key] = dimension.from_storage(params[key])
+        return True
 
 
 class _Cmaes(_ByNumber):
@@ -230,8 +306,7 @@ class _Cmaes(_ByNumber):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The ranges, once there are enough trials."""
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if len(finished) < self._init_points or len(self._numeric) < 2:
+        if trial.number < self._init_points or len(self._numeric) < 2:
             return {}
         return {d.key: d.distribution() for d in self._numeric}
 
@@ -272,11 +347,14 @@ def _position(dimension: Dimension, value: float) -> float:
     return (value - low) / (high - low)
 
 
-def describe_sampler(name: str, n_trials: int) -> str:
-    """The sampler of a study of `n_trials` trials, in words."""
+def describe_sampler(name: str, n_trials: int, *, at_random: int | None = None) -> str:
+    """The sampler of a study of `n_trials` trials, in words; of those that learn also how many were random."""
+    words = _IN_WORDS[name]
     if name == "gp" and n_trials > MOST_GP_TRIALS:
-        return f"{_IN_WORDS[name]}, from trial {MOST_GP_TRIALS} on with tree-structured Parzen estimators"
-    return _IN_WORDS[name]
+        words += f", from trial {MOST_GP_TRIALS} on with tree-structured Parzen estimators"
+    if name in LEARNING and at_random is not None:
+        words += f"; {at_random} of {n_trials} trials at random"
+    return words
 
 
 _IN_WORDS: Mapping[str, str] = {

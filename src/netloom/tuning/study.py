@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import optuna
 import torch
@@ -17,21 +16,23 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from netloom.errors import NetloomError, RunError
+from netloom.errors import NetloomError
+from netloom.tuning.samplers import ExhaustedError, GridSampler
+from netloom.tuning.shared import DRIVER, OUTCOME, SPACE, Heartbeats, facts_of, joined, see_that_they_agree
 from netloom.tuning.space import Dimension, label_of
-from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage, missing_study
+from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage, patiently
 
+_T = TypeVar("_T")
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 Direction = Literal["maximize", "minimize"]
 
-_OUTCOME = "netloom:outcome"
-_DRIVER = "netloom:driver"
-_SPACE = "netloom:space"
 _SOURCE = "netloom:source"
+_MODELLED = "netloom:modelled"
+_SURPLUS = "netloom:surplus"
+_TESTED = "netloom:tested:"
 FINISHED_AFTER = "finished_after"
 """Key of an outcome: seconds of search until the trial's end, where its driver counts them."""
 
-_GIVEN_UP = "Its driver fell silent, and another driver of the study gave it up."
 _STATES: Mapping[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -67,6 +68,7 @@ class TrialRecord:
         overrides: Plain values by key.
         outcome: What else the driver wrote down of it.
         origin: Where its values come from: `sampler`, or as `enqueue` was told.
+        modelled: The sampler took them from a model of the trials before, not at random or in order.
         finished_after: Seconds of search until its end; where several drivers share the study, since its first trial
             was begun. None while it runs.
     """
@@ -78,6 +80,7 @@ class TrialRecord:
     outcome: Mapping[str, Any]
     origin: str
     finished_after: float | None = None
+    modelled: bool = False
 
 
 class SearchStudy:
@@ -94,9 +97,9 @@ class SearchStudy:
     def __init__(self, study: optuna.Study, dimensions: Sequence[Dimension], driver: str | None) -> None:
         self._study, self._dimensions, self._driver = study, tuple(dimensions), driver
         self._open: dict[int, Trial] = {}
-        self._last_heartbeat = float("-inf")
-        self._nameless_since: dict[int, float] = {}
         self._lock = threading.Lock()
+        storage = self._shared_storage()
+        self._heartbeats = None if storage is None else Heartbeats(study, storage)
 
     @classmethod
     def create(
@@ -134,10 +137,10 @@ class SearchStudy:
         except optuna.exceptions.DuplicatedStudyError:
             if driver is None:
                 raise NetloomError(f"There is a study {name!r} already. Give another --name, or --resume it.") from None
-            study = _joined(storage, name, sampler, pruner)
-            _see_that_they_agree(_facts_of(study), written, name)
+            study = joined(storage, name, sampler, pruner)
+            see_that_they_agree(facts_of(study), written, name)
             return cls(study, dimensions, driver), False
-        study.set_user_attr(_SPACE, written)
+        study.set_user_attr(SPACE, written)
         return cls(study, dimensions, driver), True
 
     @classmethod
@@ -156,7 +159,7 @@ class SearchStudy:
         Raises:
             RunError: There is none of that name.
         """
-        return cls(_joined(storage, name, sampler, pruner), dimensions, driver)
+        return cls(joined(storage, name, sampler, pruner), dimensions, driver)
 
     def enqueue(self, overrides: Mapping[str, Any], origin: str) -> str | None:
         """Have a trial with these values before any that the sampler proposes; keys outside of the space are ignored.
@@ -182,8 +185,10 @@ class SearchStudy:
     def unfinished(self) -> list[Proposal]:
         """The trials of this driver that were begun by an earlier process and have no end, to be gone on with."""
         found = []
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self._driver is not None and trial.user_attrs.get(_DRIVER) != self._driver:
+        for trial in self._trials():
+            if trial.state != TrialState.RUNNING:
+                continue
+            if self._driver is not None and trial.user_attrs.get(DRIVER) != self._driver:
                 continue
             found.append(self._begin(Trial(self._study, trial._trial_id), again=True))
         return found
@@ -197,17 +202,39 @@ class SearchStudy:
         return sum(trial.state.is_finished() for trial in self._own())
 
     def _own(self) -> list[FrozenTrial]:
-        trials = self._study.get_trials(deepcopy=False)
-        return [t for t in trials if self._driver is None or t.user_attrs.get(_DRIVER) == self._driver]
+        trials = [t for t in self._trials() if _SURPLUS not in t.user_attrs]
+        return [t for t in trials if self._driver is None or t.user_attrs.get(DRIVER) == self._driver]
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._patiently(lambda: self._study.get_trials(deepcopy=False))
 
     def ask(self) -> Proposal:
-        """The next trial."""
+        """The next trial.
+
+        Raises:
+            ExhaustedError: All combinations of a grid have been tried, run or wait.
+            StorageLostError: A shared database was away for too long.
+        """
+        return self._patiently(self._ask)
+
+    def _ask(self) -> Proposal:
+        sampler = self._study.sampler
+        if isinstance(sampler, GridSampler) and not self._any_waiting() and sampler.is_exhausted(self._study):
+            raise ExhaustedError
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # Gaussian processes of few trials gain nothing by more, and workers have the CPUs
         try:
             return self._begin(self._study.ask())
+        except ExhaustedError as error:  # another driver took the last one meanwhile
+            if error.trial_id is not None:
+                self._study._storage.set_trial_user_attr(error.trial_id, _SURPLUS, True)
+                self._study._storage.set_trial_state_values(error.trial_id, state=TrialState.FAIL)
+            raise
         finally:
             torch.set_num_threads(threads)
+
+    def _any_waiting(self) -> bool:
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _begin(self, trial: Trial, *, again: bool = False) -> Proposal:
         if self._driver is not None:
@@ -215,17 +242,22 @@ class SearchStudy:
             if (shared := self._shared_storage()) is not None:
                 shared.record_heartbeat(trial._trial_id)
             if not again:
-                trial.set_user_attr(_DRIVER, self._driver)
+                trial.set_user_attr(DRIVER, self._driver)
         overrides: dict[str, Any] = {}
         for dimension in self._dimensions:
             if dimension.matters(overrides):
                 overrides[dimension.key] = dimension.from_storage(_suggest(trial, dimension))
+        if _is_modelled(trial) and not {_SOURCE, _MODELLED} & trial.user_attrs.keys():
+            trial.set_user_attr(_MODELLED, True)
         with self._lock:
             self._open[trial.number] = trial
         return Proposal(trial.number, overrides, again)
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Write down an intermediate value; whether the trial had better end."""
+        return self._patiently(lambda: self._report(number, step, value))
+
+    def _report(self, number: int, step: int, value: float) -> bool:
         trial = self._open[number]
         if step not in trial._cached_frozen_trial.intermediate_values:  # else it went on from a checkpoint before that
             try:
@@ -249,28 +281,41 @@ class SearchStudy:
     def _end(self, number: int, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
         with self._lock:
             trial = self._open.pop(number)
+        self._patiently(lambda: self._tell(trial, state, value, outcome))
+
+    def _tell(self, trial: Trial, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
         try:
-            trial.set_user_attr(_OUTCOME, dict(outcome))
+            trial.set_user_attr(OUTCOME, dict(outcome))
             self._study.tell(trial, value, state=state)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             # Another driver took this one for dead and gave the trial up: that stands, since it may have acted on it.
-            if not _is_finished(self._study, number):
+            if not _is_finished(self._study, trial.number):
                 raise
 
     def heartbeat(self) -> None:
         """Where the storage is shared: say that this driver's trials are alive, and give up those of dead drivers."""
+        if self._heartbeats is not None:
+            with self._lock:
+                alive = list(self._open.values())
+            self._heartbeats.send(alive)
+
+    def alive(self) -> contextlib.AbstractContextManager[None]:
+        """Say so now and then for the body, from a thread of its own: a training may look up once in minutes only."""
+        return contextlib.nullcontext() if self._heartbeats is None else self._heartbeats.beating(self.heartbeat)
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        """What needs a shared database, which may be away for a moment."""
         storage = self._shared_storage()
-        if storage is None or time.monotonic() - self._last_heartbeat < (storage.heartbeat_interval or 0):
-            return
-        self._last_heartbeat = time.monotonic()
-        with self._lock:
-            alive = list(self._open.values())
-        for trial in alive:
-            storage.record_heartbeat(trial._trial_id)
-        for trial_id in {*storage._get_stale_trial_ids(self._study._study_id), *self._nameless(storage)}:
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # by yet another driver
-                storage.set_trial_user_attr(trial_id, _OUTCOME, {"reason": _GIVEN_UP})
-                storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
+        return call() if storage is None else patiently(call, seconds=storage.grace_period or GRACE_SECONDS)
+
+    def note_tested(self, winner: str) -> None:
+        """Tell all drivers that this winner has met the test pictures."""
+        self._patiently(lambda: self._study.set_user_attr(f"{_TESTED}{winner}", True))
+
+    def tested(self) -> set[str]:
+        """The winners, of any driver, that have met the test pictures."""
+        known = self._patiently(lambda: self._study.user_attrs)
+        return {key.removeprefix(_TESTED) for key in known if key.startswith(_TESTED)}
 
     def close(self) -> None:
         """See that all is written, and end the connections to the database."""
@@ -283,25 +328,16 @@ class SearchStudy:
             return None
         return backend
 
-    def _nameless(self, storage: RDBStorage) -> list[int]:
-        """Trials whose driver died between making them and writing its name: no driver would go on with them."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        now = time.monotonic()
-        nameless = {t._trial_id: now for t in running if _DRIVER not in t.user_attrs}
-        self._nameless_since = {trial: self._nameless_since.get(trial, since) for trial, since in nameless.items()}
-        grace_seconds = storage.grace_period or GRACE_SECONDS
-        return [trial for trial, since in self._nameless_since.items() if now - since > grace_seconds]
-
     def records(self) -> list[TrialRecord]:
         """All trials of all drivers, by number, but those that wait."""
-        trials = [t for t in self._study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+        trials = [t for t in self._trials() if t.state != TrialState.WAITING and _SURPLUS not in t.user_attrs]
         begun = min((t.datetime_start for t in trials if t.datetime_start is not None), default=None)
         return [self._record(trial, begun) for trial in trials]
 
     def _record(self, trial: FrozenTrial, begun: datetime | None) -> TrialRecord:
         overrides = {d.key: d.from_storage(trial.params[d.key]) for d in self._dimensions if d.key in trial.params}
         value, ended = trial.value, trial.datetime_complete
-        outcome = dict(trial.user_attrs.get(_OUTCOME, {}))
+        outcome = dict(trial.user_attrs.get(OUTCOME, {}))
         on_the_wall = None if begun is None or ended is None else (ended - begun).total_seconds()
         if value is None and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]
@@ -313,6 +349,7 @@ class SearchStudy:
             outcome=outcome,
             origin=str(trial.user_attrs.get(_SOURCE, "sampler")),
             finished_after=outcome.pop(FINISHED_AFTER, on_the_wall),
+            modelled=_MODELLED in trial.user_attrs,
         )
 
     def importances(self) -> dict[str, float] | None:
@@ -345,6 +382,15 @@ def best_of(records: Iterable[TrialRecord], direction: Direction) -> TrialRecord
     return max(complete, key=lambda r: (sign * float(r.value or 0.0), -r.number), default=None)
 
 
+def _is_modelled(trial: Trial) -> bool:
+    """Whether its values are those that the sampler took from a model of earlier trials.
+
+    Of a trial that is gone on with the sampler has proposed anew, which are its values only if they were then.
+    """
+    proposed = trial.relative_params or {}
+    return bool(proposed) and all(trial.params.get(key, value) == value for key, value in proposed.items())
+
+
 def _suggest(trial: Trial, dimension: Dimension) -> Any:
     if dimension.kind == "choice":
         return trial.suggest_categorical(dimension.key, dimension.distribution().choices)  # type: ignore[attr-defined]
@@ -353,36 +399,6 @@ def _suggest(trial: Trial, dimension: Dimension) -> Any:
     return trial.suggest_int(
         dimension.key, int(dimension.low), int(dimension.high), log=dimension.log, step=int(dimension.step or 1)
     )
-
-
-def _joined(storage: BaseStorage, name: str, sampler: BaseSampler, pruner: BasePruner) -> optuna.Study:
-    try:
-        return optuna.load_study(storage=storage, study_name=name, sampler=sampler, pruner=pruner)
-    except KeyError:
-        url = storage.url if isinstance(storage, RDBStorage) else "given"
-        raise missing_study(name, url) from None
-
-
-def _facts_of(study: optuna.Study) -> Mapping[str, Any]:
-    """What the driver that made the study wrote down, which may take it a moment."""
-    deadline = time.monotonic() + 60
-    while (facts := study.user_attrs.get(_SPACE)) is None:
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"The study {study.study_name!r} was not made by netloom, or its maker died at once. Give another name."
-            )
-        time.sleep(0.05)
-    assert isinstance(facts, Mapping)
-    return facts
-
-
-def _see_that_they_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any], name: str) -> None:
-    differing = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
-    if differing:
-        raise NetloomError(
-            f"The study {name!r} exists with another {', '.join(differing)}. Drivers that share a study search the "
-            "same space of the same recipe on the same pictures; give this search another --name."
-        )
 
 
 def _is_finished(study: optuna.Study, number: int) -> bool:

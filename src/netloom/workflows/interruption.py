@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -18,11 +21,18 @@ def exit_code_of(reason: str) -> int:
     return 143 if reason == BY_SYSTEM else 130
 
 
+def quoted(argument: object) -> str:
+    """An argument of a command as a shell of this system takes it for one."""
+    if os.name == "nt":
+        return subprocess.list2cmdline([str(argument)])
+    return shlex.quote(str(argument))
+
+
 def how_to_go_on(command: str, call: str, *, in_memory: bool, model: object) -> str:
     """What to do after an interruption: the command, or, where that cannot have all that is needed, the call.
 
     Args:
-        command: For a shell.
+        command: For a shell; folders in it are `quoted`.
         call: For Python, without its closing parenthesis.
         in_memory: The pictures are not on the disk.
         model: The function making the network, where it is the user's own.

@@ -34,7 +34,7 @@ from netloom.training.self_supervised import (
 )
 from netloom.training.state import TrainingState
 from netloom.workflows import builders
-from netloom.workflows.interruption import BY_SYSTEM, BY_USER, listening
+from netloom.workflows.interruption import BY_SYSTEM, BY_USER, listening, quoted
 from netloom.workflows.pretraining_data import UnlabelledData
 from netloom.workflows.runs import Run
 from netloom.workflows.training_run import InterruptedTrainingError, kept_epoch
@@ -187,14 +187,14 @@ class PretrainingRun:
         if interrupted:
             raise InterruptedTrainingError(
                 f"Pretraining was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. Go on with: "
-                f"netloom pretrain --resume {self.run.path}",
+                f"netloom pretrain --resume {quoted(self.run.path)}",
                 self.run,
                 str(state.stop_reason),
             )
         self.reporter.say(result["verdict"])
         self.reporter.say(
             f"Run:    {self.run.path}\nReport: {self.run.report_path}\n"
-            f"Next:   netloom transfer SOURCE --backbone {self.run.path}"
+            f"Next:   netloom transfer SOURCE --backbone {quoted(self.run.path)}"
         )
         return self.run
 

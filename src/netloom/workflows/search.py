@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from netloom.data.splits import Split
+from netloom.errors import RunError, TrainingError
 from netloom.parallel.tasks import Interruption, Task
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.tuning.driver import Driver, TrialEnd, Watcher
+from netloom.tuning.storage import StorageLostError
 from netloom.tuning.study import Proposal, SearchStudy
 from netloom.workflows.builders import CustomModel
-from netloom.workflows.interruption import how_to_go_on, listening
+from netloom.workflows.interruption import how_to_go_on, listening, quoted
 from netloom.workflows.study_manifest import StudyManifest
 from netloom.workflows.study_pictures import StudyPictures
 from netloom.workflows.study_views import HParamsLog, Watchers
@@ -31,6 +33,10 @@ from netloom.workflows.trial_task import (
 )
 
 TRIALS_FOLDER = "trials"
+
+
+class HopelessSearchError(TrainingError):
+    """Trials failed one like the other, so that the search was ended; it can be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Search:
         jobs: Trials at once in this machine.
         reporter: Tells a person how it goes.
         cluster: Where trials are done; None for here.
+        asked_jobs: Trials at once, where a user said how many.
     """
 
     folder: Path
@@ -73,21 +80,29 @@ class Search:
     jobs: int
     reporter: Reporter
     cluster: Cluster | None
+    asked_jobs: int | None
 
     def how_to_go_on(self, *, final_on: str | None = None) -> str:
         """What to type, or to call, after an interruption; `final_on` where another choice of it is needed."""
         storage = self.manifest.storage
         on_a_server = storage is not None and not storage.startswith("sqlite")
         # Whose URL has a password as a rule, which is not written down.
-        more = {"storage": "URL" if on_a_server else None, "final-on": final_on}
-        options = "".join(f" --{name} {value}" for name, value in more.items() if value)
+        more: dict[str, Any] = {
+            "storage": "URL" if on_a_server else None,
+            "ray": None if self.cluster is None else self.cluster.address,
+            "jobs": self.asked_jobs,
+            "final-on": final_on,
+        }
+        options = "".join(
+            f" --{name} {value if value == 'URL' else quoted(value)}" for name, value in more.items() if value
+        )
         arguments = "".join(
             f", {name.replace('-', '_')}={value if value == 'URL' else repr(value)}"
             for name, value in more.items()
             if value
         )
         return how_to_go_on(
-            f"netloom tune --resume {self.folder}{options}",
+            f"netloom tune --resume {quoted(self.folder)}{options}",
             f"netloom.resume_tune({str(self.folder)!r}{arguments}",
             in_memory=not self.pictures.data.facts.source_location,
             model=self.model,
@@ -103,6 +118,8 @@ class Search:
 
         Raises:
             InterruptedTrainingsError: Ctrl-C or SIGTERM; trials that ran are gone on with by the next call.
+            HopelessSearchError: Many trials failed for one reason.
+            RunError: A shared database was away for too long.
             NetloomError: The workers cannot be started.
         """
         n = self.manifest.n_trials
@@ -112,6 +129,8 @@ class Search:
         try:
             with listening() as interruption:
                 self._drive(before, interruption)
+        except StorageLostError as error:
+            raise RunError(f"{error} Go on with: {self.how_to_go_on()}") from error
         finally:
             self.note(seconds=before + time.perf_counter() - started)
 
@@ -170,6 +189,8 @@ class Search:
                 seconds_before=None if self._is_shared else seconds_before,
                 pruning=self.manifest.pruner != "none",
                 at_once=self.cluster is not None or self.jobs > 1,
+                # A grid may well begin with the row of combinations that cannot be.
+                hopeless=self.manifest.sampler != "grid",
                 watcher=Watchers(*watchers),
             )
             try:
@@ -180,6 +201,11 @@ class Search:
                 raise InterruptedTrainingsError(
                     f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: {self.how_to_go_on()}",
                     reason,
+                )
+            if driver.gave_up:
+                raise HopelessSearchError(
+                    f"{driver.gave_up.rstrip('.')}. The search has ended early. Go on with it when that is mended: "
+                    f"{self.how_to_go_on()}"
                 )
 
     def _task(self, proposal: Proposal) -> Task:

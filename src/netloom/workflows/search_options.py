@@ -8,12 +8,14 @@ from typing import Literal, cast, get_args
 
 from netloom.errors import RecipeError
 
-Objective = Literal["validation_accuracy", "validation_loss"]
+Objective = Literal["validation_accuracy", "validation_loss", "validation_macro_f1", "validation_balanced_accuracy"]
 FinalPart = Literal["train", "train+validation"]
 
 OBJECTIVES: Mapping[Objective, Literal["maximize", "minimize"]] = {
     "validation_accuracy": "maximize",
     "validation_loss": "minimize",
+    "validation_macro_f1": "maximize",
+    "validation_balanced_accuracy": "maximize",
 }
 """What a trial can be scored by, and what of it is best."""
 
@@ -34,7 +36,7 @@ def checked_objective(name: str) -> Objective:
         RecipeError: There is none.
     """
     if name not in OBJECTIVES:
-        raise RecipeError(f"There is no objective {name!r}; there are {' and '.join(OBJECTIVES)}.")
+        raise RecipeError(f"There is no objective {name!r}; there are {', '.join(OBJECTIVES)}.")
     return cast(Objective, name)
 
 

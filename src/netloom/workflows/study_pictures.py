@@ -14,8 +14,8 @@ from netloom.recipe import Recipe, load_recipe
 from netloom.tuning.space import Dimension
 from netloom.workflows import builders
 from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
-from netloom.workflows.spaces import settings_of_pictures
-from netloom.workflows.trial_task import TrialPictures
+from netloom.workflows.spaces import settings_of_pictures, side_of
+from netloom.workflows.trial_task import TrialPictures, pictures_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,9 @@ class StudyPictures:
     def prepared_for(self, recipe: Recipe, split: Split) -> PreparedData:
         """The pictures for a training of `recipe`, one of the study's trials', on `split`."""
         values = recipe.to_mapping()
-        kind, file = next((k, f) for k, f in self.kinds if k.are_for({**values, "image_size": _side(values)}))
+        values["image_size"] = side_of(values["image_size"])
+        of_recipe = pictures_for([kind for kind, _ in self.kinds], values)
+        kind, file = next((kind, file) for kind, file in self.kinds if kind is of_recipe)
         scaling = builders.build_scaling(recipe, kind.image_set.images, split.train)
         facts = replace(kind.facts, mean=scaling.mean, std=scaling.std)
         return PreparedData(kind.image_set, split, facts, file)
@@ -74,9 +76,3 @@ def study_pictures(
         facts = data_facts(loaded, report, changed, data.split)
         kinds.append((TrialPictures(settings, loaded.image_set, facts), loaded.pixels_file))
     return StudyPictures(data, kinds)
-
-
-def _side(values: dict[str, object]) -> object:
-    """The recipe's size as a space has it: one number for squares."""
-    size = values["image_size"]
-    return size[0] if isinstance(size, list) and len(set(size)) == 1 else size

@@ -16,10 +16,8 @@ from netloom.tuning.space import Dimension
 from netloom.tuning.study import TrialRecord
 from netloom.workflows.runs import Run
 from netloom.workflows.seeds import spread, summarize_seeds
+from netloom.workflows.study import REPORT_FILE
 from netloom.workflows.study_manifest import StudyManifest
-
-RESULT_FILE = "tune.json"
-REPORT_FILE = "report.html"
 
 
 def study_result(
@@ -34,6 +32,7 @@ def study_result(
     best_recipe: Recipe | None,
     best_recipe_file: Path,
     runs: Sequence[Run],
+    fresh_values: Sequence[float],
     earlier_winners: int,
     importances: Mapping[str, float] | None,
 ) -> dict[str, Any]:
@@ -50,6 +49,7 @@ def study_result(
         best_recipe: Its recipe.
         best_recipe_file: Where that is.
         runs: Of the winner, with fresh seeds.
+        fresh_values: What each of them scores on the validation part; none where there is none.
         earlier_winners: Of this search when it was shorter, which were tested on the same pictures.
         importances: Of the dimensions.
     """
@@ -62,7 +62,7 @@ def study_result(
         "objective": manifest.objective,
         "direction": manifest.direction,
         "sampler": manifest.sampler,
-        "sampler_in_words": describe_sampler(manifest.sampler, len(records)),
+        "sampler_in_words": describe_sampler(manifest.sampler, len(records), at_random=_at_random(records)),
         "pruner": manifest.pruner,
         "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
         "validation_n": validation_n,
@@ -83,31 +83,33 @@ def study_result(
             "interval": _interval(best.value, validation_n, manifest.objective),
             "overrides": dict(best.overrides),
         },
-        "fresh": _fresh(runs, manifest),
+        "fresh": _fresh(runs, fresh_values, manifest),
         "final": _final(runs, manifest),
         "test": dict(runs[0].result["test"]) if runs else None,
         "earlier_winners": earlier_winners,
         "test_over_seeds": None if summary is None else summary["test_accuracy"],
         "final_run": str(runs[0].path) if runs else None,
+        "final_runs": [str(run.path) for run in runs],
         "best_recipe": None if best_recipe is None else str(best_recipe_file),
         "best_recipe_yaml": None if best_recipe is None else best_recipe.to_yaml(),
     }
 
 
-def _fresh(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | None:
+def _at_random(records: Sequence[TrialRecord]) -> int:
+    """Trials that the sampler did not take from a model."""
+    return sum(record.origin == "sampler" and not record.modelled for record in records)
+
+
+def _fresh(runs: Sequence[Run], values: Sequence[float], manifest: StudyManifest) -> dict[str, Any] | None:
     """What the winner scores on the validation part with seeds that were not searched with."""
-    if not runs or manifest.cv is not None or "validation" not in runs[0].result:
+    if not values:
         return None
-    values = []
-    for run in runs:
-        row = run.history[int(run.result["kept_epoch"] or len(run.history)) - 1]
-        values.append(float(row[manifest.objective]))
     found: dict[str, Any] = {"mean": values[0], "standard_deviation": None, "interval": None}
     if len(values) > 1:
         found = spread(values)
-        if manifest.objective == "validation_accuracy":
+        if manifest.objective != "validation_loss":
             found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
-    return {**found, "values": values, "n": len(values), "seeds": [run.recipe.seed for run in runs]}
+    return {**found, "values": list(values), "n": len(values), "seeds": [run.recipe.seed for run in runs]}
 
 
 def _final(runs: Sequence[Run], manifest: StudyManifest) -> dict[str, Any] | None:

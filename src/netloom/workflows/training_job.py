@@ -19,7 +19,7 @@ from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import check_monitors
-from netloom.workflows.interruption import how_to_go_on
+from netloom.workflows.interruption import how_to_go_on, quoted
 from netloom.workflows.prepare import PreparedData, reopen_data
 from netloom.workflows.runs import Run
 from netloom.workflows.shared_features import cache_features
@@ -82,7 +82,7 @@ class TrainingJob:
     def how_to_go_on(self, command: str, function: str) -> str:
         """What to do after an interruption: `command` with `--resume`, or a call where that takes what no shell has."""
         return how_to_go_on(
-            f"{command} --resume {self.path}",
+            f"{command} --resume {quoted(self.path)}",
             f"{function}({str(self.path)!r}",
             in_memory=not self.runs[0].data.source_location,
             model=self.model,

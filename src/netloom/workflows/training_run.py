@@ -24,7 +24,7 @@ from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.state import TrainingState
 from netloom.workflows import builders
 from netloom.workflows.fitting import Fitting
-from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, how_to_go_on, listening
+from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, how_to_go_on, listening, quoted
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
 
@@ -170,7 +170,7 @@ class TrainingRun:
 
     def _how_to_go_on(self) -> str:
         return how_to_go_on(
-            f"netloom train --resume {self.run.path}",
+            f"netloom train --resume {quoted(self.run.path)}",
             f"netloom.resume({str(self.run.path)!r}",
             in_memory=not self.data.facts.source_location,
             model=self.run.custom_model,

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import NetloomError, RunError, TrainingError
+from netloom.errors import DataError, NetloomError, RunError, TrainingError
 from netloom.evaluation.holdout import evaluate_model
 from netloom.files import partial_files, read_json, write_json, writing
+from netloom.models.heads import Head
 from netloom.parallel.pictures import received_pictures
 from netloom.parallel.tasks import TaskContext, find
 from netloom.recipe import Recipe, load_recipe
@@ -30,6 +32,7 @@ from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.search_options import Objective
 from netloom.workflows.training_run import kept_epoch
+from netloom.workflows.trial_scores import ClassFigures, score_of
 
 _SECONDS_PER_REPORT = 0.5
 _STATE = "trial.json"
@@ -71,6 +74,20 @@ class TrialResources:
     splits: Sequence[Split]
     objective: Objective
     model: CustomModel | None
+
+
+def pictures_for(kinds: Sequence[TrialPictures], overrides: Mapping[str, Any]) -> TrialPictures:
+    """Those for a trial with these values.
+
+    Raises:
+        DataError: There are none.
+    """
+    for kind in kinds:
+        if kind.are_for(overrides):
+            return kind
+    wanted = {key: overrides.get(key) for kind in kinds for key in kind.settings}
+    decoded = "; ".join(str(dict(kind.settings)) for kind in kinds)
+    raise DataError(f"No pictures were decoded for {wanted}; there are those for {decoded}. Start the search anew.")
 
 
 def plain_resources(resources: TrialResources) -> dict[str, Any]:
@@ -281,7 +298,7 @@ class _Score:
         trial: _TrialFolder,
     ) -> None:
         self.context, self.resources, self.recipe, self.number = context, resources, recipe, number
-        self.pictures = next(p for p in resources.pictures if p.are_for(trial.overrides))
+        self.pictures = pictures_for(resources.pictures, trial.overrides)
         self.plan, self.trial, self.split = plan, trial, resources.splits[number]
         self.cross_validated = len(resources.splits) > 1
 
@@ -311,7 +328,7 @@ class _Score:
         reports = _Reports(self.context, self)
         state = fitting.fit(
             self.plan,
-            [*fitting.callbacks(None), reports],
+            [*self._by_class(heads[0]), *fitting.callbacks(None), reports],
             checkpointer=None if path is None else Checkpointer(path),
             resume=checkpoint,
             interruption=self.context.stop_reason,
@@ -322,7 +339,13 @@ class _Score:
         if state.stop_reason is not None and state.stop_reason == self.context.stop_reason():
             return None
         kept = kept_epoch(recipe, state.history)
-        value = self._held_out(fitting) if self.cross_validated else float(state.history[(kept or 1) - 1][objective])
+        row = state.history[(kept or 1) - 1]
+        if self.cross_validated:
+            value = self._held_out(fitting, self.split.test)
+        elif objective in row:
+            value = float(row[objective])
+        else:  # a classifier that was solved at once had no validation to watch
+            value = self._held_out(fitting, self.split.validation)
         if not math.isfinite(value):
             raise TrainingError(f"The {objective.replace('_', ' ')} is not a number after training.")
         if self.cross_validated:
@@ -336,19 +359,25 @@ class _Score:
             "parameters": sum(p.numel() for p in fitting.network.parameters()),
         }
 
-    def _held_out(self, fitting: Fitting) -> float:
-        """The score on the fold that the training did not see."""
+    def _by_class(self, head: Head) -> list[Callback]:
+        """What adds the objective to each epoch's figures, where it is none of them and a fold does not decide."""
+        if self.cross_validated:
+            return []
+        targets = self.pictures.image_set.targets.numpy()[self.split.validation]
+        return [ClassFigures(self.resources.objective, head, targets)]
+
+    def _held_out(self, fitting: Fitting, part: npt.NDArray[np.int64]) -> float:
+        """The score on pictures that the training did not see."""
         targets = self.pictures.image_set.targets.numpy()
         found = evaluate_model(
             fitting.scored,
-            fitting.part(self.split.test).epoch(),
+            fitting.part(part).epoch(),
             head=fitting.heads[0],
-            targets=targets[self.split.test],
+            targets=targets[part],
             train_targets=targets[self.split.train],
             plan=self.plan,
         )
-        accuracy = self.resources.objective == "validation_accuracy"
-        return float(found.scores.accuracy.value if accuracy else found.scores.log_loss.value)
+        return score_of(found, self.resources.objective)
 
 
 class _Reports(Callback):
@@ -366,8 +395,9 @@ class _Reports(Callback):
     def on_epoch_end(self, state: TrainingState) -> None:
         """Tell the epoch's value."""
         if not self._score.cross_validated:
-            value = state.history[-1][self._score.resources.objective]
-            self.tell(state, state.epoch / state.epochs, step=state.epoch, value=value)
+            value = state.history[-1].get(self._score.resources.objective)
+            figures = {} if value is None else {"step": state.epoch, "value": value}
+            self.tell(state, state.epoch / state.epochs, **figures)
 
     def tell(self, state: TrainingState, done: float, **more: Any) -> None:
         """Report; `done` counts trainings."""

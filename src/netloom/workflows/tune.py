@@ -11,28 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from netloom.data.folds import Scheme, make_folds
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import Split
 from netloom.durations import parse_duration
-from netloom.errors import RecipeError, TrainingError
+from netloom.errors import TrainingError
 from netloom.files import write_atomically, write_json, writing
 from netloom.parallel.planning import parse_jobs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
-from netloom.tuning.samplers import check_names, create_sampler, grid_size, resolve_pruner
+from netloom.tuning.samplers import check_names, create_sampler, grid_size, most_at_once, resolve_pruner
 from netloom.tuning.samplers import resolve_sampler as sampler_for
-from netloom.tuning.storage import without_password
+from netloom.tuning.storage import with_absolute_path, without_password
 from netloom.tuning.study import TrialRecord, best_of
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
-from netloom.workflows.first_trials import best_of_earlier, enqueue_first
-from netloom.workflows.prepare import PreparedData, prepare_data, reopen_data
+from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first
+from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
-from netloom.workflows.search import TRIALS_FOLDER, Cluster, Search
+from netloom.workflows.search import TRIALS_FOLDER, HopelessSearchError, Search
 from netloom.workflows.search_options import (
     DEFAULT_FINAL_PART,
     DEFAULT_FINAL_SEEDS,
@@ -45,15 +43,13 @@ from netloom.workflows.search_options import (
 from netloom.workflows.seen_pictures import notes_on_folds
 from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
-from netloom.workflows.starting_weights import initialize_from_weights
-from netloom.workflows.study import Study
+from netloom.workflows.study import BEST_RECIPE_FILE, REPORT_FILE, RESULT_FILE, Study
 from netloom.workflows.study_manifest import StudyManifest, create_study, open_study
+from netloom.workflows.study_parts import cluster_for, network_for, splits_for
 from netloom.workflows.study_pictures import study_pictures
-from netloom.workflows.study_result import REPORT_FILE, RESULT_FILE, describe_result, study_result, values_of
+from netloom.workflows.study_result import describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
-from netloom.workflows.winner import check_final_part, earlier_winners, train_winner
-
-BEST_RECIPE_FILE = "best.yaml"
+from netloom.workflows.winner import check_final_part, earlier_winners, fresh_values, note_tested, train_winner
 
 
 def tune(
@@ -70,6 +66,7 @@ def tune(
     cv: int | None = None,
     final_seeds: int = DEFAULT_FINAL_SEEDS,
     final_on: str = DEFAULT_FINAL_PART,
+    first: Sequence[Mapping[str, Any]] = (),
     warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
     jobs: int | str = "auto",
@@ -102,12 +99,16 @@ def tune(
         n_trials: In all; without it 50, or with a grid all combinations, or with a time limit as many as it allows.
         time_limit: Of the search itself: a text such as `90s`, `10m` or `1h30m`; a bare number is seconds.
         init_points: Random trials before a model of the earlier ones proposes.
-        objective: `validation_accuracy` or `validation_loss`, of the weights that a training keeps.
+        objective: `validation_accuracy`, `validation_loss`, or, in which all classes count the same, however many
+            pictures they have, `validation_macro_f1` or `validation_balanced_accuracy`; of the weights that a training
+            keeps.
         cv: Score each trial by so many folds of what is not test, instead of by the validation part.
         final_seeds: Trainings of the winner; 0 for none, and no test.
         final_on: What they are trained on: `train`, as the trials are, or `train+validation`. With the latter nothing
             is left to choose an epoch by: they train as many epochs as the winning trial's kept weights had (the median
             over folds), and keep the last.
+        first: Values of the space by key, such as `{"dropout": 0.3}`, that are tried right after the recipe; for keys
+            that are left out it is as in the recipe.
         warm_start: Folders of earlier studies, whose best values are tried first.
         storage: URL of a database that several drivers share under one `name`; a file in the study's folder without it.
         jobs: Trials at once; `auto` measures with which number and threads they end the soonest.
@@ -130,6 +131,7 @@ def tune(
     check_names(sampler, pruner)
     n_trials, init_points = checked_number("n_trials", n_trials), checked_number("init_points", init_points)
     cv, n_seeds = checked_number("cv", cv), checked_number("final_seeds", final_seeds) or 0
+    storage = None if storage is None else with_absolute_path(storage)
     scored_by, trained_on = checked_objective(objective), checked_final_part(final_on)
     limit = parse_duration(time_limit)
     asked = request_for(
@@ -143,33 +145,43 @@ def tune(
         changes={**(settings or {}), **overrides},
     )
     chosen, reporter = asked.recipe, asked.reporter
-    dimensions = space_for(DEFAULT_SPACE if space is None else space, chosen)
+    dimensions = space_for(DEFAULT_SPACE if space is None else space, chosen, reporter.say)
     sampler, pruner = sampler_for(sampler, dimensions, n_trials), resolve_pruner(pruner, dimensions)
     create_sampler(sampler, dimensions, seed=0, init_points=1, n_trials=n_trials)  # tells what it is not for
     if n_trials is None and sampler == "grid":
         n_trials = grid_size(dimensions)
     elif n_trials is None and limit is None:
         n_trials = DEFAULT_TRIALS
-    earlier = [best_of_earlier(folder) for folder in warm_start]
+    first = checked_first(first, dimensions)
+    earlier: list[list[tuple[str, Mapping[str, Any]]]] = [[(OF_USER, values) for values in first]] if first else []
+    earlier += map(best_of_earlier, warm_start)
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
-    splits = _splits(data, chosen, cv)
+    splits = splits_for(data, chosen, cv)
     if cv is not None:
         pool = np.concatenate([split.test for split in splits])
         for note in notes_on_folds(chosen, data.image_set, pool, fingerprint=data.facts.fingerprint):
             reporter.say(f"  note: {note}")
     check_final_part(chosen, data.split, trained_on, n_seeds=n_seeds)
     pictures = study_pictures(source, chosen, data, dimensions, reporter)
-    network, heads = _network(chosen, data, asked.model)
+    network, heads = network_for(chosen, data, asked.model)
     plan, n_jobs = plan_trainings(
-        chosen, data, network, heads, n_trainings=n_trials or 10**6, jobs=asked.jobs, device=asked.device, plan=plan
+        chosen,
+        data,
+        network,
+        heads,
+        n_trainings=n_trials or 10**6,
+        jobs=asked.jobs,
+        device=asked.device,
+        plan=plan,
+        most=most_at_once(sampler, n_trials),
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
     for kind, _ in pictures.kinds if builders.learns_from_features(chosen) else ():
         changed = load_recipe(chosen, kind.settings)
-        of_kind, _ = _network(changed, replace(data, image_set=kind.image_set, facts=kind.facts), asked.model)
+        of_kind, _ = network_for(changed, replace(data, image_set=kind.image_set, facts=kind.facts), asked.model)
         cache_features(changed, of_kind, heads, kind.image_set, splits, plan=plan, reporter=reporter)
-    cluster = _cluster(ray, asked.jobs, reporter)
+    cluster = cluster_for(ray, asked.jobs or most_at_once(sampler, n_trials), reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
     manifest = StudyManifest(
         study=name or folder.name,
@@ -178,7 +190,7 @@ def tune(
         space=dimensions,
         sampler=sampler,
         pruner=pruner,
-        init_points=init_points if init_points is not None else max(n_jobs, min(10, (n_trials or 40) // 4), 2),
+        init_points=init_points if init_points is not None else max(2, min(10, (n_trials or 40) // 4)),
         n_trials=n_trials,
         time_limit=limit,
         objective=scored_by,
@@ -206,9 +218,26 @@ def tune(
     with contextlib.closing(study):
         if is_new:
             enqueue_first(study, sampler, dimensions, values_of(chosen, dimensions), earlier, reporter)
+        elif earlier:
+            reporter.say(
+                f"  note: --try and --warm-start are ignored: the study {manifest.study} exists, and what the driver "
+                "that made it gave is tried first"
+            )
         manifest.write(folder.path)
         return _finish(
-            Search(folder.path, manifest, study, pictures, splits, chosen, asked.model, n_jobs, reporter, cluster)
+            Search(
+                folder.path,
+                manifest,
+                study,
+                pictures,
+                splits,
+                chosen,
+                asked.model,
+                n_jobs,
+                reporter,
+                cluster,
+                None if jobs == "auto" else asked.jobs,
+            )
         )
 
 
@@ -261,9 +290,9 @@ def resume_tune(
     data = reopen_data(run_folder, source, reporter)
     check_final_part(recipe, data.split, changed.final_on, n_seeds=changed.final_seeds)
     pictures = study_pictures(source or data.facts.source_location, recipe, data, manifest.space, reporter)
-    splits = _splits(data, recipe, changed.cv)
-    network, heads = _network(recipe, data, model)
-    cluster = _cluster(ray, at_once, reporter)
+    splits = splits_for(data, recipe, changed.cv)
+    network, heads = network_for(recipe, data, model)
+    cluster = cluster_for(ray, at_once or most_at_once(changed.sampler, changed.n_trials), reporter)
     with contextlib.closing(open_study(run_folder.path, changed, recipe, storage)) as study:
         _, n_jobs = plan_trainings(
             recipe,
@@ -274,18 +303,36 @@ def resume_tune(
             jobs=at_once,
             device=manifest.plan.device,
             plan=manifest.plan,
+            most=most_at_once(changed.sampler, changed.n_trials),
         )
         if changed != manifest:
             changed.write(run_folder.path)
         return _finish(
-            Search(run_folder.path, changed, study, pictures, splits, recipe, model, n_jobs, reporter, cluster)
+            Search(
+                run_folder.path,
+                changed,
+                study,
+                pictures,
+                splits,
+                recipe,
+                model,
+                n_jobs,
+                reporter,
+                cluster,
+                None if jobs == "auto" else at_once,
+            )
         )
 
 
 def _finish(search: Search) -> Study:
     """Search, train the winner, report."""
     if not search.manifest.searched:
-        search.run()
+        try:
+            search.run()
+        except HopelessSearchError:
+            records = search.study.records()
+            _report(search, records, best_of(records, search.manifest.direction), None, [])
+            raise
     records = search.study.records()
     best = best_of(records, search.manifest.direction)
     if best is None:
@@ -295,6 +342,7 @@ def _finish(search: Search) -> Study:
     best_recipe = load_recipe(search.recipe, best.overrides)
     write_atomically(search.folder / BEST_RECIPE_FILE, best_recipe.to_yaml())
     runs = train_winner(search, best, best_recipe)
+    note_tested(search, best, runs)
     result = _report(search, records, best, best_recipe, runs)
     for line in describe_result(result):
         search.reporter.say(line)
@@ -323,7 +371,8 @@ def _report(
         best_recipe=best_recipe,
         best_recipe_file=search.folder / BEST_RECIPE_FILE,
         runs=runs,
-        earlier_winners=earlier_winners(search.folder, runs),
+        fresh_values=fresh_values(search, runs),
+        earlier_winners=earlier_winners(search, best, runs),
         importances=search.study.importances(),
     )
     write_json(search.folder / RESULT_FILE, result)
@@ -344,45 +393,8 @@ def _why_nothing(search: Search, records: Sequence[TrialRecord]) -> str:
     )
 
 
-def _network(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> Any:
-    heads = builders.build_heads(recipe, data.facts.class_names)
-    builders.sample_weights(recipe, data.image_set, data.split.train)
-    network = builders.build_model(
-        recipe,
-        in_channels=data.facts.channels,
-        num_outputs=heads[0].num_outputs,
-        image_size=data.facts.image_size,
-        custom=model,
-    )
-    initialize_from_weights(recipe, network)  # weights that do not fit are told before a study is made
-    return network, heads
-
-
-def _splits(data: PreparedData, recipe: Recipe, cv: int | None) -> list[Split]:
-    """On what each trial is trained and scored: the split itself, or folds of all of it that is not test."""
-    if cv is None:
-        if not len(data.split.validation):
-            raise RecipeError(
-                "Trials are scored on the validation part, and there is none. Score them by folds (--cv 3), or give a "
-                "validation part (validation_fraction above 0)."
-            )
-        return [data.split]
-    parts: list[str | None] = [None] * len(data.image_set)
-    for index in data.split.test:
-        parts[index] = "test"
-    folds = make_folds(Scheme(cv), parts=parts, **builders.split_options(recipe, data.image_set))
-    return [fold.split for fold in folds]
-
-
 def _remove_begun(folder: Path) -> None:
     """Take away the folder of a study that could not be begun."""
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _cluster(address: str | None, at_once: int | None, reporter: Reporter) -> Cluster | None:
-    if address is None:
-        return None
-    reporter.say(f"Trials are done on the Ray cluster {address}, the winner is trained here")
-    return Cluster(address, at_once or 0)

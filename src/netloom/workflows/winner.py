@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 from netloom.data.splits import Split
 from netloom.errors import RecipeError, TrainingError
@@ -18,6 +17,7 @@ from netloom.workflows.runs import Run, load
 from netloom.workflows.search import Search
 from netloom.workflows.search_options import FinalPart
 from netloom.workflows.training_job import Member, TrainingJob, is_job, resume_job, start_job
+from netloom.workflows.trial_scores import score_of_run
 
 _FINAL = "final"
 
@@ -85,12 +85,38 @@ def train_winner(search: Search, best: TrialRecord, recipe: Recipe) -> list[Run]
     return list(job.runs)
 
 
-def earlier_winners(folder: Path, runs: Sequence[Run]) -> int:
-    """Other winners of the search in `folder`, when it was shorter, that have met the test pictures, beside `runs`."""
-    if not runs:
+def fresh_values(search: Search, runs: Sequence[Run]) -> list[float]:
+    """What each of the winner's trainings scores on the validation part; none where nothing is left to validate on."""
+    if not runs or search.manifest.cv is not None or "validation" not in runs[0].result:
+        return []
+    split = search.pictures.data.split
+    image_set = search.pictures.prepared_for(runs[0].recipe, split).image_set
+    return [score_of_run(run, image_set, split, search.manifest.objective) for run in runs]
+
+
+def note_tested(search: Search, best: TrialRecord, runs: Sequence[Run]) -> None:
+    """Tell other drivers of the study that this winner has met the test pictures."""
+    if runs and search.manifest.driver is not None:
+        search.study.note_tested(_as_known(search, best.number))
+
+
+def earlier_winners(search: Search, best: TrialRecord | None, runs: Sequence[Run]) -> int:
+    """Other winners that have met the test pictures, beside `runs`.
+
+    They are of this search when it was shorter, and of other drivers that share its study.
+    """
+    if not runs or best is None:
         return 0
-    others = [f for f in folder.glob(f"*-{_FINAL}*") if f.resolve() != runs[0].path.parent.resolve()]
-    return sum(any("test" in Run(run).result for run in folder.glob("seed-*")) for folder in others)
+    others = [f for f in search.folder.glob(f"*-{_FINAL}*") if f.resolve() != runs[0].path.parent.resolve()]
+    here = sum(any("test" in Run(run).result for run in folder.glob("seed-*")) for folder in others)
+    if search.manifest.driver is None:
+        return here
+    return max(here, len(search.study.tested() - {_as_known(search, best.number)}))
+
+
+def _as_known(search: Search, number: int) -> str:
+    """A winner's name in the study: the same recipe trained on other parts is another classifier."""
+    return f"trial {number} on {search.manifest.final_on}"
 
 
 def _as_trained(search: Search, best: TrialRecord, recipe: Recipe) -> tuple[Recipe, Split]:
