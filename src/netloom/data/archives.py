@@ -29,6 +29,10 @@ _DAMAGE = (
     OSError,  # among others those of gzip and bz2
     ValueError,
     NotImplementedError,
+    # From headers of tar archives that end too soon, lie beyond any file, or follow each other by the thousand.
+    IndexError,
+    OverflowError,
+    RecursionError,
 )
 
 Listing = tuple[list[Entry], list[Rejected]]

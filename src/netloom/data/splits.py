@@ -120,8 +120,8 @@ def make_split(
     of the rest becomes one, or none is made if that is None, because the caller holds one out; where
     it gives no validation part, `validation_fraction` of what is not test does, none if that is 0. The test part does
     not depend on `validation_fraction` (unless groups leave training nothing that could validate, and the test part
-    gives it up). What is drawn has the classes in proportion (within one picture of the exact share, where no duplicates or groups
-    tie pictures together), and every class is in the training part.
+    gives it up). What is drawn has the classes in proportion (within one picture of the exact share, where no
+    duplicates or groups tie pictures together), and every class is in the training part.
     With `per_class`, so many pictures of each class stay in the training part (`data/per_class.py`); the
     other parts are the same as without it.
     The result depends on the arguments alone; `class_names` serve the notes and messages.
