@@ -63,6 +63,7 @@ def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Repor
 
     Raises:
         DataError: The source cannot be used.
+        RecipeError: The pictures are too small for the recipe's augmentation.
     """
     with reporter.bar("Reading pictures") as show:
         on_progress = _importing_meanwhile(show)
@@ -75,6 +76,8 @@ def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Repor
             channels=wanted_channels(recipe),
             on_progress=on_progress,
         )
+    height, width = loaded.image_set.images.shape[2:]
+    builders.check_augmentation(recipe, (height, width))
     return loaded, audit(loaded)
 
 

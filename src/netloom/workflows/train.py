@@ -82,6 +82,13 @@ def train(
         image_size=data.facts.image_size,
         custom=model,
     )
+    builders.check_single_pictures(
+        chosen,
+        network,
+        channels=data.facts.channels,
+        image_size=data.facts.image_size,
+        n_train=len(data.split.train),
+    )
     initialize_from_weights(chosen, network)  # weights that do not fit are told before a run is made, too
     folder = RunFolder.create(out, name or data.facts.source_name)
     folder.write_setup(
