@@ -51,7 +51,7 @@ class DataFacts:
         resize: `stretch`, `crop` or `pad`.
         mean: Of the input scaling, per channel.
         std: Of the input scaling, per channel.
-        fingerprint: Digest of the pictures' names, contents and classes.
+        fingerprint: Digest of the pictures' names, contents, classes and weights.
         audit: What the audit found, as its JSON.
     """
 

@@ -50,7 +50,7 @@ def test_no_run_is_made_of_what_cannot_be_trained(
     assert list(tmp_path.iterdir()) == []
     classifier = ImageClassifier("photos", device="cpu", filters=[4], epochs=1, **changes)
     with pytest.raises(NetloomError, match=told):
-        classifier.fit(np.zeros((12, 12, 12), dtype=np.uint8), [0, 1] * 6)
+        classifier.fit(np.arange(12 * 144, dtype=np.uint8).reshape(12, 12, 12) // 7, [0, 1] * 6)
 
 
 def test_single_pictures_are_fine_where_a_channel_is_many_numbers(photos: Path, tmp_path: Path) -> None:

@@ -146,3 +146,26 @@ def test_resuming_with_fewer_epochs_or_changed_pictures_is_refused(photos: Path,
     (copy / "plain" / "000.png").write_bytes((copy / "down" / "001.png").read_bytes())
     with pytest.raises(NetloomError, match="have changed"):
         resume(run.path, epochs=3)
+
+
+@POSIX
+def test_an_epoch_that_has_begun_cannot_be_left_out(photos: Path, tmp_path: Path, whole: netloom.Run) -> None:
+    with pytest.raises(InterruptedTrainingError) as caught:
+        train(photos, tmp_path, StopAt(STEPS_PER_EPOCH + 3, signal.SIGINT))
+    folder = caught.value.run.path
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(NetloomError, match="is within epoch 2 already; it cannot be resumed to have 1"):
+        resume(folder, epochs=1)
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    assert_same_bits(resume(folder), whole)
+
+
+def test_pictures_with_other_weights_have_changed(photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{path.parent.name},{1 + i % 2}" for i, path in enumerate(sorted(photos.rglob("*.png")))]
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["image_path,label,weight", *rows]), encoding="utf-8")
+    run = train(table, tmp_path / "runs", epochs=1)
+    assert run.data.fingerprint != train(photos, tmp_path / "runs", epochs=1).data.fingerprint
+    table.write_text("\n".join(["image_path,label,weight", *rows]).replace(",2", ",3"), encoding="utf-8")
+    with pytest.raises(NetloomError, match="have changed"):
+        resume(run.path, epochs=2)

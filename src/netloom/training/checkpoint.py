@@ -63,6 +63,11 @@ class Checkpoint:
         """Where in the epoch the training was."""
         return EpochProgress(**self.values["progress"])
 
+    @property
+    def begun_epochs(self) -> int:
+        """The epochs of which at least one step was taken."""
+        return int(self.values["epoch"]) + (self.progress.batches > 0)
+
     def extended(self) -> Checkpoint:
         """The same moment of a training that is to go on past the end it had."""
         return Checkpoint(self.tensors, {**self.values, "stop_reason": None})

@@ -148,11 +148,13 @@ def _decoded_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: R
 
 
 def fingerprint(image_set: ImageSet) -> str:
-    """A digest of the pictures' names, contents and classes; equal if and only if these are."""
+    """A digest of the pictures' names, contents, classes and weights if any; equal if and only if these are."""
     digest = hashlib.blake2b(digest_size=16)
     hashes = image_set.content_hashes or ("",) * len(image_set)
     for name, content, target in zip(image_set.ids, hashes, image_set.targets.tolist(), strict=True):
         digest.update(f"{name}\0{content}\0{target}\n".encode(errors="surrogateescape"))
+    if image_set.weights is not None:
+        digest.update(b"weights\n" + image_set.weights.cpu().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
 
 

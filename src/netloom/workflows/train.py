@@ -16,7 +16,7 @@ from netloom.recipe import CUSTOM_MODEL, DEFAULT_RECIPE, MODEL_OPTIONS, Recipe, 
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.training.callbacks import Callback
-from netloom.training.checkpoint import load_checkpoint
+from netloom.training.checkpoint import Checkpoint, load_checkpoint
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import check_monitors
@@ -136,12 +136,12 @@ def resume(
     opened.remove_unfinished_files()
     recipe, result = opened.recipe, opened.result
     builders.check_extras(recipe)
-    extended = _extended(opened, recipe, epochs)
-    if result["status"] == "finished" and extended == recipe:
+    if result["status"] == "finished" and epochs in (None, recipe.epochs):
         reporter.say(f"{opened.path} is finished; say how many epochs it shall have: --set epochs=N.")
         return opened
-    data = reopen_data(opened, source, reporter)
     checkpoint = load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None
+    extended = _extended(opened, recipe, epochs, checkpoint)
+    data = reopen_data(opened, source, reporter)
     plan = opened.saved_plan
     if checkpoint is not None and extended != recipe:
         checkpoint = checkpoint.extended()
@@ -162,14 +162,16 @@ def resume(
     ).execute(callbacks)
 
 
-def _extended(run: RunFolder, recipe: Recipe, epochs: int | None) -> Recipe:
+def _extended(run: RunFolder, recipe: Recipe, epochs: int | None, checkpoint: Checkpoint | None) -> Recipe:
     if epochs is None or epochs == recipe.epochs:
         return recipe
     if builders.is_solved_at_once(recipe):
         raise RunError(f"{run.path} has no epochs that could be more: its classifier was fitted in one go.")
     extended, done = recipe.replace(epochs=epochs), len(run.history)
-    if extended.epochs < done:
-        raise RunError(f"{run.path} has trained {done} epochs already; it cannot be resumed to have {epochs}.")
+    begun = 0 if checkpoint is None else checkpoint.begun_epochs
+    if extended.epochs < max(begun, done):
+        state = f"has trained {done} epochs" if begun <= done else f"is within epoch {begun}"
+        raise RunError(f"{run.path} {state} already; it cannot be resumed to have {epochs}.")
     return extended
 
 
