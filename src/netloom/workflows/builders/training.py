@@ -179,6 +179,4 @@ def build_callbacks(
 
 def kept_by(recipe: Recipe) -> str | None:
     """The figure by which the kept epoch is chosen, or None where the last epoch's weights are kept."""
-    if recipe.early_stopping is not None and recipe.early_stopping.restore_best:
-        return recipe.early_stopping.monitor
     return recipe.monitor if recipe.keep == "best" else None
