@@ -132,7 +132,8 @@ def test_a_moved_run_evaluates_and_predicts(run: dict[str, Any], photos: Path, t
     other = succeed("evaluate", moved, photos)
     assert other["n"] == 60
     assert other["seen_in_training"]
-    assert "trained on these pictures" in netloom("evaluate", moved, photos).stdout
+    assert other["seen"] == {"train": 38, "validation": 10, "test": 12}
+    assert "trained on 38 of these 60 pictures" in netloom("evaluate", moved, photos).stdout
     pictures = [photos / "개" / "000.png", photos / "plain" / "001.png"]
     answer = succeed("predict", moved, *pictures, "--top", "3")
     for item in answer["predictions"]:

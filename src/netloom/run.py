@@ -24,6 +24,7 @@ from netloom.runtime import ExecutionPlan
 
 _RECIPE = "recipe.yaml"
 _SPLIT = "split.json"
+_PICTURES = "pictures.safetensors"
 _DATA = "data.json"
 _ENVIRONMENT = "environment.json"
 _EXECUTION = "execution.json"
@@ -175,6 +176,25 @@ class RunFolder:
         return self._read_object(_SPLIT)
 
     @property
+    def pictures(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Digests of the pictures of each part, and the training part's pictures per class, int64; may be empty.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        path = self.path / _PICTURES
+        if not path.is_file():
+            return {}
+        tensors = self._read_tensors(path)
+        counts = tensors.get("train_counts")
+        classes = len(self.data.class_names)
+        if any(values.dtype != np.int64 or values.ndim != 1 for values in tensors.values()) or (
+            counts is not None and not (len(counts) == classes and (counts >= 0).all() and 0 < counts.sum() <= 2**40)
+        ):
+            raise self._damaged(_PICTURES, f"it needs whole numbers, and counts of {classes} classes")
+        return tensors
+
+    @property
     def environment(self) -> dict[str, Any]:
         """What it was trained with."""
         return self._read_object(_ENVIRONMENT)
@@ -278,12 +298,17 @@ class RunFolder:
         split: Mapping[str, Any],
         data: DataFacts,
         environment: Mapping[str, Any],
+        pictures: Mapping[str, npt.NDArray[np.int64]] | None = None,
     ) -> None:
-        """Write all that is known before training."""
+        """Write all that is known before training; `pictures` are what `pictures` gives back."""
         self.write_recipe(recipe)
         write_json(self.path / _SPLIT, split)
         write_json(self.path / _DATA, data.to_json())
         write_json(self.path / _ENVIRONMENT, environment)
+        if pictures is not None:
+            from safetensors.numpy import save
+
+            write_atomically(self.path / _PICTURES, save(dict(pictures)))
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write what is trained."""
@@ -338,14 +363,21 @@ class RunFolder:
         Raises:
             RunError: The run has not been tested, or the file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         path = self.path / _PREDICTIONS
         if not path.is_file():
             raise RunError(f"{self.path} has not been tested: it has no {_PREDICTIONS}.")
+        tensors = self._read_tensors(path)
         try:
-            tensors = load_file(path)
             return tensors["probabilities"], tensors["targets"]
-        except (SafetensorError, KeyError, OSError) as error:
+        except KeyError as error:
+            raise RunError(f"{path} cannot be read ({error}); it is damaged.") from error
+
+    @staticmethod
+    def _read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise RunError(f"{path} cannot be read ({error}); it is damaged.") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +28,9 @@ def evaluate(
         str | None,
         typer.Argument(help="Other labelled pictures; the run's own without it.", show_default=False),
     ] = None,
-    part: Annotated[Part, typer.Option("--part", help="Which part of the run's own data.")] = Part.test,
+    part: Annotated[
+        Part | None, typer.Option("--part", help="Which part of the run's own data; test without it.")
+    ] = None,
     device: DeviceOption = Device.auto,
     as_json: AsJSON = False,
     quiet: Quiet = False,
@@ -35,7 +38,7 @@ def evaluate(
     """Score a run on its own test part or on other labelled pictures."""
     from netloom.workflows.evaluate import evaluate as run_evaluation
 
-    scores = run_evaluation(run, source, part=part.value, device=device.value, quiet=quiet)
+    scores = run_evaluation(run, source, part=None if part is None else part.value, device=device.value, quiet=quiet)
     if as_json:
         print_json(scores)
         return
@@ -45,8 +48,8 @@ def evaluate(
         f"(95% interval {low:.2%} to {high:.2%}), macro F1 {scores['macro_f1']:.4f}, "
         f"log loss {scores['log_loss']:.4f}"
     )
-    if scores["seen_in_training"]:
-        typer.echo("  note: the network was trained on these pictures, so the score says nothing of new ones")
+    for note in _notes(scores):
+        typer.echo(f"  note: {note}")
     print_table(
         ["class", "precision", "recall", "F1", "n"],
         [
@@ -55,6 +58,24 @@ def evaluate(
         ],
         right=(1, 2, 3, 4),
     )
+
+
+def _notes(scores: Mapping[str, Any]) -> list[str]:
+    """What makes the scores another thing than they seem, in words."""
+    notes = []
+    trained = None if scores["seen"] is None else scores["seen"]["train"]
+    if scores["seen_in_training"] and trained in (None, scores["n"]):
+        notes.append("the network was trained on these pictures, so the score says nothing of new ones")
+    elif trained:
+        notes.append(
+            f"the network was trained on {trained:,} of these {scores['n']:,} pictures, so the score is too good"
+        )
+    if scores["source_changed"]:
+        notes.append(
+            "the pictures, their classes or their weights have changed since the training; this score is of what is "
+            "there now"
+        )
+    return notes
 
 
 def _cell(value: float | None) -> str:

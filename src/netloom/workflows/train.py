@@ -22,6 +22,7 @@ from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.runs import Run, load_classifier
+from netloom.workflows.seen_pictures import pictures_to_remember
 from netloom.workflows.starting_weights import initialize_from_weights, settle
 from netloom.workflows.training_run import TrainingRun
 
@@ -96,6 +97,7 @@ def train(
         split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
+        pictures=pictures_to_remember(data.image_set, data.split),
     )
     run = Run(folder.path, model=model)
     training = TrainingRun(run, chosen, data, network, heads, device, reporter, plan=plan, profile=profile)

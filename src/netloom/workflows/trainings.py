@@ -29,6 +29,7 @@ from netloom.workflows.fitting import Fitting
 from netloom.workflows.interruption import exit_code_of, listening
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
+from netloom.workflows.seen_pictures import pictures_to_remember
 from netloom.workflows.training_task import Resources, finish_run, set_up
 
 
@@ -165,7 +166,11 @@ def create_run(
         path.mkdir()
     run = Run(path, model=model)
     run.write_setup(
-        recipe=recipe, split=data.split.to_json(data.image_set.ids), data=data.facts, environment=environment
+        recipe=recipe,
+        split=data.split.to_json(data.image_set.ids),
+        data=data.facts,
+        environment=environment,
+        pictures=pictures_to_remember(data.image_set, data.split),
     )
     return run
 
