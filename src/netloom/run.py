@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import reprlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat
 
 from netloom.data.batches import InputScaling
 from netloom.data.decode import Resize
@@ -20,6 +19,7 @@ from netloom.errors import RunError, did_you_mean
 from netloom.files import partial_files, read_json, safe_name, write_atomically, write_json, writing
 from netloom.recipe import Recipe, load_recipe
 from netloom.recipe_groups import Side
+from netloom.run_values import Environment, Result, SplitManifest, checked
 from netloom.runtime import ExecutionPlan
 
 _RECIPE = "recipe.yaml"
@@ -83,13 +83,7 @@ class DataFacts:
         Raises:
             ValueError: It is not what `to_json` gives.
         """
-        try:
-            facts = TypeAdapter(cls).validate_python(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "all of it"
-            found = "" if first["type"] == "missing" else f", found {reprlib.repr(first['input'])}"
-            raise ValueError(f"{place}: {first['msg']}{found}") from error
+        facts = checked(cls, value)
         if len(facts.class_names) == 1:
             raise ValueError("class_names: expected two or more, or none of a network trained without labels")
         if len(set(facts.class_names)) < len(facts.class_names):
@@ -172,8 +166,17 @@ class RunFolder:
 
     @property
     def split(self) -> dict[str, Any]:
-        """The split manifest."""
-        return self._read_object(_SPLIT)
+        """The split manifest.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        manifest = self._read_object(_SPLIT)
+        try:
+            checked(SplitManifest, manifest)
+        except ValueError as error:
+            raise self._damaged(_SPLIT, error) from error
+        return manifest
 
     @property
     def pictures(self) -> dict[str, npt.NDArray[np.int64]]:
@@ -196,8 +199,15 @@ class RunFolder:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What it was trained with."""
-        return self._read_object(_ENVIRONMENT)
+        """What it was trained with; `unknown` where an earlier version did not write it.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        try:
+            return checked(Environment, self._read_object(_ENVIRONMENT)).model_dump()
+        except ValueError as error:
+            raise self._damaged(_ENVIRONMENT, error) from error
 
     @property
     def plan(self) -> ExecutionPlan:
@@ -226,9 +236,10 @@ class RunFolder:
         if not (self.path / _RESULT).is_file():
             return {"status": "running", "tests": 0}
         result = self._read_object(_RESULT)
-        plausible = isinstance(result.get("status"), str) and isinstance(result.get("tests"), int)
-        if not plausible or not all(isinstance(result.get(part, {}), dict) for part in ("validation", "test")):
-            raise self._damaged(_RESULT, "it needs a status, a number of tests, and groups of scores")
+        try:
+            checked(Result, result)
+        except ValueError as error:
+            raise self._damaged(_RESULT, error) from error
         return result
 
     @property
@@ -367,10 +378,18 @@ class RunFolder:
         if not path.is_file():
             raise RunError(f"{self.path} has not been tested: it has no {_PREDICTIONS}.")
         tensors = self._read_tensors(path)
-        try:
-            return tensors["probabilities"], tensors["targets"]
-        except KeyError as error:
-            raise RunError(f"{path} cannot be read ({error}); it is damaged.") from error
+        probabilities, targets = tensors.get("probabilities"), tensors.get("targets")
+        n, k = len(self.split["test"]), len(self.data.class_names)
+        if probabilities is None or targets is None or probabilities.shape != (n, k) or targets.shape != (n,):
+            found = {name: list(values.shape) for name, values in tensors.items()}
+            raise self._damaged(
+                _PREDICTIONS, f"expected probabilities [{n}, {k}] and targets [{n}] of the test part, found {found}"
+            )
+        if not (np.issubdtype(targets.dtype, np.integer) and ((targets >= 0) & (targets < k)).all()):
+            raise self._damaged(_PREDICTIONS, f"its targets are not numbers of the {k} classes")
+        if not (np.issubdtype(probabilities.dtype, np.floating) and np.isfinite(probabilities).all()):
+            raise self._damaged(_PREDICTIONS, "its probabilities are not finite numbers")
+        return probabilities, targets
 
     @staticmethod
     def _read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

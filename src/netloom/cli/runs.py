@@ -17,7 +17,7 @@ from netloom.cli.options import (
     Quiet,
     RunArgument,
 )
-from netloom.cli.output import print_json, print_table, told
+from netloom.cli.output import print_json, print_table, say, told
 
 
 @app.command()
@@ -43,13 +43,13 @@ def evaluate(
         print_json(scores)
         return
     low, high = scores["interval"]
-    typer.echo(
+    say(
         f"{scores['part']} accuracy {scores['accuracy']:.2%} of {scores['n']:,} pictures "
         f"(95% interval {low:.2%} to {high:.2%}), macro F1 {scores['macro_f1']:.4f}, "
         f"log loss {scores['log_loss']:.4f}"
     )
     for note in _notes(scores):
-        typer.echo(f"  note: {note}")
+        say(f"  note: {note}")
     print_table(
         ["class", "precision", "recall", "F1", "n"],
         [
@@ -104,12 +104,12 @@ def compare(
         if table.rows:
             print_table(table.columns, table.rows, right=table.right)
     if not found.recipe_differences:
-        typer.echo("The recipes are the same.")
-    typer.echo(headline(found))
+        say("The recipes are the same.")
+    say(headline(found))
     for note in found.notes:
-        typer.echo(f"  note: {note}")
+        say(f"  note: {note}")
     if out is not None:
-        typer.echo(f"Page: {out}")
+        say(f"Page: {out}")
 
 
 @app.command()
@@ -123,7 +123,6 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Classify new pictures with a trained run."""
-    from netloom.data.layout import printable
     from netloom.workflows.predict import predict as run_prediction
 
     results = run_prediction(run, pictures, top=top, device=device.value, quiet=quiet)
@@ -134,6 +133,6 @@ def predict(
         for item in results:
             found = item.get("predictions", [])
             text = "  ".join(f"{p['class']} {p['probability']:.1%}" for p in found)
-            typer.echo(f"{printable(item['path'])}: {text or 'unreadable: ' + item['error']}")
+            say(f"{item['path']}: {text or 'unreadable: ' + item['error']}")
     if len(unreadable) == len(results):
         raise typer.Exit(2)

@@ -11,11 +11,12 @@ from netloom.data import listing_memo
 from netloom.data.archives import ARCHIVE_SUFFIXES, list_archive
 from netloom.data.file_stamps import stamp_of
 from netloom.data.label_table import read_label_table
-from netloom.data.layout import Arranged, Entry, arrange, arrange_unlabelled, is_junk, printable
+from netloom.data.layout import Arranged, Entry, arrange, arrange_unlabelled, is_junk
 from netloom.data.location import FileLocation
 from netloom.data.samples import Rejected, Source
 from netloom.errors import DataError
 from netloom.memory import without_garbage_collection
+from netloom.progress import printable
 
 FolderKey = tuple[int, int]  # device and inode
 

@@ -118,11 +118,6 @@ class _Opened:
             return None
         probabilities, targets = self.folder.test_predictions()
         ids, names = self.split["test"], self.facts.class_names
-        if len(ids) != len(targets):
-            raise RunError(
-                f"{self.folder.path} is damaged: its split has {len(ids):,} test pictures and its test predictions "
-                f"{len(targets):,}. Train it again, or compare the other runs without it."
-            )
         order = sorted(range(len(ids)), key=ids.__getitem__)
         right = probabilities.argmax(axis=1) == targets
         return _Answers([ids[i] for i in order], [names[targets[i]] for i in order], right[order])
@@ -138,7 +133,7 @@ class _Opened:
 
     def describe(self) -> ComparedRun:
         """The run as the comparison shows it."""
-        seconds = sum(row["seconds"] for row in self.history)
+        seconds = sum(row.get("seconds", 0.0) for row in self.history)
         seen = len(self.split["train"]) * len(self.history)
         return ComparedRun(
             name=self.name,
@@ -163,11 +158,16 @@ class _Opened:
         if "validation" in self.result or accuracy is None:
             return _estimate(self.result.get("validation"))
         n = len(self.split["validation"])
+        if not (n and 0 <= accuracy <= 1):
+            return None
         return Estimate(accuracy, n, wilson_interval(round(accuracy * n), n))
 
 
 def _estimate(scores: Mapping[str, Any] | None) -> Estimate | None:
-    return None if scores is None else Estimate(scores["accuracy"], scores["n"], Interval(*scores["interval"]))
+    """None where there are no scores, or those of a training without labels, which have no interval."""
+    if scores is None or "interval" not in scores:
+        return None
+    return Estimate(scores["accuracy"], scores["n"], Interval(*scores["interval"]))
 
 
 def _open(runs: Sequence[str | Path | RunFolder]) -> list[_Opened]:
