@@ -19,7 +19,7 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, on_device
-from netloom.training.callbacks import Callback
+from netloom.training.callbacks import Callback, CallbackList
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
@@ -186,7 +186,7 @@ class Fitting:
     def fit(
         self,
         plan: ExecutionPlan,
-        callbacks: Sequence[Callback],
+        callbacks: Sequence[Callback] | CallbackList,
         *,
         checkpointer: Checkpointer | None = None,
         resume: Checkpoint | None = None,

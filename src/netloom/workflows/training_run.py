@@ -100,22 +100,25 @@ class TrainingRun:
             f"{plan.device} with "
             f"{plan.describe_threads()} in {plan.precision} ({plan.reason})"
         )
-        try:
-            state = self._fit(plan, callbacks)
-        except TrainingError as error:
-            self.run.write_result({"status": "failed", "reason": str(error), "tests": self.earlier_tests})
-            raise
-        return self._finish(state, plan, CallbackList(callbacks).call)
+        # The user's own are open until the last prediction, whose hooks are theirs, too.
+        with contextlib.closing(CallbackList(callbacks)) as users:
+            try:
+                state = self._fit(plan, callbacks)
+            except TrainingError as error:
+                self.run.write_result({"status": "failed", "reason": str(error), "tests": self.earlier_tests})
+                raise
+            result, test = self._tested(state, plan, users.call)
+        return self._finish(state, result, test)
 
     def _fit(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         own = self.fitting.callbacks(self.run)
         if not builders.is_solved_at_once(self.recipe):
             own += [EpochProgress(self.reporter)] + ([Profile(self.run.profile_path)] if self.profile else [])
         listener = listening() if self.interruption is None else contextlib.nullcontext(self.interruption)
-        with listener as interruption:
+        with listener as interruption, contextlib.closing(CallbackList(own)):
             return self.fitting.fit(
                 plan,
-                [*own, *callbacks],
+                CallbackList([*own, *callbacks]),
                 checkpointer=Checkpointer(self.run.checkpoint_path),
                 resume=self.checkpoint,
                 interruption=interruption,
@@ -134,8 +137,10 @@ class TrainingRun:
             test_time_augmentation=self.recipe.test_time_augmentation,
         )
 
-    def _finish(self, state: TrainingState, plan: ExecutionPlan, watch: Watch) -> Run:
-        """Keep the weights, look at the test part once, write result and report."""
+    def _tested(
+        self, state: TrainingState, plan: ExecutionPlan, watch: Watch
+    ) -> tuple[dict[str, Any], Evaluation | None]:
+        """Keep the weights and look at the test part once, unless the training was interrupted."""
         self.run.write_weights(weights_bytes(self.network))
         interrupted = self._was_interrupted(state)
         result = self._result(state, plan, "interrupted" if interrupted else "finished")
@@ -151,13 +156,17 @@ class TrainingRun:
             self.run.write_test_predictions(probabilities=test.probabilities, targets=test.targets)
             result["test"] = test.to_json()
             result["tests"] += 1
+        return result, test
+
+    def _finish(self, state: TrainingState, result: dict[str, Any], test: Evaluation | None) -> Run:
+        """Write result and report."""
         result["seconds"] = time.perf_counter() - self.started
         self.run.write_result(result)
         # Imported late: Matplotlib would delay every training's first step by most of a second.
         from netloom.workflows.report import write_report
 
         write_report(self.run, self.data.image_set, self.data.split, test)
-        if interrupted:
+        if result["status"] == "interrupted":
             raise InterruptedTrainingError(
                 f"Training was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. The run so far is "
                 f"usable; go on with: {self._how_to_go_on()}",
