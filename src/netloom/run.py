@@ -358,14 +358,22 @@ class RunFolder:
         """Write the report."""
         write_atomically(self.report_path, html)
 
-    def write_test_predictions(self, *, probabilities: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> None:
-        """Write the test part's probabilities `[n, K]` and true classes `[n]`, in the manifest's order."""
+    def write_test_predictions(
+        self,
+        *,
+        probabilities: npt.NDArray[np.float32],
+        targets: npt.NDArray[np.int64],
+        groups: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Write the test part's probabilities `[n, K]`, true classes and groups `[n]`, in the manifest's order."""
         from safetensors.numpy import save
 
         tensors: dict[str, npt.NDArray[Any]] = {
             "probabilities": np.ascontiguousarray(probabilities),
             "targets": targets,
         }
+        if groups is not None:
+            tensors["groups"] = groups
         write_atomically(self.path / _PREDICTIONS, save(tensors))
 
     def test_predictions(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -390,6 +398,18 @@ class RunFolder:
         if not (np.issubdtype(probabilities.dtype, np.floating) and np.isfinite(probabilities).all()):
             raise self._damaged(_PREDICTIONS, "its probabilities are not finite numbers")
         return probabilities, targets
+
+    def test_groups(self) -> npt.NDArray[np.int64] | None:
+        """The group of each picture of the test part, int64 `[n]`; None where each stands for itself.
+
+        Raises:
+            RunError: The run has not been tested, or the file is damaged.
+        """
+        n = len(self.test_predictions()[1])
+        groups = self._read_tensors(self.path / _PREDICTIONS).get("groups")
+        if groups is not None and not (groups.shape == (n,) and groups.dtype == np.int64):
+            raise self._damaged(_PREDICTIONS, f"expected {n} groups, found {groups.dtype} {list(groups.shape)}")
+        return groups
 
     @staticmethod
     def _read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

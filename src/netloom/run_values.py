@@ -33,6 +33,7 @@ class Scores(_Values):
     accuracy: Share
     n: Annotated[Count, Field(ge=1)]
     interval: tuple[Share, Share]
+    groups: Count | None = None
 
 
 class UnlabelledScores(_Values):

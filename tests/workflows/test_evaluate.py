@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import netloom
 from netloom.cli import app
 from netloom.errors import RunError
+from netloom.metrics.intervals import wilson_interval
 from netloom.runtime import ExecutionPlan
 from picture_folders import write_folder
 
@@ -103,3 +104,32 @@ def test_the_file_of_digests_is_small_and_checked(run: netloom.Run) -> None:
         False,
         json.loads((run.path / "result.json").read_text())["test"]["accuracy"],
     )
+
+
+def test_grouped_pictures_are_told_and_widen_the_interval(tmp_path: Path) -> None:
+    """Reference: Wilson's interval of the same answers, which takes them for independent."""
+    rows = []
+    for path in sorted(write_folder(tmp_path / "photos", per_class=40).rglob("*.png")):
+        group = int(path.stem) // 8
+        rows.append(f"{path},{path.parent.name},{path.parent.name} {group},{'test' if group % 2 else 'train'}")
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["image_path,label,group,split", *rows]), encoding="utf-8")
+    settings = ["--set", "filters=[4]", "--set", "epochs=1", "--set", "augmentation=null"]
+    training = ["train", str(table), "--out", str(tmp_path / "runs"), *settings]
+    result = CliRunner().invoke(app, training)
+    assert result.exit_code == 0, result.stderr
+    assert "of 48 pictures of 6 groups" in result.stderr
+    [path] = (tmp_path / "runs").iterdir()
+    run = netloom.load(path)
+    test = run.result["test"]
+    assert (test["n"], test["groups"]) == (48, 6)
+    plain = wilson_interval(round(test["accuracy"] * 48), 48)
+    assert test["interval"][1] - test["interval"][0] > plain.high - plain.low
+    assert run.evaluate()["interval"] == test["interval"]
+    assert "of 48 pictures of 6 groups" in said(path)
+    page = run.report_path.read_text(encoding="utf-8")
+    assert "48 test pictures of 6 groups" in page
+    assert "Korn and Graubard" in page
+    assert CliRunner().invoke(app, [*training, "--seeds", "2", "--jobs", "2"]).exit_code == 0
+    results = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/seed-*/result.json")]
+    assert [result["test"]["groups"] for result in results] == [6, 6]

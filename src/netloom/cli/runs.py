@@ -36,6 +36,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run on its own test part or on other labelled pictures."""
+    from netloom.report.wording import pictures_in_words
     from netloom.workflows.evaluate import evaluate as run_evaluation
 
     scores = run_evaluation(run, source, part=None if part is None else part.value, device=device.value, quiet=quiet)
@@ -44,7 +45,7 @@ def evaluate(
         return
     low, high = scores["interval"]
     say(
-        f"{scores['part']} accuracy {scores['accuracy']:.2%} of {scores['n']:,} pictures "
+        f"{scores['part']} accuracy {scores['accuracy']:.2%} of {pictures_in_words(scores['n'], scores['groups'])} "
         f"(95% interval {low:.2%} to {high:.2%}), macro F1 {scores['macro_f1']:.4f}, "
         f"log loss {scores['log_loss']:.4f}"
     )

@@ -201,6 +201,20 @@ def tie_into_units(n: int, groups: Sequence[str | None] | None, content_hashes: 
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 
+def groups_of(groups: Sequence[str | None] | None, indices: IntArray) -> IntArray | None:
+    """The group of each of some pictures as a number, int64 `[n]`; None where no two of them share one.
+
+    A picture without a group is one of its own.
+    """
+    if groups is None:
+        return None
+    first: dict[str, int] = {}
+    chosen = [groups[i] for i in indices.tolist()]
+    numbers = [place if group is None else first.setdefault(group, place) for place, group in enumerate(chosen)]
+    found = np.unique(np.array(numbers, dtype=np.int64), return_inverse=True)[1].astype(np.int64)
+    return found if len(found) and int(found.max()) + 1 < len(found) else None
+
+
 def _given_parts(parts: Sequence[str | None] | None, n: int) -> IntArray | None:
     """Given parts as indices into `PARTS`, int64 `[n]`; None for none, or only `train`."""
     if parts is None or set(parts) <= {None, "train"}:

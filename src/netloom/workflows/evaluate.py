@@ -14,7 +14,7 @@ import torch
 
 from netloom.data.imageset import ImageSet
 from netloom.data.sources import open_source
-from netloom.data.splits import Split
+from netloom.data.splits import Split, groups_of
 from netloom.errors import DataError, NetloomError, RunError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Watch, unwatched
@@ -107,6 +107,7 @@ def score(
         ).epoch(),
         head=head,
         targets=image_set.targets.numpy()[indices],
+        groups=groups_of(image_set.groups, indices),
         train_targets=train_targets,
         plan=plan,
         watch=watch,

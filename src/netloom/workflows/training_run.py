@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from netloom.data.splits import groups_of
 from netloom.errors import TrainingError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Watch
 from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
+from netloom.report.wording import pictures_in_words
 from netloom.runtime import ExecutionPlan, peak_memory_bytes
 from netloom.training.callbacks import Callback, CallbackList, EpochProgress, Profile
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
@@ -132,6 +134,7 @@ class TrainingRun:
             head=self.heads[0],
             targets=targets[indices],
             train_targets=targets[self.data.split.train],
+            groups=groups_of(self.data.image_set.groups, indices),
             plan=plan,
             watch=watch,
             test_time_augmentation=self.recipe.test_time_augmentation,
@@ -153,7 +156,7 @@ class TrainingRun:
         test = None
         if not interrupted:
             test = self._evaluate(self.data.split.test, plan, watch)
-            self.run.write_test_predictions(probabilities=test.probabilities, targets=test.targets)
+            self.run.write_test_predictions(probabilities=test.probabilities, targets=test.targets, groups=test.groups)
             result["test"] = test.to_json()
             result["tests"] += 1
         return result, test
@@ -233,7 +236,7 @@ class TrainingRun:
         how = result.get("classifier", {}).get("how")
         by = f"\n  {how}" if how else f" (weights of epoch {result['kept_epoch']})"
         self.reporter.say(
-            f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures "
+            f"Test accuracy {test['accuracy']:.2%} of {pictures_in_words(test['n'], test['groups'])} "
             f"(95% interval {low:.2%} to {high:.2%}); always guessing {test['majority_baseline']['class']!r}: "
             f"{test['majority_baseline']['accuracy']:.2%}; {chosen}{by}"
         )
