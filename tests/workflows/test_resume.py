@@ -131,6 +131,13 @@ def test_a_constant_schedule_is_extended_exactly(photos: Path, tmp_path: Path) -
     assert extended.recipe.epochs == 6
     assert_same_bits(extended, whole)
     assert extended.result["tests"] == 2
+    page, unseen = extended.report_path.read_text("utf-8"), whole.report_path.read_text("utf-8")
+    assert "test pictures it was not trained on (95% interval" in page
+    assert "The test part was looked at 2 times, with training in between." in page
+    assert "never seen" not in page
+    assert "or in any choice" not in page
+    assert "test pictures it had never seen (95% interval" in unseen
+    assert "looked at" not in unseen
 
 
 def test_a_finished_run_is_left_as_it_is(whole: netloom.Run) -> None:

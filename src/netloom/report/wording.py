@@ -60,10 +60,12 @@ def headline(report: ReportData) -> str:
     if report.test is not None:
         accuracy, majority = report.test.accuracy, report.test.majority
         guess = report.class_names[report.test.majority_class]
+        pictures = pictures_in_words(accuracy.n, accuracy.groups, "test picture")
+        unknown = "it had never seen" if report.tests <= 1 else "it was not trained on"
         return (
-            f"Right on {percent(accuracy.value)} of {pictures_in_words(accuracy.n, accuracy.groups, 'test picture')} "
-            f"it had never seen (95% interval {percent_interval(accuracy.interval)}); always guessing "
-            f"“{guess}” would be right on {percent(majority.value)}."
+            f"Right on {percent(accuracy.value)} of {pictures} {unknown} (95% interval "
+            f"{percent_interval(accuracy.interval)}); always guessing “{guess}” would be right on "
+            f"{percent(majority.value)}."
         )
     epochs = len(report.training.history) if report.training is not None else 0
     if epochs == 0:

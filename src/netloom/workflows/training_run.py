@@ -19,7 +19,7 @@ from netloom.inference import Watch
 from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.report.wording import pictures_in_words
+from netloom.report.wording import counted, pictures_in_words
 from netloom.runtime import ExecutionPlan, peak_memory_bytes
 from netloom.training.callbacks import Callback, CallbackList, EpochProgress, Profile
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
@@ -245,6 +245,8 @@ class TrainingRun:
                 f"  note: outputs were averaged over versions of each picture "
                 f"(test_time_augmentation: {self.recipe.test_time_augmentation})"
             )
+        if result["stop_reason"]:
+            self.reporter.say(f"  note: stopped after {counted(result['epochs'], 'epoch')}: {result['stop_reason']}")
         if result["tests"] > 1:
             self.reporter.say(
                 f"  note: the test part was looked at {result['tests']} times; choices made in between "
