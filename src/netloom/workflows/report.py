@@ -127,7 +127,8 @@ def _how_often_tested(tests: int) -> list[str]:
         return []
     return [
         f"The test part was looked at {tests} times, with training in between. Where an earlier score had a say in "
-        "going on, this one is too good: test once more on pictures that nobody has looked at (netloom evaluate RUN SOURCE)."
+        "going on, this one is too good: test once more on pictures that nobody has looked at (netloom evaluate RUN "
+        "SOURCE)."
     ]
 
 
