@@ -127,10 +127,14 @@ def _walk(
         return
     for item in items:
         below = (*parts, item.name)
-        if not _is_folder(item):
+        try:
+            key = _key(item.path) if _is_folder(item) else None
+        except OSError as error:  # gone since it was listed, or no permission to look where a link leads
+            rejected.append(Rejected(printable("/".join(below)), f"not readable: {error.strerror}"))
+            continue
+        if key is None:
             yield Entry(below, FileLocation(item.path))
             continue
-        key = _key(item.path)
         if item.is_symlink():
             if key in above or key in linked:
                 rejected.append(Rejected(printable("/".join(below)), "link to a folder read already"))
