@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import netloom
+from netloom.cli import app
 from netloom.errors import NetloomError
 from netloom.training.callbacks import Callback
 from netloom.workflows.training_run import InterruptedTrainingError
@@ -176,3 +178,23 @@ def test_pictures_with_other_weights_have_changed(photos: Path, tmp_path: Path) 
     table.write_text("\n".join(["image_path,label,weight", *rows]).replace(",2", ",3"), encoding="utf-8")
     with pytest.raises(NetloomError, match="have changed"):
         resume(run.path, epochs=2)
+
+
+def test_a_run_goes_on_on_another_device(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose plan names a GPU, which this machine does not have."""
+    changes = {"schedule": None, "early_stopping": None}
+    run = train(photos, tmp_path, epochs=2, **changes)
+    path = run.path / "execution.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"cpu"', '"cuda:0"'), encoding="utf-8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NetloomError, match=r"trained on cuda:0, which is not available here.* --device auto"):
+        resume(run.path, epochs=3)
+    assert run.recipe.epochs == 2
+    arguments = ["train", "--resume", str(run.path), "--device", "cpu", "--set", "epochs=3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "it goes on on cpu and began on cuda:0, so the last bits differ" in result.stderr
+    assert (run.plan.device, run.result["device"], run.result["epochs"]) == ("cpu", "cpu", 3)
+    again = CliRunner().invoke(app, [*arguments[:-1], "epochs=4"])
+    assert "last bits" not in again.stderr
+    assert run.result["epochs"] == 4

@@ -10,7 +10,7 @@ from torch import nn
 
 from netloom.data.imageset import ImageSet
 from netloom.data.named import NAMED_SETS
-from netloom.errors import RunError
+from netloom.errors import NetloomError, RunError
 from netloom.progress import Reporter
 from netloom.recipe import CUSTOM_MODEL, DEFAULT_RECIPE, MODEL_OPTIONS, Recipe, load_recipe
 from netloom.run import RunFolder
@@ -108,6 +108,7 @@ def resume(
     run: str | Path | RunFolder,
     *,
     epochs: int | None = None,
+    device: str | None = None,
     model: CustomModel | None = None,
     source: ImageSet | None = None,
     quiet: bool = False,
@@ -122,6 +123,8 @@ def resume(
     Args:
         run: Its folder.
         epochs: The new number of epochs in all; the recipe's own without it.
+        device: `auto`, `cpu`, `cuda` or `mps`; the run's own without it. On another one the execution plan is measured
+            anew, and the last bits differ.
         model: The network, or the function making it, where the run trained one of the user's own.
         source: The pictures, where the run was trained on pictures in memory.
         quiet: Say nothing while it runs.
@@ -130,6 +133,7 @@ def resume(
 
     Raises:
         RunError: There is no such run, its pictures have changed, or `epochs` is less than it has already.
+        NetloomError: The device is not available.
         InterruptedTrainingError: Ctrl-C or SIGTERM; the run so far stays usable.
     """
     keep_freed_memory()
@@ -144,7 +148,7 @@ def resume(
     checkpoint = load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None
     extended = _extended(opened, recipe, epochs, checkpoint)
     data = reopen_data(opened, source, reporter)
-    plan = opened.saved_plan
+    plan, place = _where(opened, device, reporter)
     if checkpoint is not None and extended != recipe:
         checkpoint = checkpoint.extended()
     _say_what_changes(reporter, recipe, extended)
@@ -155,13 +159,41 @@ def resume(
         data,
         builders.model_for(opened, data.facts, model),
         builders.build_heads(extended, data.facts.class_names),
-        resolve_device("auto" if plan is None else plan.device),
+        place,
         reporter,
         plan=plan,
         checkpoint=checkpoint,
         profile=profile,
         earlier_tests=int(result.get("tests", 0)),
     ).execute(callbacks)
+
+
+def _where(run: RunFolder, device: str | None, reporter: Reporter) -> tuple[ExecutionPlan | None, str]:
+    """The plan to go on with, None to measure one, and its device.
+
+    Raises:
+        NetloomError: The device is not available.
+    """
+    plan = run.saved_plan
+    if plan is None:
+        return None, resolve_device(device or "auto")
+    if device is None:
+        try:
+            return plan, resolve_device(plan.device)
+        except NetloomError as error:
+            raise RunError(
+                f"{run.path} was trained on {plan.device}, which is not available here. Go on there, to end with the "
+                "bits of an uninterrupted training, or here with --device auto (device='auto' from Python), where the "
+                "last bits will differ."
+            ) from error
+    chosen = resolve_device(device)
+    if chosen == plan.device:
+        return plan, chosen
+    reporter.say(
+        f"  note: it goes on on {chosen} and began on {plan.device}, so the last bits differ from those of a training "
+        "on one of them"
+    )
+    return None, chosen
 
 
 def _extended(run: RunFolder, recipe: Recipe, epochs: int | None, checkpoint: Checkpoint | None) -> Recipe:
