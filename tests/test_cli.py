@@ -308,8 +308,9 @@ def test_a_file_whose_name_is_no_text_is_predicted(run: dict[str, Any], photos: 
     assert json.loads(as_json.stdout)["predictions"][0]["path"] == str(tmp_path / name)
 
 
-def test_a_resumed_run_keeps_its_device(run: dict[str, Any]) -> None:
-    assert "--resume goes on with what the run holds" in fail("train", "--resume", run["run"], "--device", "cpu")
+def test_a_resumed_run_keeps_its_recipe(run: dict[str, Any]) -> None:
+    for more in (["--recipe", "digits"], ["--plan-of", run["run"]], ["--set", "batch_size=4"], ["--name", "other"]):
+        assert "--resume goes on with what the run holds" in fail("train", "--resume", run["run"], *more)
 
 
 def test_a_lack_of_memory_is_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
