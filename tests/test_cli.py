@@ -132,7 +132,8 @@ def test_a_moved_run_evaluates_and_predicts(run: dict[str, Any], photos: Path, t
     other = succeed("evaluate", moved, photos)
     assert other["n"] == 60
     assert other["seen_in_training"]
-    assert "trained on these pictures" in netloom("evaluate", moved, photos).stdout
+    assert other["seen"] == {"train": 38, "validation": 10, "test": 12}
+    assert "trained on 38 of these 60 pictures" in netloom("evaluate", moved, photos).stdout
     pictures = [photos / "개" / "000.png", photos / "plain" / "001.png"]
     answer = succeed("predict", moved, *pictures, "--top", "3")
     for item in answer["predictions"]:
@@ -307,8 +308,9 @@ def test_a_file_whose_name_is_no_text_is_predicted(run: dict[str, Any], photos: 
     assert json.loads(as_json.stdout)["predictions"][0]["path"] == str(tmp_path / name)
 
 
-def test_a_resumed_run_keeps_its_device(run: dict[str, Any]) -> None:
-    assert "--resume goes on with what the run holds" in fail("train", "--resume", run["run"], "--device", "cpu")
+def test_a_resumed_run_keeps_its_recipe(run: dict[str, Any]) -> None:
+    for more in (["--recipe", "digits"], ["--plan-of", run["run"]], ["--set", "batch_size=4"], ["--name", "other"]):
+        assert "--resume goes on with what the run holds" in fail("train", "--resume", run["run"], *more)
 
 
 def test_a_lack_of_memory_is_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

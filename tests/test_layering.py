@@ -32,6 +32,7 @@ ROWS = [
     {"report"},
     {"recipe_groups"},
     {"recipe"},
+    {"run_values"},
     {"run"},
     {"workflows"},
     {"cli", "sklearn"},

@@ -6,6 +6,7 @@ import pytest
 
 from netloom.errors import RecipeError
 from netloom.recipe import Recipe, describe_recipes, load_recipe, parse_overrides, recipe_names
+from netloom.workflows.builders import kept_by
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -153,3 +154,23 @@ def test_long_values_are_shortened_in_messages() -> None:
 def test_values_given_on_the_command_line_have_no_aliases() -> None:
     with pytest.raises(RecipeError, match="aliases"):
         parse_overrides(["filters=[&a [1], *a]"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, "validation_loss"),
+        ({"monitor": "validation_accuracy"}, "validation_accuracy"),
+        ({"early_stopping": {"patience": 3}, "monitor": "validation_accuracy"}, "validation_accuracy"),
+        ({"early_stopping": {"patience": 3}, "keep": "last"}, None),
+        ({"early_stopping": {"monitor": "train_loss"}}, "validation_loss"),
+    ],
+)
+def test_keep_and_monitor_decide_whose_weights_are_kept(changes: dict[str, object], kept: str | None) -> None:
+    assert kept_by(load_recipe("photos", changes)) == kept
+
+
+def test_recipes_that_stop_early_keep_the_best_epoch() -> None:
+    stopping = [r for r in map(load_recipe, recipe_names()) if r.early_stopping is not None]
+    assert {r.name for r in stopping} == {"cifar10-conv2-improved", "cifar10-vgg-early-stopping"}
+    assert all(kept_by(r) == r.early_stopping.monitor == "validation_loss" for r in stopping)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 OnProgress = Callable[[int, int], None]
@@ -13,6 +15,30 @@ OnProgress = Callable[[int, int], None]
 _SECONDS_PER_LINE = 10.0
 # A bar for something shorter than this only flickers.
 _SECONDS_BEFORE_BAR = 0.5
+
+
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(name: str) -> str:
+    r"""`name` in NFC, so that it can be stored and shown.
+
+    Undecodable bytes, control characters (which a terminal would obey) and those that turn the direction of the text
+    around them are escaped, as `\x1b`.
+    """
+    if name.isascii() and name.isprintable():
+        return name
+    return _escaped(unicodedata.normalize("NFC", name))
+
+
+def printable_lines(text: str) -> str:
+    """`text` with the same characters escaped but for ends of lines: names in it may be a stranger's."""
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
+def _escaped(text: str) -> str:
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), shown)
 
 
 def table_row(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -44,7 +70,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            print(printable_lines(text), file=sys.stderr, flush=True)  # noqa: T201
 
     @contextlib.contextmanager
     def bar(self, description: str) -> Iterator[OnProgress]:

@@ -269,6 +269,8 @@ def _combination_problems(recipe: Recipe) -> list[str]:
     if recipe.momentum and recipe.optimizer not in ("sgd", "rmsprop"):
         where = "; muon has muon.momentum" if recipe.optimizer == "muon" else ""
         problems.append(f"momentum: is for sgd and rmsprop, not for {recipe.optimizer}{where}")
+    if recipe.augmentation is not None:
+        problems += _augmentation_problems(recipe.augmentation)
     if recipe.muon is not None and recipe.optimizer != "muon":
         problems.append(f"muon: is for optimizer muon, not for {recipe.optimizer}; muon=null turns it off")
     if recipe.label_smoothing and recipe.loss == "binary_cross_entropy":
@@ -291,6 +293,17 @@ def _combination_problems(recipe: Recipe) -> list[str]:
             "head trains; give fewer, or more epochs, or mode: frozen"
         )
     return problems
+
+
+def _augmentation_problems(augmentation: Augmentation) -> list[str]:
+    """What the augmentation itself says of its values, beside what the types of the keys say."""
+    from netloom.data.augment import AugmentationSpec
+
+    try:
+        AugmentationSpec(**augmentation.model_dump())
+    except ValueError as error:
+        return [f"augmentation.{problem.replace(' is ', ': ', 1)}" for problem in str(error).splitlines()]
+    return []
 
 
 def _problems_without_labels(recipe: Recipe) -> list[str]:

@@ -72,12 +72,11 @@ class Augmentation(Group):
 
 
 class EarlyStopping(Group):
-    """Stop when the monitored figure no longer gets better."""
+    """Stop when the monitored figure no longer gets better; which epoch is kept, `keep` and `monitor` say."""
 
     monitor: Monitored = Field("validation_loss", description="the figure watched")
     patience: int = Field(10, ge=1, description="epochs without improvement before stopping")
     min_delta: float = Field(0.0, ge=0, description="how much better counts as better")
-    restore_best: bool = Field(True, description="put the best epoch's weights back at the end")
 
 
 class ReduceOnPlateau(Group):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import reprlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat
 
 from netloom.data.batches import InputScaling
 from netloom.data.decode import Resize
@@ -20,10 +19,12 @@ from netloom.errors import RunError, did_you_mean
 from netloom.files import partial_files, read_json, safe_name, write_atomically, write_json, writing
 from netloom.recipe import Recipe, load_recipe
 from netloom.recipe_groups import Side
+from netloom.run_values import Environment, Result, SplitManifest, checked
 from netloom.runtime import ExecutionPlan
 
 _RECIPE = "recipe.yaml"
 _SPLIT = "split.json"
+_PICTURES = "pictures.safetensors"
 _DATA = "data.json"
 _ENVIRONMENT = "environment.json"
 _EXECUTION = "execution.json"
@@ -51,7 +52,7 @@ class DataFacts:
         resize: `stretch`, `crop` or `pad`.
         mean: Of the input scaling, per channel.
         std: Of the input scaling, per channel.
-        fingerprint: Digest of the pictures' names, contents and classes.
+        fingerprint: Digest of the pictures' names, contents, classes and weights.
         audit: What the audit found, as its JSON.
     """
 
@@ -82,13 +83,7 @@ class DataFacts:
         Raises:
             ValueError: It is not what `to_json` gives.
         """
-        try:
-            facts = TypeAdapter(cls).validate_python(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "all of it"
-            found = "" if first["type"] == "missing" else f", found {reprlib.repr(first['input'])}"
-            raise ValueError(f"{place}: {first['msg']}{found}") from error
+        facts = checked(cls, value)
         if len(facts.class_names) == 1:
             raise ValueError("class_names: expected two or more, or none of a network trained without labels")
         if len(set(facts.class_names)) < len(facts.class_names):
@@ -171,13 +166,48 @@ class RunFolder:
 
     @property
     def split(self) -> dict[str, Any]:
-        """The split manifest."""
-        return self._read_object(_SPLIT)
+        """The split manifest.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        manifest = self._read_object(_SPLIT)
+        try:
+            checked(SplitManifest, manifest)
+        except ValueError as error:
+            raise self._damaged(_SPLIT, error) from error
+        return manifest
+
+    @property
+    def pictures(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Digests of the pictures of each part, and the training part's pictures per class, int64; may be empty.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        path = self.path / _PICTURES
+        if not path.is_file():
+            return {}
+        tensors = self._read_tensors(path)
+        counts = tensors.get("train_counts")
+        classes = len(self.data.class_names)
+        if any(values.dtype != np.int64 or values.ndim != 1 for values in tensors.values()) or (
+            counts is not None and not (len(counts) == classes and (counts >= 0).all() and 0 < counts.sum() <= 2**40)
+        ):
+            raise self._damaged(_PICTURES, f"it needs whole numbers, and counts of {classes} classes")
+        return tensors
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What it was trained with."""
-        return self._read_object(_ENVIRONMENT)
+        """What it was trained with; `unknown` where an earlier version did not write it.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        try:
+            return checked(Environment, self._read_object(_ENVIRONMENT)).model_dump()
+        except ValueError as error:
+            raise self._damaged(_ENVIRONMENT, error) from error
 
     @property
     def plan(self) -> ExecutionPlan:
@@ -206,9 +236,10 @@ class RunFolder:
         if not (self.path / _RESULT).is_file():
             return {"status": "running", "tests": 0}
         result = self._read_object(_RESULT)
-        plausible = isinstance(result.get("status"), str) and isinstance(result.get("tests"), int)
-        if not plausible or not all(isinstance(result.get(part, {}), dict) for part in ("validation", "test")):
-            raise self._damaged(_RESULT, "it needs a status, a number of tests, and groups of scores")
+        try:
+            checked(Result, result)
+        except ValueError as error:
+            raise self._damaged(_RESULT, error) from error
         return result
 
     @property
@@ -278,12 +309,17 @@ class RunFolder:
         split: Mapping[str, Any],
         data: DataFacts,
         environment: Mapping[str, Any],
+        pictures: Mapping[str, npt.NDArray[np.int64]] | None = None,
     ) -> None:
-        """Write all that is known before training."""
+        """Write all that is known before training; `pictures` are what `pictures` gives back."""
         self.write_recipe(recipe)
         write_json(self.path / _SPLIT, split)
         write_json(self.path / _DATA, data.to_json())
         write_json(self.path / _ENVIRONMENT, environment)
+        if pictures is not None:
+            from safetensors.numpy import save
+
+            write_atomically(self.path / _PICTURES, save(dict(pictures)))
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write what is trained."""
@@ -322,14 +358,22 @@ class RunFolder:
         """Write the report."""
         write_atomically(self.report_path, html)
 
-    def write_test_predictions(self, *, probabilities: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> None:
-        """Write the test part's probabilities `[n, K]` and true classes `[n]`, in the manifest's order."""
+    def write_test_predictions(
+        self,
+        *,
+        probabilities: npt.NDArray[np.float32],
+        targets: npt.NDArray[np.int64],
+        groups: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Write the test part's probabilities `[n, K]`, true classes and groups `[n]`, in the manifest's order."""
         from safetensors.numpy import save
 
         tensors: dict[str, npt.NDArray[Any]] = {
             "probabilities": np.ascontiguousarray(probabilities),
             "targets": targets,
         }
+        if groups is not None:
+            tensors["groups"] = groups
         write_atomically(self.path / _PREDICTIONS, save(tensors))
 
     def test_predictions(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -338,14 +382,41 @@ class RunFolder:
         Raises:
             RunError: The run has not been tested, or the file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         path = self.path / _PREDICTIONS
         if not path.is_file():
             raise RunError(f"{self.path} has not been tested: it has no {_PREDICTIONS}.")
+        tensors = self._read_tensors(path)
+        probabilities, targets = tensors.get("probabilities"), tensors.get("targets")
+        n, k = len(self.split["test"]), len(self.data.class_names)
+        if probabilities is None or targets is None or probabilities.shape != (n, k) or targets.shape != (n,):
+            found = {name: list(values.shape) for name, values in tensors.items()}
+            raise self._damaged(
+                _PREDICTIONS, f"expected probabilities [{n}, {k}] and targets [{n}] of the test part, found {found}"
+            )
+        if not (np.issubdtype(targets.dtype, np.integer) and ((targets >= 0) & (targets < k)).all()):
+            raise self._damaged(_PREDICTIONS, f"its targets are not numbers of the {k} classes")
+        if not (np.issubdtype(probabilities.dtype, np.floating) and np.isfinite(probabilities).all()):
+            raise self._damaged(_PREDICTIONS, "its probabilities are not finite numbers")
+        return probabilities, targets
+
+    def test_groups(self) -> npt.NDArray[np.int64] | None:
+        """The group of each picture of the test part, int64 `[n]`; None where each stands for itself.
+
+        Raises:
+            RunError: The run has not been tested, or the file is damaged.
+        """
+        n = len(self.test_predictions()[1])
+        groups = self._read_tensors(self.path / _PREDICTIONS).get("groups")
+        if groups is not None and not (groups.shape == (n,) and groups.dtype == np.int64):
+            raise self._damaged(_PREDICTIONS, f"expected {n} groups, found {groups.dtype} {list(groups.shape)}")
+        return groups
+
+    @staticmethod
+    def _read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
         try:
-            tensors = load_file(path)
-            return tensors["probabilities"], tensors["targets"]
-        except (SafetensorError, KeyError, OSError) as error:
+            return load_file(path)
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise RunError(f"{path} cannot be read ({error}); it is damaged.") from error

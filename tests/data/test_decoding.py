@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from netloom.data import cache, worker_pool
+from netloom.data import cache, decoding, worker_pool
 from netloom.data.decoding import DecodedPictures, decode_all, suggest_image_size
 from netloom.data.location import (
     FileLocation,
@@ -345,6 +345,44 @@ def test_a_picture_that_takes_too_long_costs_itself_only(with_an_endless_one: li
     decoded = _decode(with_an_endless_one, picture_timeout_seconds=1)
     assert decoded.rejected == [(30, "decoding it took longer than 1 s")]
     assert decoded.pixels[:, 0, 0, 0].tolist() == list(range(60))
+
+
+@pytest.fixture
+def as_if_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time need pass before what failed for a passing reason is tried again."""
+    monkeypatch.setattr(decoding, "_SECONDS_BEFORE_ANOTHER_TRY", 0.0)
+
+
+def test_a_picture_that_took_too_long_is_tried_again_later(
+    with_an_endless_one: list[Location], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine any picture can take too long; it must not be missing from the cache for good."""
+    assert len(_decode(with_an_endless_one, picture_timeout_seconds=1).rejected) == 1
+    (tmp_path / "endless.jpg").write_bytes(encoded(np.full((8, 12, 3), 99, dtype=np.uint8), "PNG"))
+    assert len(_decode(with_an_endless_one).rejected) == 1  # at once it would fail again
+    monkeypatch.setattr(decoding, "_SECONDS_BEFORE_ANOTHER_TRY", 0.0)
+    decoded = _decode(with_an_endless_one)
+    assert decoded.rejected == []
+    assert decoded.pixels[:, 0, 0, 0].tolist() == [*range(30), 99, *range(30, 60)]
+    assert not list(cache.cache_directory().rglob("again.json"))
+
+
+@pytest.mark.usefixtures("as_if_later")
+def test_a_picture_that_never_ends_is_tried_twice_more(with_an_endless_one: list[Location]) -> None:
+    spent = []
+    for _ in range(5):
+        started = time.monotonic()
+        assert _decode(with_an_endless_one, picture_timeout_seconds=1).rejected[0][0] == 30
+        spent.append(time.monotonic() - started)
+    assert min(spent[:3]) > 1 > max(spent[3:])
+
+
+@pytest.mark.usefixtures("as_if_later")
+def test_a_damaged_picture_is_not_tried_again(pictures: list[Location], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    locations = [*pictures, FileLocation(str(tmp_path / "broken.png"))]
+    assert len(_decode(locations).rejected) == 1
+    assert not list(cache.cache_directory().rglob("again.json"))
 
 
 @linux_only

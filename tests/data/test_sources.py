@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from netloom.data.location import read_bytes
+from netloom.data.location import (
+    StreamedTarMember,
+    TarMember,
+    UnreadablePictureError,
+    read_bytes,
+    stream_tar,
+)
 from netloom.data.sources import Source, open_pictures, open_source
 from netloom.errors import DataError
 
@@ -480,6 +486,58 @@ def test_names_that_a_terminal_would_obey_are_escaped(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert set(source.class_names) == {"red\\x1b[31m", "two\\nlines", "\\u202ednuora"}
     assert all(sample.id.isprintable() for sample in source.samples)
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header whose size may be any number of 88 bits, in the base-256 form that GNU tar writes."""
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = bytes([0o377 if size < 0 else 0o200]) + (size % 256**11).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def pax(kind: bytes, size: int) -> bytes:
+    record = b"size=%d\n" % size
+    record = b"%d %s" % (len(record) + 3, record)
+    return tar_header("pax", len(record), kind) + record.ljust(512, b"\0")
+
+
+NEGATIVE = {
+    "the first member": tar_header("cat/0.png", -512),
+    "a later member": tar_header("cat/0.png", 512) + b"\0" * 512 + tar_header("dog/0.png", -1536),
+    "an extended header": tar_header("cat/0.png", -512, tarfile.XHDTYPE),
+    "a long name": tar_header("cat/0.png", -512, tarfile.GNUTYPE_LONGNAME),
+    "of one extended header": pax(tarfile.XHDTYPE, -2048) + tar_header("cat/0.png", 0),
+    "of a global header": pax(tarfile.XGLTYPE, -512) + tar_header("cat/0.png", 0),
+}
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("where", NEGATIVE)
+def test_a_tar_with_a_negative_size_is_refused_at_once(tmp_path: Path, where: str, suffix: str) -> None:
+    """Python's tarfile reads such a member over and over until the memory is full."""
+    path = tmp_path / f"pictures{suffix}"
+    opener = gzip.open if suffix == ".tar.gz" else open
+    with opener(path, "wb") as file:
+        file.write(NEGATIVE[where] + b"\0" * 1024)
+    with pytest.raises(DataError, match=r"cannot be read as an archive: a (member|header) of -"):
+        open_source(path)
+    streamed = [StreamedTarMember(str(path), "dog/9.png", 3)]
+    if suffix == ".tar.gz":
+        [(_, error)] = stream_tar(str(path), streamed)
+        assert "is damaged" in str(error)
+    with pytest.raises(UnreadablePictureError, match="-512 bytes"):
+        read_bytes(TarMember(str(path), 0, -512))
+
+
+def test_a_tar_header_beyond_any_file_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.tar"
+    path.write_bytes(tar_header("cat/0.png", 2**80) + b"\0" * 1024)
+    with pytest.raises(DataError, match="cannot be read as an archive"):
+        open_source(path)
 
 
 def test_a_compressed_tar_that_unpacks_to_absurdly_much_is_refused_at_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 
@@ -260,3 +261,67 @@ def test_without_a_validation_fraction_there_is_no_validation_part() -> None:
     assert everything.train.tolist() == list(range(100))
     given = make_split(targets=targets, parts=["validation", *["train"] * 99], validation_fraction=0.0, seed=5)
     assert given.validation.tolist() == [0]
+
+
+def grouped(n: int, kind: str) -> dict[str, list[str]]:
+    """Pictures tied together in bursts of 1 to 5, by their groups, their content or both."""
+    bursts = [f"burst {i}" for i in np.sort(np.random.default_rng(n).integers(0, n // 3, n))]
+    copies = [str(i // 2) for i in range(n)]
+    return {**({"groups": bursts} if "g" in kind else {}), **({"content_hashes": copies} if "c" in kind else {})}
+
+
+@pytest.mark.parametrize("kind", ["", "g", "c", "gc"])
+@pytest.mark.parametrize("n", [60, 1001])
+def test_the_validation_fraction_does_not_change_what_tests(n: int, kind: str) -> None:
+    targets = np.random.default_rng(7).choice(5, size=n, p=[0.4, 0.3, 0.15, 0.1, 0.05])
+    splits = [
+        make_split(targets=targets, validation_fraction=fraction, seed=4, **grouped(n, kind))
+        for fraction in (0.0, 0.04, 0.2, 0.3)
+    ]
+    for split in splits[1:]:
+        assert split.test.tolist() == splits[0].test.tolist()
+        assert len(split.validation) > 0
+    assert sorted([*splits[2].train, *splits[2].validation]) == splits[0].train.tolist()
+
+
+def test_a_test_part_gives_up_a_group_where_no_other_could_validate() -> None:
+    """Four patients, two of each class: one of each class must train, and the test part would have both others."""
+    targets = np.repeat([0, 1, 0, 1], 10)
+    groups = [str(i // 10) for i in range(40)]
+    split = make_split(targets=targets, groups=groups, validation_fraction=0.2, test_fraction=0.5, seed=0)
+    assert [len(split.train), len(split.validation), len(split.test)] == [20, 10, 10]
+    assert set(targets[split.train]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "tied", "given_test", "no_test"),
+    [
+        (60, 0.04, False, "2b588b23ffd4cabb", "7b2f27de05ab53d4"),
+        (60, 0.04, True, "2918acffb73768e7", "6807ecef5a20249a"),
+        (60, 0.2, False, "8ccb1c4309774c32", "88311ede4e4429f3"),
+        (60, 0.2, True, "1f6fcee050aa0653", "81d06f1416f7ecba"),
+        (1000, 0.04, False, "4a7bdb09ecfa9726", "55b358e5ce331f9d"),
+        (1000, 0.04, True, "8d2b463be84d35eb", "8a22be2a71165e74"),
+        (1000, 0.2, False, "3823717cf26dd280", "bff441ba47141d59"),
+        (1000, 0.2, True, "5f4c147fa91b6601", "5a68b67e4147158f"),
+        (5001, 0.04, False, "06f626e7100b87ce", "1d170ae5f628fd1a"),
+        (5001, 0.04, True, "afe7435c7386eedb", "1454492283490600"),
+        (5001, 0.2, False, "1cf53e8eff520b33", "03f78f75def9b915"),
+        (5001, 0.2, True, "8caf86a6306b21f5", "366a2840faa419ba"),
+    ],
+)
+def test_a_validation_part_beside_a_given_test_part_stays_what_it_was(
+    n: int, fraction: float, tied: bool, given_test: str, no_test: str
+) -> None:
+    """Reference: digests of the parts that version 0.1 drew; published results are reproduced with them."""
+    targets = np.arange(n) * 7 % 11 % 5
+    parts = ["test" if i % 6 == 5 else "train" for i in range(n)]
+    hashes = [str(i // 3) if i % 4 else f"alone {i}" for i in range(n)] if tied else None
+    shared = {"targets": targets, "content_hashes": hashes, "validation_fraction": fraction, "seed": n}
+    assert digest(make_split(parts=parts, **shared)) == given_test
+    assert digest(make_split(test_fraction=None, **shared)) == no_test
+
+
+def digest(split: Split) -> str:
+    parts = (split.train, split.validation, split.test)
+    return hashlib.sha256(b"|".join(part.astype("<i8").tobytes() for part in parts)).hexdigest()[:16]

@@ -196,7 +196,7 @@ def test_trainings_on_a_cluster_are_those_here_bit_for_bit(
 
 
 def test_a_machine_without_the_folder_of_the_runs_is_told() -> None:
-    labels = {"targets": [], "class_names": [], "ids": [], "weights": None}
+    labels = {"targets": [], "class_names": [], "ids": [], "weights": None, "groups": None}
     with pytest.raises(RunError, match=r"does not see the folder .*nowhere.*--out"):
         set_up_on_cluster(pixels=np.zeros((0, 1, 1, 1), np.uint8), labels=labels, model=None, folder="/nowhere")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from netloom.training.callbacks import Callback, TimeLimit
 from netloom.training.callbacks.base import HOOKS
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
 from netloom.training.optim import create_optimizer
+from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
 from netloom.training.state import TrainingState
 from training.helpers import StopAfter, network, train
 
@@ -170,6 +172,26 @@ def test_the_time_limit_is_kept(clock: Clock, minutes: float, epochs: int) -> No
     assert (state.stop_reason is None) == (minutes >= 4)
     if state.stop_reason:
         assert f"{epochs}.0 of {minutes:g} minutes" in state.stop_reason
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one_cycle", "step", "constant"])
+def test_a_schedule_that_the_time_limit_cuts_off_is_told(clock: Clock, kind: str) -> None:
+    """Reference: the rate that the optimizer had in the last step; an uncut training of two epochs says nothing."""
+    schedule = Schedule(kind, peak_fraction=0.3, final_fraction=0.1)
+    callbacks = [TimeLimit(max_minutes=2, schedule=schedule), EpochsTake(clock, 60)]
+    state = train(callbacks=callbacks, schedule=schedule)
+    assert state.epoch == 2
+    assert state.stop_reason is not None
+    told = re.search(r"(\w+) schedule of 4 epochs was cut off at (\d+)% .* end at (\d+)%", state.stop_reason)
+    assert (told is not None) == (kind in LENGTH_DEPENDENT)
+    if told is not None:
+        assert told[1] == kind
+        assert int(told[2]) == round(100 * state.learning_rate / state.optimizer.param_groups[0]["base_lr"])
+        assert 50 < int(told[2]) < 90
+        assert 10 <= int(told[3]) <= 13
+        assert state.stop_reason.endswith("with epochs=2 it ends within the limit")
+    whole = train(callbacks=[TimeLimit(max_minutes=2, schedule=schedule), EpochsTake(clock, 60)], epochs=2)
+    assert whole.stop_reason is None or "cut off" not in whole.stop_reason
 
 
 def test_the_time_before_a_resumption_counts(clock: Clock, tmp_path: Path) -> None:

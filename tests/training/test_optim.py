@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from netloom.training.callbacks import CallbackList
+from netloom.training.checkpoint import Checkpointer, EpochProgress, load_checkpoint
 from netloom.training.optim import create_optimizer
 from netloom.training.regularize import WeightPenalty
+from netloom.training.state import TrainingState
 
 RATE, STEPS = 0.1, 5
 
@@ -141,3 +145,36 @@ def test_penalty_gradient_is_autograds_of_the_penalty_in_the_loss(l1: float, l2:
     for mine, parameter in zip(ours, model.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad)
     assert penalty.value() == pytest.approx(added.item(), rel=1e-5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "rmsprop", "sgd", "muon"])
+@pytest.mark.parametrize("switch", ["fused", "capturable", None])
+def test_a_checkpoint_restores_counts_beside_the_parameters_of_a_kernel_that_reads_them(
+    name: str, switch: str | None, tmp_path: Path
+) -> None:
+    """Reference: torch's own `load_state_dict`. The device `meta` stands for a GPU: nothing is computed on it."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = create_optimizer(model, name, learning_rate=0.1)
+    model(torch.ones(5, 3)).sum().backward()
+    optimizer.step()
+    path = tmp_path / "checkpoint.safetensors"
+    Checkpointer(path).save(TrainingState(model, optimizer, 1, 1), CallbackList([]), EpochProgress())
+
+    def elsewhere() -> torch.optim.Optimizer:
+        there = create_optimizer(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to("meta"), name, learning_rate=0.1)
+        for group in there.param_groups:
+            group |= {key: key == switch for key in ("fused", "capturable") if key in group}
+        return there
+
+    ours, theirs = elsewhere(), elsewhere()
+    load_checkpoint(path).restore(TrainingState(model, ours, 1, 1), CallbackList([]))
+    saved = optimizer.state_dict()
+    theirs.load_state_dict({**saved, "param_groups": theirs.state_dict()["param_groups"]})
+    for mine, reference in zip(states(ours), states(theirs), strict=True):
+        assert mine.keys() == reference.keys()
+        for key in mine.keys() - {"mu_product"}:  # NAdam's product starts on the CPU, like its count of steps
+            assert mine[key].device == reference[key].device, key
+
+
+def states(optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:
+    return [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]

@@ -37,6 +37,7 @@ def write_run(
     fingerprint: str = "same",
     threads: int = 1,
     epochs: int = 3,
+    groups: np.ndarray | None = None,
     **recipe: Any,
 ) -> Path:
     """A run that answered the test pictures `ids` of classes `targets` as `right` says; None for one not tested."""
@@ -76,6 +77,7 @@ def write_run(
         folder.write_test_predictions(
             probabilities=np.eye(len(classes), dtype=np.float32)[np.where(right, targets, 1 - targets)],
             targets=targets,
+            groups=groups,
         )
         n_right = int(right.sum())
         scores = {
@@ -280,7 +282,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is a folder"):
         netloom.compare([one, two], out=tmp_path)
     RunFolder(two).write_test_predictions(probabilities=np.ones((7, 2), np.float32), targets=TARGETS[:7])
-    with pytest.raises(RunError, match="100 test pictures and its test predictions 7"):
+    with pytest.raises(RunError, match=r"expected probabilities \[100, 2\] .* found .*\[7, 2\]"):
         netloom.compare([one, two])
     (two / "test_predictions.safetensors").write_bytes(b"cut off")
     with pytest.raises(RunError, match="damaged"):
@@ -315,3 +317,35 @@ def test_two_trained_runs_agree_with_their_own_evaluations(tmp_path: Path) -> No
     assert pair.difference == pytest.approx(accuracies[1] - accuracies[0])
     assert [run.test.value for run in found.runs if run.test] == accuracies
     assert found.recipe_differences == {"epochs": [1, 4]}
+
+
+def test_pictures_in_groups_are_compared_by_groups(tmp_path: Path) -> None:
+    """20 pictures of two patients only the second got right, 4 of another the first: SciPy's exact permutation test."""
+    groups = np.repeat(np.arange(10), 10)
+    paths = [
+        write_run(tmp_path / "one", right=answers(range(30)), groups=groups),
+        write_run(tmp_path / "other", right=answers(range(10), range(50, 54)), groups=groups),
+    ]
+    (pair,) = compare(*paths)["pairs"]
+    assert (pair["only_first"], pair["only_second"], pair["n"], pair["groups"]) == (4, 20, 100, 10)
+    differences = np.array([0, 10, 10, 0, 0, -4, 0, 0, 0, 0])
+    reference = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert pair["p_value"] == pytest.approx(reference.pvalue) == 0.5
+    assert pair["interval"][0] < 0 < pair["interval"][1]
+    assert not pair["more_than_noise"]
+    out = CliRunner().invoke(app, ["compare", *map(str, paths)])
+    assert "10 groups" in out.stdout
+
+
+def test_different_test_pictures_in_groups_are_compared_by_their_intervals(tmp_path: Path) -> None:
+    groups = np.repeat(np.arange(4), 25)
+    others = [f"dog/{i:03}.jpg" for i in range(100)]
+    wide, narrow = (
+        compare(
+            write_run(tmp_path / f"one {given is None}", right=answers(range(40)), groups=given),
+            write_run(tmp_path / f"other {given is None}", right=answers(range(10)), groups=given, ids=others),
+        )["pairs"][0]
+        for given in (groups, None)
+    )
+    assert wide["kind"] == narrow["kind"] == "unpaired"
+    assert wide["interval"][0] < 0 < narrow["interval"][0]

@@ -120,7 +120,7 @@ def test_what_a_model_is_built_from(run: Path, whole: Path, damage: Damage, told
     [
         (changed("split.json", test=["../../../etc/passwd"]), "not in the source"),
         (changed("split.json", test=[]), "a part is empty"),
-        (changed("split.json", test=5), "split manifest is damaged"),
+        (changed("split.json", test=5), "split.json is damaged: test: Input should be a valid list, found 5"),
         (changed("data.json", source_location="/dev/null"), "no longer at /dev/null"),
         (changed("result.json", test=5), "result.json is damaged"),
         (content("result.json", b"null"), "result.json is damaged"),
@@ -165,3 +165,70 @@ def test_a_checkpoint_of_another_network(run: Path, whole: Path, tmp_path: Path)
     ).path
     shutil.copy(other / "checkpoint.safetensors", run)
     assert "does not belong to this training" in message("train", "--resume", run, "--set", "epochs=2")
+
+
+def without(name: str, *keys: str) -> Damage:
+    def damage(run: Path) -> None:
+        old = json.loads((run / name).read_text(encoding="utf-8"))
+        (run / name).write_text(json.dumps({k: v for k, v in old.items() if k not in keys}), encoding="utf-8")
+
+    return damage
+
+
+def predictions(**change: Callable[[np.ndarray], np.ndarray]) -> Damage:
+    def damage(run: Path) -> None:
+        path = run / "test_predictions.safetensors"
+        tensors = load_file(path)
+        save_file({name: change.get(name, np.copy)(values) for name, values in tensors.items()}, path)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (without("split.json", "test"), "split.json is damaged: test: Field required"),
+        (without("split.json", "train"), "split.json is damaged: train"),
+        (changed("split.json", train=[1, 2]), "split.json is damaged: train.0"),
+        (changed("result.json", test={}), "result.json is damaged: test.accuracy: Field required"),
+        (changed("result.json", test={"accuracy": 2, "n": 3, "interval": [0, 1]}), "less than or equal to 1, found 2"),
+        (changed("result.json", test={"accuracy": 1, "n": 0, "interval": [0, 1]}), "result.json is damaged: test.n"),
+        (changed("result.json", test={"accuracy": 1, "n": 3, "interval": [1]}), "result.json is damaged"),
+        (changed("result.json", validation={"accuracy": "high"}), "result.json is damaged: validation"),
+        (changed("result.json", parameters="many"), "result.json is damaged: parameters"),
+        (changed("result.json", kept_epoch=[1]), "result.json is damaged: kept_epoch"),
+        (content("environment.json", b"{}"), "environment.json is damaged: processor: Field required"),
+        (changed("environment.json", processor=5), "environment.json is damaged: processor"),
+        (predictions(targets=lambda t: t + 3), "not numbers of the 3 classes"),
+        (predictions(targets=lambda t: -t - 1), "not numbers of the 3 classes"),
+        (predictions(targets=lambda t: t[:-1]), "expected probabilities [6, 3] and targets [6]"),
+        (predictions(probabilities=lambda p: p[:, :2]), "expected probabilities [6, 3]"),
+        (predictions(probabilities=lambda p: p * np.nan), "not finite"),
+    ],
+)
+def test_what_a_comparison_needs(run: Path, whole: Path, damage: Damage, told: str) -> None:
+    damage(run)
+    assert told in message("compare", run, whole)
+    assert told in message("compare", whole, run)
+
+
+def test_a_history_without_times_is_compared(run: Path, whole: Path) -> None:
+    (run / "metrics.csv").write_text("epoch,train_loss,validation_accuracy\n1,0.5,7\n", encoding="utf-8")
+    without("result.json", "validation", "test")(run)
+    result = CliRunner().invoke(app, ["compare", str(run), str(whole)])
+    assert result.exit_code == 0, result.exception
+
+
+def test_names_in_a_strangers_run_cannot_steer_the_terminal(run: Path, whole: Path) -> None:
+    """A name that clears the screen and one that turns the text around it, wherever a verb shows names."""
+    evil = "\x1b[2J\u202eplain"
+    changed("data.json", class_names=["across", "down", evil], source_name=evil)(run)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(f'{recipe.read_text(encoding="utf-8")}\nname: "\\e[2J"\n'.replace("name: photos\n", ""), "utf-8")
+    picture = next((whole.parent / "photos" / "plain").rglob("*.png"))
+    for arguments in (["predict", run, picture, "--top", "3"], ["compare", run, whole], ["evaluate", run]):
+        result = CliRunner().invoke(app, list(map(str, arguments)))
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert "\x1b[2J" not in result.output
+        assert "\u202e" not in result.output
+        assert "\\x1b[2J" in result.output

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import netloom
+from netloom.cli import app
 from netloom.errors import NetloomError
 from netloom.training.callbacks import Callback
 from netloom.workflows.training_run import InterruptedTrainingError
@@ -131,6 +133,13 @@ def test_a_constant_schedule_is_extended_exactly(photos: Path, tmp_path: Path) -
     assert extended.recipe.epochs == 6
     assert_same_bits(extended, whole)
     assert extended.result["tests"] == 2
+    page, unseen = extended.report_path.read_text("utf-8"), whole.report_path.read_text("utf-8")
+    assert "test pictures it was not trained on (95% interval" in page
+    assert "The test part was looked at 2 times, with training in between." in page
+    assert "never seen" not in page
+    assert "or in any choice" not in page
+    assert "test pictures it had never seen (95% interval" in unseen
+    assert "looked at" not in unseen
 
 
 def test_a_finished_run_is_left_as_it_is(whole: netloom.Run) -> None:
@@ -146,3 +155,46 @@ def test_resuming_with_fewer_epochs_or_changed_pictures_is_refused(photos: Path,
     (copy / "plain" / "000.png").write_bytes((copy / "down" / "001.png").read_bytes())
     with pytest.raises(NetloomError, match="have changed"):
         resume(run.path, epochs=3)
+
+
+@POSIX
+def test_an_epoch_that_has_begun_cannot_be_left_out(photos: Path, tmp_path: Path, whole: netloom.Run) -> None:
+    with pytest.raises(InterruptedTrainingError) as caught:
+        train(photos, tmp_path, StopAt(STEPS_PER_EPOCH + 3, signal.SIGINT))
+    folder = caught.value.run.path
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(NetloomError, match="is within epoch 2 already; it cannot be resumed to have 1"):
+        resume(folder, epochs=1)
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    assert_same_bits(resume(folder), whole)
+
+
+def test_pictures_with_other_weights_have_changed(photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{path.parent.name},{1 + i % 2}" for i, path in enumerate(sorted(photos.rglob("*.png")))]
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["image_path,label,weight", *rows]), encoding="utf-8")
+    run = train(table, tmp_path / "runs", epochs=1)
+    assert run.data.fingerprint != train(photos, tmp_path / "runs", epochs=1).data.fingerprint
+    table.write_text("\n".join(["image_path,label,weight", *rows]).replace(",2", ",3"), encoding="utf-8")
+    with pytest.raises(NetloomError, match="have changed"):
+        resume(run.path, epochs=2)
+
+
+def test_a_run_goes_on_on_another_device(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose plan names a GPU, which this machine does not have."""
+    changes = {"schedule": None, "early_stopping": None}
+    run = train(photos, tmp_path, epochs=2, **changes)
+    path = run.path / "execution.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"cpu"', '"cuda:0"'), encoding="utf-8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NetloomError, match=r"trained on cuda:0, which is not available here.* --device auto"):
+        resume(run.path, epochs=3)
+    assert run.recipe.epochs == 2
+    arguments = ["train", "--resume", str(run.path), "--device", "cpu", "--set", "epochs=3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "it goes on on cpu and began on cuda:0, so the last bits differ" in result.stderr
+    assert (run.plan.device, run.result["device"], run.result["epochs"]) == ("cpu", "cpu", 3)
+    again = CliRunner().invoke(app, [*arguments[:-1], "epochs=4"])
+    assert "last bits" not in again.stderr
+    assert run.result["epochs"] == 4

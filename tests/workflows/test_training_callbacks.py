@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import netloom
 from netloom.cli import app
 from netloom.inference import Prediction
+from netloom.training.callbacks.base import HOOKS
 from picture_folders import write_folder
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "callbacks.md"
@@ -117,3 +118,57 @@ def test_the_page_names_every_hook() -> None:
 
     text = PAGE.read_text(encoding="utf-8")
     assert [hook for hook in HOOKS if f"`{hook}`" not in text] == []
+
+
+class Diary(netloom.Callback):
+    """Writes every hook into a file that it holds open from the start to `close`, as a log of one's own does."""
+
+    def __init__(self, path: Path, *, fails_in: str = "") -> None:
+        self.file, self.fails_in, self.closed = path.open("w"), fails_in, 0
+
+    def close(self) -> None:
+        self.file.close()
+        self.closed += 1
+
+
+def _entry(hook: str) -> Any:
+    def write(self: Diary, _state: object) -> None:
+        self.file.write(f"{hook}\n")
+        if hook == self.fails_in:
+            raise ValueError(hook)
+
+    return write
+
+
+for _hook in HOOKS:
+    setattr(Diary, _hook, _entry(_hook))
+
+
+def test_callbacks_are_open_until_the_last_prediction(photos: Path, tmp_path: Path) -> None:
+    diary = Diary(tmp_path / "diary")
+    netloom.train(photos, out=tmp_path, quiet=True, epochs=1, settings=QUICK, callbacks=[diary])
+    hooks = (tmp_path / "diary").read_text().split()
+    assert diary.closed == 1
+    assert hooks[: hooks.index("on_fit_end")].count("on_predict_end") == 1
+    assert hooks[hooks.index("on_fit_end") + 1 :].count("on_predict_end") == 2  # validation and test
+    assert hooks[-1] == "on_predict_end"
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_epoch_end", "on_predict_end"])
+def test_callbacks_are_closed_once_after_an_error(photos: Path, tmp_path: Path, hook: str) -> None:
+    diary = Diary(tmp_path / "diary", fails_in=hook)
+    with pytest.raises(ValueError, match=hook):
+        netloom.train(photos, out=tmp_path, quiet=True, epochs=1, settings=QUICK, callbacks=[diary])
+    assert diary.closed == 1
+
+
+def test_a_classifier_fitted_in_one_go_is_one_epoch_to_those_who_watch(photos: Path, tmp_path: Path) -> None:
+    backbone = netloom.train(photos, out=tmp_path, quiet=True, epochs=1, settings=QUICK).path
+    diary = Diary(tmp_path / "diary")
+    transfer = {"transfer.weights": str(backbone), "transfer.mode": "features"}
+    netloom.train(photos, out=tmp_path, quiet=True, settings={**QUICK, **transfer}, callbacks=[diary])
+    hooks = [h for h in (tmp_path / "diary").read_text().split() if h != "on_predict_batch_end"]
+    validation = ["on_validation_start", "on_predict_start", "on_predict_end", "on_validation_end"]
+    epoch = ["on_epoch_start", *validation, "on_epoch_end"]
+    assert hooks == ["on_fit_start", *epoch, "on_fit_end", *["on_predict_start", "on_predict_end"] * 2]
+    assert diary.closed == 1

@@ -11,6 +11,7 @@ import typer
 
 from netloom.errors import NetloomError
 from netloom.files import json_text
+from netloom.progress import printable_lines
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -19,7 +20,7 @@ def fail(message: str, code: int, *, as_json: bool, kind: str) -> NoReturn:
     """Tell what went wrong and exit with `code`."""
     if as_json:
         print_json({"error": {"kind": kind, "message": message}})
-    typer.echo(f"Error: {message}" if code == 2 else message, err=True)
+    say(f"Error: {message}" if code == 2 else message, err=True)
     raise typer.Exit(code)
 
 
@@ -64,13 +65,18 @@ def print_json(value: dict[str, Any]) -> None:
     typer.echo(json_text(value))
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """A line or several for people: names in it, which may be those of a stranger's run, cannot steer the terminal."""
+    typer.echo(printable_lines(text), err=err)
+
+
 def show(value: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
     """One JSON object, or lines for people."""
     if as_json:
         print_json(value)
         return
     for line in lines:
-        typer.echo(line)
+        say(line)
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, right: tuple[int, ...] = ()) -> None:
@@ -82,9 +88,9 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, right:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i in right else "left", overflow="fold")
+        table.add_column(Text(printable_lines(column)), justify="right" if i in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable_lines(cell)) for cell in row))
     console = Console()
     # A pipe has no width; cutting cells to 80 columns there would lose text.
     console.width = console.width if sys.stdout.isatty() else max(console.width, 160)

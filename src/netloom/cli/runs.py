@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +17,7 @@ from netloom.cli.options import (
     Quiet,
     RunArgument,
 )
-from netloom.cli.output import print_json, print_table, told
+from netloom.cli.output import print_json, print_table, say, told
 
 
 @app.command()
@@ -27,26 +28,29 @@ def evaluate(
         str | None,
         typer.Argument(help="Other labelled pictures; the run's own without it.", show_default=False),
     ] = None,
-    part: Annotated[Part, typer.Option("--part", help="Which part of the run's own data.")] = Part.test,
+    part: Annotated[
+        Part | None, typer.Option("--part", help="Which part of the run's own data; test without it.")
+    ] = None,
     device: DeviceOption = Device.auto,
     as_json: AsJSON = False,
     quiet: Quiet = False,
 ) -> None:
     """Score a run on its own test part or on other labelled pictures."""
+    from netloom.report.wording import pictures_in_words
     from netloom.workflows.evaluate import evaluate as run_evaluation
 
-    scores = run_evaluation(run, source, part=part.value, device=device.value, quiet=quiet)
+    scores = run_evaluation(run, source, part=None if part is None else part.value, device=device.value, quiet=quiet)
     if as_json:
         print_json(scores)
         return
     low, high = scores["interval"]
-    typer.echo(
-        f"{scores['part']} accuracy {scores['accuracy']:.2%} of {scores['n']:,} pictures "
+    say(
+        f"{scores['part']} accuracy {scores['accuracy']:.2%} of {pictures_in_words(scores['n'], scores['groups'])} "
         f"(95% interval {low:.2%} to {high:.2%}), macro F1 {scores['macro_f1']:.4f}, "
         f"log loss {scores['log_loss']:.4f}"
     )
-    if scores["seen_in_training"]:
-        typer.echo("  note: the network was trained on these pictures, so the score says nothing of new ones")
+    for note in _notes(scores):
+        say(f"  note: {note}")
     print_table(
         ["class", "precision", "recall", "F1", "n"],
         [
@@ -55,6 +59,24 @@ def evaluate(
         ],
         right=(1, 2, 3, 4),
     )
+
+
+def _notes(scores: Mapping[str, Any]) -> list[str]:
+    """What makes the scores another thing than they seem, in words."""
+    notes = []
+    trained = None if scores["seen"] is None else scores["seen"]["train"]
+    if scores["seen_in_training"] and trained in (None, scores["n"]):
+        notes.append("the network was trained on these pictures, so the score says nothing of new ones")
+    elif trained:
+        notes.append(
+            f"the network was trained on {trained:,} of these {scores['n']:,} pictures, so the score is too good"
+        )
+    if scores["source_changed"]:
+        notes.append(
+            "the pictures, their classes or their weights have changed since the training; this score is of what is "
+            "there now"
+        )
+    return notes
 
 
 def _cell(value: float | None) -> str:
@@ -83,12 +105,12 @@ def compare(
         if table.rows:
             print_table(table.columns, table.rows, right=table.right)
     if not found.recipe_differences:
-        typer.echo("The recipes are the same.")
-    typer.echo(headline(found))
+        say("The recipes are the same.")
+    say(headline(found))
     for note in found.notes:
-        typer.echo(f"  note: {note}")
+        say(f"  note: {note}")
     if out is not None:
-        typer.echo(f"Page: {out}")
+        say(f"Page: {out}")
 
 
 @app.command()
@@ -102,7 +124,6 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Classify new pictures with a trained run."""
-    from netloom.data.layout import printable
     from netloom.workflows.predict import predict as run_prediction
 
     results = run_prediction(run, pictures, top=top, device=device.value, quiet=quiet)
@@ -113,6 +134,6 @@ def predict(
         for item in results:
             found = item.get("predictions", [])
             text = "  ".join(f"{p['class']} {p['probability']:.1%}" for p in found)
-            typer.echo(f"{printable(item['path'])}: {text or 'unreadable: ' + item['error']}")
+            say(f"{item['path']}: {text or 'unreadable: ' + item['error']}")
     if len(unreadable) == len(results):
         raise typer.Exit(2)

@@ -39,7 +39,10 @@ def train(
     time_limit: TimeLimit = None,
     out: Out = Path("runs"),
     name: Name = None,
-    device: DeviceOption = Device.auto,
+    device: Annotated[
+        Device | None,
+        typer.Option("--device", help="Where to compute; auto without it, and with --resume where the run was."),
+    ] = None,
     as_json: AsJSON = False,
     quiet: Quiet = False,
     seeds: Annotated[
@@ -52,7 +55,9 @@ def train(
     like: PlanOf = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with this run; --set epochs=N extends it."),
+        typer.Option(
+            "--resume", metavar="RUN", help="Go on with this run; --set epochs=N extends it, --device moves it."
+        ),
     ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace of some steps into the run: where the time goes.")
@@ -71,18 +76,26 @@ def train(
         from netloom.workflows.seeds import describe_seeds, resume_seeds
         from netloom.workflows.training_job import is_job
 
-        started_anew = source or recipe or name or seeds or like or device is not Device.auto
+        started_anew = source or recipe or name or seeds or like
         if started_anew or set(overrides) - {"epochs"}:
-            raise RecipeError("--resume goes on with what the run holds; besides it only --set epochs=N can be given.")
+            raise RecipeError(
+                "--resume goes on with what the run holds; besides it only --set epochs=N and --device can be given."
+            )
         if is_job(resume, "seeds"):
-            if overrides or profile:
+            if overrides or profile or device:
                 raise RecipeError(f"{resume} holds several trainings, which --resume goes on with as they are.")
             summary = resume_seeds(resume, jobs=jobs or "auto", quiet=quiet)
             show(summary, describe_seeds(summary), as_json=as_json)
             return
         if jobs is not None:
             raise RecipeError("--jobs is for several trainings: --seeds N, or the folder that it made.")
-        run = workflow.resume(resume, epochs=overrides.get("epochs"), quiet=quiet, profile=profile)
+        run = workflow.resume(
+            resume,
+            epochs=overrides.get("epochs"),
+            device=None if device is None else device.value,
+            quiet=quiet,
+            profile=profile,
+        )
         show(run.result, [str(run.path)] if quiet else [], as_json=as_json)
         return
     if source is None:
@@ -90,7 +103,7 @@ def train(
     shared: dict[str, Any] = {
         "out": out,
         "name": name,
-        "device": device.value,
+        "device": (device or Device.auto).value,
         "quiet": quiet,
         "plan": None if like is None else load(like).plan,
         "settings": overrides,

@@ -10,10 +10,11 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from netloom.data.layout import Entry, printable
+from netloom.data.layout import Entry
 from netloom.data.location import BoundedTarInfo, StreamedTarMember, TarMember, ZipMember
 from netloom.data.samples import Rejected
 from netloom.errors import DataError
+from netloom.progress import printable
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
@@ -29,6 +30,10 @@ _DAMAGE = (
     OSError,  # among others those of gzip and bz2
     ValueError,
     NotImplementedError,
+    # From headers of tar archives that end too soon, lie beyond any file, or follow each other by the thousand.
+    IndexError,
+    OverflowError,
+    RecursionError,
 )
 
 Listing = tuple[list[Entry], list[Rejected]]

@@ -6,6 +6,7 @@ the request says `one_by_one`: then the reader knows at which picture a worker d
 
     ["ok", content hash, width, height, mode, format]
     ["unreadable", reason]
+    ["unreadable", reason, "for now"] not the picture's fault, perhaps: another time it may be read
     ["failed", errno, message]        the pixels could not be written: no picture's fault
 
 It ends when stdin does, so that none outlives the process that started it.
@@ -117,7 +118,7 @@ def _answer(request: dict[str, Any], task: dict[str, Any], reader: LocationReade
     except UnreadablePictureError as error:
         return ["unreadable", error.reason]
     except MemoryError:
-        return ["unreadable", "not enough memory to read it"]
+        return ["unreadable", "not enough memory to read it", "for now"]
     try:
         _write(request["output"], task["offset"], picture.pixels.reshape(-1).data)
     except OSError as error:

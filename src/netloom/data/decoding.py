@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,8 @@ from netloom.data.location import (
 )
 from netloom.data.mapping import map_pixels
 from netloom.data.worker_pool import Task, WorkerPool
-from netloom.errors import DataError, did_you_mean
+from netloom.errors import DataError, NetloomError, did_you_mean
+from netloom.files import write_json
 
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 """Pillow's modes without colour. Palettes are not among them, whatever colours they hold."""
@@ -47,6 +49,9 @@ DEFAULT_SIDE = 128
 
 _PIXELS_FILE = "pixels.npy"
 _PICTURES_FILE = "pictures.json"
+_AGAIN_FILE = "again.json"
+_SECONDS_BEFORE_ANOTHER_TRY = 300.0
+_MOST_TRIES = 2
 _MAX_CHUNK_PICTURES = 64
 _MAX_CHUNK_BYTES = 8 * 1024**2
 _CHUNKS_PER_WORKER = 8
@@ -114,8 +119,10 @@ def decode_all(
     key = _entry_key(fingerprint, image_size, resize, channels)
     entry = find_entry(key)
     if entry is not None:
+        settings = {"image_size": image_size, "resize": resize, "channels": channels or 3}
         with contextlib.suppress(OSError, ValueError, KeyError):
-            return _load(entry, len(locations))
+            if not _more_is_readable_now(entry, locations, settings, picture_timeout_seconds):
+                return _load(entry, len(locations))
         discard_entry(entry)
     n_workers = _default_jobs(len(locations)) if jobs is None else max(1, jobs)
     with WorkerPool(n_workers=n_workers, picture_timeout_seconds=picture_timeout_seconds) as pool:
@@ -199,6 +206,9 @@ class _Build:
         readable = np.array([i for i in sorted(answers) if answers[i][0] == "ok"], dtype=np.int64)
         _close_gaps(folder / _PIXELS_FILE, readable)
         _write_columns(folder / _PICTURES_FILE, answers)
+        for_now = [i for i in sorted(answers) if answers[i][0] != "ok" and len(answers[i]) > 2]
+        if for_now:
+            write_json(folder / _AGAIN_FILE, {"indices": for_now, "tries": 0})
 
     def _answers(
         self, settings: dict[str, Any], first_offset: int, row_bytes: int, grey_only: bool
@@ -224,6 +234,42 @@ class _Build:
         if self.on_progress is not None:
             self.on_progress(len(answers), len(self.locations))
         return answers
+
+
+def _more_is_readable_now(
+    entry: Path, locations: Sequence[Location], settings: dict[str, Any], timeout_seconds: float
+) -> bool:
+    """Whether one of the pictures that an entry lacks for a passing reason can be decoded by now.
+
+    A machine that was busy or short of memory must not cost a picture for good. Those that fail twice more are left
+    alone, since a picture that hangs its decoder would cost a minute at every start.
+
+    Raises:
+        OSError, ValueError, KeyError: The entry is damaged.
+    """
+    path = entry / _AGAIN_FILE
+    if not path.is_file() or time.time() - path.stat().st_mtime < _SECONDS_BEFORE_ANOTHER_TRY:
+        return False
+    content = json.loads(path.read_text(encoding="utf-8"))
+    indices, tries = [int(i) for i in content["indices"]], int(content["tries"])
+    if tries >= _MOST_TRIES or not all(0 <= i < len(locations) for i in indices):
+        return False
+    with (
+        tempfile.TemporaryDirectory(prefix="netloom-decoding-") as folder,
+        WorkerPool(n_workers=1, picture_timeout_seconds=timeout_seconds) as pool,
+    ):
+        output = Path(folder) / _PIXELS_FILE
+        offset = _reserve(output, (1, *settings["image_size"], settings["channels"]))
+        request = {"operation": "decode", "output": str(output), **settings}
+        tasks = (
+            [Task(task.index, task.location, task.data, offset=offset) for task in chunk]
+            for chunk in _chunks(locations, indices, 1, {})
+        )
+        found = any(answer[0] == "ok" for _, answer in pool.run(request, tasks))
+    if not found:
+        with contextlib.suppress(NetloomError):  # a read-only cache is still worth reading
+            write_json(path, {"indices": indices, "tries": tries + 1})
+    return found
 
 
 def _check(image_size: tuple[int, int], resize: str, channels: int | None) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from netloom.data.layout import PART_NAMES, Arranged, check_classes, order_classes, printable
+from netloom.data.layout import PART_NAMES, Arranged, check_classes, order_classes
 from netloom.data.location import FileLocation
 from netloom.data.samples import Rejected, Sample
 from netloom.errors import DataError, did_you_mean
+from netloom.progress import printable
 
 _REQUIRED = ("image_path", "label")
 _OPTIONAL = ("split", "group", "weight")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from netloom.data.location import Location
 from netloom.data.samples import Rejected, Sample
 from netloom.errors import DataError, NoClassesError
+from netloom.progress import printable
 
 PART_NAMES = {
     "train": "train",
@@ -31,7 +31,6 @@ OUTSIDE = "outside the class folders"
 """Why pictures beside class folders are left out."""
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
-_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 _ARRANGEMENT = (
     "Arrange the pictures as CLASS/picture.jpg, one folder for each class, or as "
@@ -54,18 +53,6 @@ class Arranged:
     class_names: tuple[str, ...]
     samples: list[Sample]
     rejected: list[Rejected]
-
-
-def printable(name: str) -> str:
-    r"""`name` in NFC, so that it can be stored and shown.
-
-    Undecodable bytes, control characters (which a terminal would obey) and those that turn the direction of the text
-    around them are escaped, as `\x1b`.
-    """
-    if name.isascii() and name.isprintable():
-        return name
-    text = unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
-    return _UNSHOWABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_junk(name: str) -> bool:

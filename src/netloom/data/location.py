@@ -31,14 +31,17 @@ MAX_TAR_HEADER_BYTES = 1024**2
 
 
 class BoundedTarInfo(tarfile.TarInfo):
-    """Refuses members whose name or attributes are absurdly long, for `tarfile.open(..., tarinfo=BoundedTarInfo)`."""
+    """Refuses absurd sizes of members, names and attributes, for `tarfile.open(..., tarinfo=BoundedTarInfo)`.
+
+    With a negative size a member would be followed by itself, for ever (CVE-2025-8194).
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedTarInfo:
         """The header in `buf`.
 
         Raises:
-            tarfile.ReadError: It announces an extended header over `MAX_TAR_HEADER_BYTES`.
+            tarfile.ReadError: Its size is negative, or it announces an extended header over `MAX_TAR_HEADER_BYTES`.
         """
         info = super().frombuf(buf, encoding, errors)
         extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -46,7 +49,30 @@ class BoundedTarInfo(tarfile.TarInfo):
             info.size > MAX_TAR_HEADER_BYTES
         ):
             raise tarfile.ReadError(f"a header of {info.size:,} bytes")
+        _refuse_negative(info.size)
         return info
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> BoundedTarInfo:
+        """The next member, whose size an extended header may have replaced.
+
+        Raises:
+            tarfile.ReadError: Its size is negative.
+        """
+        info = super().fromtarfile(tarfile)
+        _refuse_negative(info.size)
+        return info
+
+    def _block(self, count: int) -> int:
+        # Where tarfile computes the place of the next header, in the middle of reading an extended one. Versions that
+        # refuse it themselves take it for the end of the archive, and what follows would be missing without a word.
+        _refuse_negative(count)
+        return super()._block(count)  # type: ignore[misc, no-any-return]
+
+
+def _refuse_negative(n_bytes: int) -> None:
+    if n_bytes < 0:
+        raise tarfile.ReadError(f"a member of {n_bytes:,} bytes")
 
 
 class UnreadablePictureError(Exception):
@@ -240,7 +266,7 @@ def stream_tar(
                     yield wanted.pop(info.name), data
                 if not wanted:
                     break
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError) as error:
         reason = f"{archive} is damaged here or before ({error})"
     except Exception as error:  # zlib.error and lzma.LZMAError, without importing either
         reason = f"{archive} cannot be decompressed here or before ({error})"
@@ -286,6 +312,8 @@ def _check_regular(status: os.stat_result) -> None:
 
 
 def _check_size(n_bytes: int) -> None:
+    if n_bytes < 0:
+        raise UnreadablePictureError(f"its size is said to be {n_bytes:,} bytes")
     if n_bytes > MAX_FILE_BYTES:
         raise UnreadablePictureError(_too_large(n_bytes))
 

@@ -11,11 +11,12 @@ from netloom.data import listing_memo
 from netloom.data.archives import ARCHIVE_SUFFIXES, list_archive
 from netloom.data.file_stamps import stamp_of
 from netloom.data.label_table import read_label_table
-from netloom.data.layout import Arranged, Entry, arrange, arrange_unlabelled, is_junk, printable
+from netloom.data.layout import Arranged, Entry, arrange, arrange_unlabelled, is_junk
 from netloom.data.location import FileLocation
 from netloom.data.samples import Rejected, Source
 from netloom.errors import DataError
 from netloom.memory import without_garbage_collection
+from netloom.progress import printable
 
 FolderKey = tuple[int, int]  # device and inode
 
@@ -126,10 +127,14 @@ def _walk(
         return
     for item in items:
         below = (*parts, item.name)
-        if not _is_folder(item):
+        try:
+            key = _key(item.path) if _is_folder(item) else None
+        except OSError as error:  # gone since it was listed, or no permission to look where a link leads
+            rejected.append(Rejected(printable("/".join(below)), f"not readable: {error.strerror}"))
+            continue
+        if key is None:
             yield Entry(below, FileLocation(item.path))
             continue
-        key = _key(item.path)
         if item.is_symlink():
             if key in above or key in linked:
                 rejected.append(Rejected(printable("/".join(below)), "link to a folder read already"))

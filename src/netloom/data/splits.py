@@ -8,7 +8,7 @@ ask what the network has seen in training.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,8 +24,6 @@ IntArray = npt.NDArray[np.int64]
 PARTS = ("train", "validation", "test")
 WITHOUT_TEST = "without classes"
 """Method of a split of pictures without classes, which need no test part."""
-CONTENT_DIGITS = 16
-"""Of a content hash, what a manifest keeps: enough that no two of a billion pictures are taken for each other."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,16 @@ class Split:
     notes: tuple[str, ...] = ()
     per_class: int | None = None
 
-    def to_json(self, ids: Sequence[str], content_hashes: Sequence[str] | None = None) -> dict[str, Any]:
-        """The manifest: ids in place of indices, so that it outlives a new order.
-
-        With `content_hashes`, one for each picture, it also tells the training pictures by their content, so that they
-        are known under other names and in other sources (`train_content`).
-        """
+    def to_json(self, ids: Sequence[str]) -> dict[str, Any]:
+        """The manifest: ids in place of indices, so that it outlives a new order."""
         parts = {name: [ids[i] for i in getattr(self, name)] for name in PARTS}
-        drawn = {"method": self.method, "seed": self.seed, "per_class": self.per_class}
-        content = {} if content_hashes is None else {"train_content": _shortened(content_hashes, self.train)}
-        return {**drawn, "notes": list(self.notes), **parts, **content}
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "per_class": self.per_class,
+            "notes": list(self.notes),
+            **parts,
+        }
 
     def with_validation_trained(self) -> Split:
         """The same test part; what validated trains, too."""
@@ -92,10 +90,6 @@ class Split:
         return cls(**indices, method=method, seed=seed, notes=notes, per_class=per_class)
 
 
-def _shortened(content_hashes: Sequence[str], indices: IntArray) -> list[str]:
-    return [content_hashes[i][:CONTENT_DIGITS] for i in indices.tolist()]
-
-
 def _refuse_impossible_ids(
     names: Mapping[str, list[str]], position: Mapping[str, int], *, needed: Sequence[str]
 ) -> None:
@@ -129,9 +123,10 @@ def make_split(
 
     Parts that the source gives are used as they are. Where it gives no test part, `test_fraction`
     of the rest becomes one, or none is made if that is None, because the caller holds one out; where
-    it gives no validation part, `validation_fraction` of what is not test does, none if that is 0. What is drawn has
-    the classes in proportion (within one picture of the exact share, where no duplicates or groups
-    tie pictures together), and every class is in the training part.
+    it gives no validation part, `validation_fraction` of what is not test does, none if that is 0. The test part does
+    not depend on `validation_fraction` (unless groups leave training nothing that could validate, and the test part
+    gives it up). What is drawn has the classes in proportion (within one picture of the exact share, where no
+    duplicates or groups tie pictures together), and every class is in the training part.
     With `per_class`, so many pictures of each class stay in the training part (`data/per_class.py`); the
     other parts are the same as without it.
     The result depends on the arguments alone; `class_names` serve the notes and messages.
@@ -211,6 +206,20 @@ def tie_into_units(n: int, groups: Sequence[str | None] | None, content_hashes: 
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 
+def groups_of(groups: Sequence[str | None] | None, indices: IntArray) -> IntArray | None:
+    """The group of each of some pictures as a number, int64 `[n]`; None where no two of them share one.
+
+    A picture without a group is one of its own.
+    """
+    if groups is None:
+        return None
+    first: dict[str, int] = {}
+    chosen = [groups[i] for i in indices.tolist()]
+    numbers = [place if group is None else first.setdefault(group, place) for place, group in enumerate(chosen)]
+    found = np.unique(np.array(numbers, dtype=np.int64), return_inverse=True)[1].astype(np.int64)
+    return found if len(found) and int(found.max()) + 1 < len(found) else None
+
+
 def _given_parts(parts: Sequence[str | None] | None, n: int) -> IntArray | None:
     """Given parts as indices into `PARTS`, int64 `[n]`; None for none, or only `train`."""
     if parts is None or set(parts) <= {None, "train"}:
@@ -233,39 +242,56 @@ def _assign(
 ) -> tuple[IntArray, str]:
     """Each picture's part as an index into `PARTS`, int64 `[N]`, and the method."""
     if given is None:
-        wanted = [name for name in ("test", "validation") if name in fractions]
-        rest, method = np.arange(len(labels)), "stratified"
-    else:
-        absent = [name for name in PARTS if name in ("train", *fractions) and not (given == PARTS.index(name)).any()]
-        if "train" in absent:
-            raise DataError("The source names a validation or test part but no training part; add one.")
-        if not absent:
-            return given, "given"
-        wanted, rest = absent, np.flatnonzero(given == 0)
-        kept = "test" if wanted == ["validation"] else "validation"
-        method = f"given {kept}, stratified {wanted[0]}"
-    quotas = _quotas(labels[rest], [fractions[name] for name in wanted], seed)
-    drawn = draw_parts(labels[rest], units[rest], quotas, seed, first_is_training=True)
-    side = np.zeros(len(labels), dtype=np.int64) if given is None else given.copy()
-    side[rest] = np.array([0, *map(PARTS.index, wanted)])[drawn]
-    return side, method
+        return _assign_freely(labels, units, fractions, seed), "stratified"
+    absent = [name for name in PARTS if name in ("train", *fractions) and not (given == PARTS.index(name)).any()]
+    if "train" in absent:
+        raise DataError("The source names a validation or test part but no training part; add one.")
+    if not absent:
+        return given, "given"
+    [part] = absent
+    side = given.copy()
+    _take_out(side, labels, units, part, fractions[part], seed)
+    return side, f"given {'test' if part == 'validation' else 'validation'}, stratified {part}"
 
 
-def _quotas(labels: IntArray, fractions: Sequence[float], seed: int) -> IntArray:
-    """Pictures wanted per part and class, int64 `[1 + len(fractions), K]`.
+def _assign_freely(labels: IntArray, units: IntArray, fractions: Mapping[str, float], seed: int) -> IntArray:
+    """The test part first, by nothing but its own fraction, and validation from what it left: int64 `[N]`.
 
-    Row 0 is what stays in training. Each fraction is of what the ones before it left. Shares are
-    rounded by largest remainder, and a class always keeps one picture for training.
+    So trainings with much, little and no validation are tested on the same pictures.
     """
-    left = np.bincount(labels)
-    order = permutation(seed, "split/classes", 0, len(left))
-    rows = []
-    for fraction in fractions:
-        total = max(1, round(fraction * int(left.sum())))
-        share = _largest_remainder(fraction * left, total, np.maximum(left - 1, 0), order)
-        rows.append(share)
-        left = left - share
-    return np.stack([left, *rows])
+    side = np.zeros(len(labels), dtype=np.int64)
+    for turn, part in enumerate(name for name in ("test", "validation") if name in fractions):
+        _take_out(side, labels, units, part, fractions[part], seed, turn=turn)
+    if {PARTS[number] for number in np.unique(side)} < {"train", *fractions}:
+        # A few large groups can leave training nothing that could validate; the test part may have one to spare.
+        members = _Members.of(labels, units, permutation(seed, "split/units", 0, int(units.max()) + 1))
+        row_of_unit = np.zeros(len(members.sizes), dtype=np.int64)
+        row_of_unit[units] = side
+        _fill_empty_rows(members, labels, units, row_of_unit, rows=[PARTS.index(part) for part in fractions])
+        side = row_of_unit[units]
+    return side
+
+
+def _take_out(
+    side: IntArray, labels: IntArray, units: IntArray, part: str, fraction: float, seed: int, *, turn: int = 0
+) -> None:
+    """Move `fraction` of the pictures that train to `part`; updates `side`."""
+    training = np.flatnonzero(side == 0)
+    quotas = _quotas(labels[training], fraction, seed)
+    drawn = draw_parts(labels[training], units[training], quotas, seed, first_is_training=True, turn=turn)
+    side[training[drawn == 1]] = PARTS.index(part)
+
+
+def _quotas(labels: IntArray, fraction: float, seed: int) -> IntArray:
+    """Pictures wanted in training and in the part that is taken out of it, per class, int64 `[2, K]`.
+
+    Shares are rounded by largest remainder, and a class always keeps one picture for training.
+    """
+    counts = np.bincount(labels)
+    order = permutation(seed, "split/classes", 0, len(counts))
+    total = max(1, round(fraction * len(labels)))
+    share = _largest_remainder(fraction * counts, total, np.maximum(counts - 1, 0), order)
+    return np.stack([counts - share, share])
 
 
 def _largest_remainder(exact: npt.NDArray[np.floating[Any]], total: int, most: IntArray, order: IntArray) -> IntArray:
@@ -279,7 +305,13 @@ def _largest_remainder(exact: npt.NDArray[np.floating[Any]], total: int, most: I
 
 
 def draw_parts(
-    labels: IntArray, units: IntArray, quotas: IntArray, seed: int, *, first_is_training: bool = False
+    labels: IntArray,
+    units: IntArray,
+    quotas: IntArray,
+    seed: int,
+    *,
+    first_is_training: bool = False,
+    turn: int = 0,
 ) -> IntArray:
     """Distribute whole units over the rows of `quotas`; the row of each picture, int64 `[N]`.
 
@@ -293,9 +325,10 @@ def draw_parts(
         quotas: Pictures wanted per row and class, int64 `[R, K]`.
         seed: The same seed gives the same parts.
         first_is_training: Every class must be in row 0.
+        turn: Another number gives an independent draw with the same seed.
     """
     units = np.unique(units, return_inverse=True)[1]
-    members = _Members.of(labels, units, permutation(seed, "split/units", 0, int(units.max()) + 1))
+    members = _Members.of(labels, units, permutation(seed, "split/units", turn, int(units.max()) + 1))
     row_of_unit = np.full(len(members.sizes), -1, dtype=np.int64)
     filled = np.zeros(quotas.shape, dtype=np.int64)
     if first_is_training:
@@ -304,7 +337,7 @@ def draw_parts(
     _place_large_units(members, quotas, filled, row_of_unit)
     _place_single_pictures(members, labels, units, quotas - filled, row_of_unit)
     if first_is_training:
-        _fill_empty_rows(members, labels, units, row_of_unit, len(quotas))
+        _fill_empty_rows(members, labels, units, row_of_unit, rows=range(1, len(quotas)))
     return row_of_unit[units]
 
 
@@ -385,12 +418,14 @@ def _place_single_pictures(
         row_of_unit[units[pictures]] = np.repeat(rows, shares)
 
 
-def _fill_empty_rows(members: _Members, labels: IntArray, units: IntArray, row_of_unit: IntArray, n_rows: int) -> None:
-    """Move a small unit into each part that large units left empty, where one can be spared."""
+def _fill_empty_rows(
+    members: _Members, labels: IntArray, units: IntArray, row_of_unit: IntArray, *, rows: Iterable[int]
+) -> None:
+    """Move a small unit into each of `rows` that large units left empty, where one can be spared."""
     in_training = np.bincount(labels[row_of_unit[units] == 0])
     by_size = members.order[np.argsort(members.sizes[members.order], kind="stable")].tolist()
-    for row in range(1, n_rows):
-        units_per_row = np.bincount(row_of_unit, minlength=n_rows)
+    for row in rows:
+        units_per_row = np.bincount(row_of_unit, minlength=row + 1)
         if units_per_row[row]:
             continue
         for unit in by_size:

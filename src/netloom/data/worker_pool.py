@@ -171,7 +171,7 @@ class WorkerPool:
             n_crashes += 1
             if worker.timed_out or n_crashes == _MAX_CRASHES:
                 reason = worker.cause_of_death()
-                events.put([(waiting.popleft().index, ["unreadable", reason])])
+                events.put([(waiting.popleft().index, ["unreadable", reason, "for now"])])
                 n_crashes = 0
 
     def _worker(self, slot: int) -> _Worker | None:

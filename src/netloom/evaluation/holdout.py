@@ -35,6 +35,8 @@ class Evaluation:
     probabilities: npt.NDArray[np.float32]
     targets: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
+    groups: npt.NDArray[np.int64] | None = None
+    """The group of each picture, `[n]`; None where each stands for itself."""
 
     @property
     def predictions(self) -> npt.NDArray[np.int64]:
@@ -49,6 +51,7 @@ class Evaluation:
         return {
             "accuracy": scores.accuracy.value,
             "n": scores.accuracy.n,
+            "groups": scores.accuracy.groups,
             "interval": list(scores.accuracy.interval),
             "macro_f1": scores.macro_f1.value,
             "macro_f1_interval": list(scores.macro_f1.interval),
@@ -79,6 +82,7 @@ def evaluate_model(
     head: Head,
     targets: npt.NDArray[np.int64],
     train_targets: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64] | None = None,
     plan: ExecutionPlan,
     watch: Watch = unwatched,
     test_time_augmentation: TestTimeAugmentation = "none",
@@ -91,6 +95,7 @@ def evaluate_model(
         head: Which output is scored.
         targets: True classes in the order of the batches, int64 `[n]`.
         train_targets: Of the training part, for the majority baseline.
+        groups: The group of each picture in the same order, int64 `[n]`, which intervals take into account.
         plan: Device, threads and precision.
         watch: Called with the prediction hooks.
         test_time_augmentation: Versions of each picture that outputs are averaged over, see `augmented_views`.
@@ -115,8 +120,8 @@ def evaluate_model(
             f"The network gives no finite probabilities for {broken:,} of {len(probabilities):,} pictures: its weights "
             "or activations have grown beyond all bounds. Train with a smaller learning_rate."
         )
-    scores = score_probabilities(probabilities, targets, train_targets=train_targets)
-    return Evaluation(scores, probabilities, targets, head.class_names)
+    scores = score_probabilities(probabilities, targets, train_targets=train_targets, groups=groups)
+    return Evaluation(scores, probabilities, targets, head.class_names, groups)
 
 
 def _number(value: float) -> float | None:

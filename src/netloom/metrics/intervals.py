@@ -30,12 +30,15 @@ class Estimate(NamedTuple):
     value: float
     n: int
     interval: Interval
+    groups: int | None = None
+    """How many groups the pictures come in, which the interval takes into account; None for independent pictures."""
 
 
-def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: float, n: float, *, confidence: float = 0.95) -> Interval:
     """Interval of a proportion such as accuracy, 0..1.
 
-    Unlike the normal approximation it holds for small `n` and near 0 and 1.
+    Unlike the normal approximation it holds for small `n` and near 0 and 1. `n` need not be whole, where it says how
+    many independent pictures those that there are are worth.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22,
     1927; recommended by Brown, Cai and DasGupta, "Interval estimation for a binomial proportion",

@@ -98,9 +98,16 @@ def independent_difference_interval(
     Raises:
         ValueError: A count is impossible.
     """
-    first = wilson_interval(first_right, first_n, confidence=confidence)
-    second = wilson_interval(second_right, second_n, confidence=confidence)
-    p_first, p_second = first_right / first_n, second_right / second_n
+    return difference_of_intervals(
+        first_right / first_n,
+        wilson_interval(first_right, first_n, confidence=confidence),
+        second_right / second_n,
+        wilson_interval(second_right, second_n, confidence=confidence),
+    )
+
+
+def difference_of_intervals(p_first: float, first: Interval, p_second: float, second: Interval) -> Interval:
+    """Newcombe's interval of `p_second - p_first` from intervals of the two shares, of whatever kind, -1..1."""
     difference = p_second - p_first
     return Interval(
         difference - float(np.hypot(p_second - second.low, first.high - p_first)),

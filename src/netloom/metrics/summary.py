@@ -12,6 +12,7 @@ from netloom.metrics.calibration import (
     calibration_error_by_chance,
     reliability_bins,
 )
+from netloom.metrics.grouped import grouped_macro_f1_interval, grouped_mean_interval, grouped_share_interval
 from netloom.metrics.intervals import (
     Estimate,
     macro_f1_interval,
@@ -50,6 +51,7 @@ def score_probabilities(
     targets: npt.NDArray[np.integer[Any]],
     *,
     train_targets: npt.NDArray[np.integer[Any]],
+    groups: npt.NDArray[np.integer[Any]] | None = None,
     seed: int = 0,
 ) -> HeldOutScores:
     """Score class probabilities on pictures that had no part in training.
@@ -58,6 +60,8 @@ def score_probabilities(
         probabilities: `[N, K]`, rows summing to 1.
         targets: True class indices `[N]`.
         train_targets: Class indices of the training part, for the majority baseline.
+        groups: The group of each picture `[N]` (a patient, a video), by which intervals are then taken; None for
+            independent pictures.
         seed: Of the resampled intervals.
 
     Raises:
@@ -71,11 +75,29 @@ def score_probabilities(
     baseline = majority_baseline(train_targets, targets)
     # Float32 softmax may end a rounding error above 1.
     confidences = np.minimum(probabilities.max(axis=1).astype(np.float64), 1.0)
+    guessed = targets == baseline.class_index
+    if groups is None:
+        n_groups = None
+        intervals = (
+            wilson_interval(int(correct.sum()), n),
+            macro_f1_interval(confusion, seed=seed),
+            mean_interval(losses),
+            wilson_interval(int(guessed.sum()), n),
+        )
+    else:
+        n_groups = len(np.unique(groups))
+        intervals = (
+            grouped_share_interval(correct, groups),
+            grouped_macro_f1_interval(targets, predictions, groups, probabilities.shape[1], seed=seed),
+            grouped_mean_interval(losses, groups),
+            grouped_share_interval(guessed, groups),
+        )
+    of_accuracy, of_f1, of_loss, of_majority = intervals
     return HeldOutScores(
-        accuracy=Estimate(accuracy(targets, predictions), n, wilson_interval(int(correct.sum()), n)),
-        macro_f1=Estimate(macro_f1(confusion), n, macro_f1_interval(confusion, seed=seed)),
-        log_loss=Estimate(float(losses.mean()), n, mean_interval(losses)),
-        majority=Estimate(baseline.accuracy, n, wilson_interval(baseline.n_correct, n)),
+        accuracy=Estimate(accuracy(targets, predictions), n, of_accuracy, n_groups),
+        macro_f1=Estimate(macro_f1(confusion), n, of_f1, n_groups),
+        log_loss=Estimate(float(losses.mean()), n, of_loss, n_groups),
+        majority=Estimate(baseline.accuracy, n, of_majority, n_groups),
         majority_class=baseline.class_index,
         confusion=confusion,
         reliability=reliability_bins(confidences, correct),

@@ -18,11 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from netloom.data.layout import printable
 from netloom.errors import ModelError, did_you_mean
 from netloom.models.backbones import HEAD_PREFIX, PREFIX, TRUNK_PREFIX, backbone_name, pretrained_config
 from netloom.models.contract import ImageModel
 from netloom.models.registry import MAX_PARAMETERS
+from netloom.progress import printable
 
 Found = TypeVar("Found")
 

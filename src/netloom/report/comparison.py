@@ -82,11 +82,13 @@ class ComparedPair:
     """At 95%, for this pair alone."""
     n: int | None = None
     """Test pictures of both, where paired."""
+    groups: int | None = None
+    """How many groups these come in, by which the test then is."""
     only_first: int | None = None
     """Pictures that only the first run got right, where paired."""
     only_second: int | None = None
     p_value: float | None = None
-    """Of McNemar's exact test, where paired."""
+    """Where paired: of McNemar's exact test, or with groups of the exact test of their differences' signs."""
     adjusted_p_value: float | None = None
     """The same, corrected by Holm's procedure for all pairs tested."""
 
@@ -233,7 +235,7 @@ def pairs_table(comparison: Comparison) -> Table:
             "–"
             if pair.difference is None
             else f"{pair.difference * 100:+.1f} points\n{_points_interval(pair.interval)}",
-            "–" if pair.n is None else f"{pair.n:,}",
+            "–" if pair.n is None else f"{pair.n:,}{_of_groups(pair.groups)}",
             "–"
             if pair.n is None
             else f"{pair.second + 1}: {pair.only_second:,}\n{pair.first + 1}: {pair.only_first:,}",
@@ -275,7 +277,12 @@ def p_value_text(value: float) -> str:
 def _accuracy_cell(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
-    return f"{percent(estimate.value)} of {estimate.n:,}\n{percent_interval(estimate.interval)}"
+    of = f"{percent(estimate.value)} of {estimate.n:,}"
+    return f"{of}\n{percent_interval(estimate.interval)}{_of_groups(estimate.groups)}"
+
+
+def _of_groups(groups: int | None) -> str:
+    return "" if groups is None else f"\n{counted(groups, 'group')}"
 
 
 def _points_interval(interval: Interval | None) -> str:
@@ -291,4 +298,9 @@ def _value_text(value: Any) -> str:
 def _estimate_json(estimate: Estimate | None) -> dict[str, Any] | None:
     if estimate is None:
         return None
-    return {"accuracy": estimate.value, "n": estimate.n, "interval": list(estimate.interval)}
+    return {
+        "accuracy": estimate.value,
+        "n": estimate.n,
+        "groups": estimate.groups,
+        "interval": list(estimate.interval),
+    }

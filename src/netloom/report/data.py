@@ -100,6 +100,8 @@ class ReportData:
     model: ModelFacts | None = None
     training: TrainingFacts | None = None
     test: HeldOutScores | None = None
+    tests: int = 1
+    """How often the test part has been looked at, with training in between."""
     mistakes: Sequence[Mistake] = ()
     """The most confident mistakes on the test part, most confident first."""
     recipe_yaml: str = ""

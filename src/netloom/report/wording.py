@@ -50,15 +50,22 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+def pictures_in_words(n: int, groups: int | None, noun: str = "picture") -> str:
+    """`1,000 pictures`, `1,000 pictures of 40 groups`."""
+    return counted(n, noun) + ("" if groups is None else f" of {counted(groups, 'group')}")
+
+
 def headline(report: ReportData) -> str:
     """The answer first: how often it is right on new pictures, how sure that is, and guessing."""
     if report.test is not None:
         accuracy, majority = report.test.accuracy, report.test.majority
         guess = report.class_names[report.test.majority_class]
+        pictures = pictures_in_words(accuracy.n, accuracy.groups, "test picture")
+        unknown = "it had never seen" if report.tests <= 1 else "it was not trained on"
         return (
-            f"Right on {percent(accuracy.value)} of {counted(accuracy.n, 'test picture')} it had "
-            f"never seen (95% interval {percent_interval(accuracy.interval)}); always guessing "
-            f"“{guess}” would be right on {percent(majority.value)}."
+            f"Right on {percent(accuracy.value)} of {pictures} {unknown} (95% interval "
+            f"{percent_interval(accuracy.interval)}); always guessing “{guess}” would be right on "
+            f"{percent(majority.value)}."
         )
     epochs = len(report.training.history) if report.training is not None else 0
     if epochs == 0:

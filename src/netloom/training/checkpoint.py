@@ -63,6 +63,11 @@ class Checkpoint:
         """Where in the epoch the training was."""
         return EpochProgress(**self.values["progress"])
 
+    @property
+    def begun_epochs(self) -> int:
+        """The epochs of which at least one step was taken."""
+        return int(self.values["epoch"]) + (self.progress.batches > 0)
+
     def extended(self) -> Checkpoint:
         """The same moment of a training that is to go on past the end it had."""
         return Checkpoint(self.tensors, {**self.values, "stop_reason": None})
@@ -91,17 +96,21 @@ class Checkpoint:
         return self.progress
 
     def _restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for group, saved in zip(optimizer.param_groups, self.values["rates"], strict=True):
             group["lr"], group["base_lr"] = saved
-        for i, parameter in enumerate(parameters):
+        owners = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        for i, (parameter, group) in enumerate(owners):
             prefix = f"optimizer.{i}."
-            for name, value in self.tensors.items():
-                if name.startswith(prefix):
+            # Counts of steps lie on the CPU, but beside the parameter where a kernel of the device reads them.
+            on_device = bool(group.get("fused") or group.get("capturable"))
+            for key, value in self.tensors.items():
+                if key.startswith(prefix):
+                    name = key[len(prefix) :]
                     # Fused optimizers walk parameter and state in memory order: the layout must be the parameter's.
-                    like = parameter if value.shape == parameter.shape else value
-                    restored = torch.empty_like(like, dtype=value.dtype).copy_(value)
-                    optimizer.state[parameter][name[len(prefix) :]] = restored.detach()
+                    averages = value.shape == parameter.shape and name != "step"
+                    device = parameter.device if averages or on_device else value.device
+                    restored = torch.empty_like(parameter if averages else value, dtype=value.dtype, device=device)
+                    optimizer.state[parameter][name] = restored.copy_(value).detach()
 
 
 class Checkpointer:

@@ -13,7 +13,7 @@ from netloom.data.batches import Batches
 from netloom.inference import predict_outputs
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, executing
-from netloom.training.callbacks.base import Callback, CallbackList
+from netloom.training.callbacks.base import Callback, CallbackList, watching
 from netloom.training.checkpoint import Checkpoint, Checkpointer, EpochProgress
 from netloom.training.freezing import Freezing
 from netloom.training.regularize import MaxNorm, WeightPenalty
@@ -47,7 +47,7 @@ def fit(
     mixup_alpha: float = 0.0,
     cutmix_alpha: float = 0.0,
     freezing: Freezing | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | CallbackList = (),
     checkpointer: Checkpointer | None = None,
     resume: Checkpoint | None = None,
     interruption: Callable[[], str | None] = lambda: None,
@@ -72,7 +72,7 @@ def fit(
         mixup_alpha: Of mixup, see `mix_batch`; 0 is off.
         cutmix_alpha: Of cutmix, likewise.
         freezing: Which stages train when; `optimizer` must know of it, too. Without it all do that require gradients.
-        callbacks: Called in their order.
+        callbacks: Called in their order, and closed at the end; a CallbackList is left open, to whoever made it.
         checkpointer: Where to save what a resumption needs.
         resume: A checkpoint to go on from.
         interruption: Asked between two steps; a text ends the training there and becomes its `stop_reason`. The
@@ -95,10 +95,9 @@ def fit(
         mixup_alpha=mixup_alpha,
         cutmix_alpha=cutmix_alpha,
     )
-    watchers = CallbackList(callbacks)
-    fitting = _Fitting(state, step, watchers, schedule or Schedule(), train, validation, checkpointer)
-    fitting.interruption, fitting.freezing = interruption, freezing
-    with executing(plan), contextlib.closing(watchers), contextlib.closing(step):
+    with executing(plan), watching(callbacks) as watchers, contextlib.closing(step):
+        fitting = _Fitting(state, step, watchers, schedule or Schedule(), train, validation, checkpointer)
+        fitting.interruption, fitting.freezing = interruption, freezing
         progress = resume.restore(state, watchers) if resume else EpochProgress()
         watchers.call("on_fit_start", state)
         try:

@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from netloom.errors import RunError
 from netloom.files import write_atomically, writing
+from netloom.metrics.grouped import grouped_difference_interval, grouped_share_interval, sign_flip_p_value
 from netloom.metrics.intervals import Estimate, Interval, wilson_interval
 from netloom.metrics.paired import (
     count_pairs,
+    difference_of_intervals,
     holm_adjusted,
-    independent_difference_interval,
     mcnemar_p_value,
     paired_difference_interval,
 )
@@ -101,6 +102,15 @@ class _Answers:
     classes: list[str]
     """True class of each."""
     right: npt.NDArray[np.bool_]
+    groups: npt.NDArray[np.int64] | None
+    """Of each; None where each stands for itself."""
+
+    @property
+    def interval(self) -> Interval:
+        """Of the share that is right."""
+        if self.groups is None:
+            return wilson_interval(int(self.right.sum()), len(self.right))
+        return grouped_share_interval(self.right, self.groups)
 
 
 class _Opened:
@@ -118,14 +128,15 @@ class _Opened:
             return None
         probabilities, targets = self.folder.test_predictions()
         ids, names = self.split["test"], self.facts.class_names
-        if len(ids) != len(targets):
-            raise RunError(
-                f"{self.folder.path} is damaged: its split has {len(ids):,} test pictures and its test predictions "
-                f"{len(targets):,}. Train it again, or compare the other runs without it."
-            )
         order = sorted(range(len(ids)), key=ids.__getitem__)
         right = probabilities.argmax(axis=1) == targets
-        return _Answers([ids[i] for i in order], [names[targets[i]] for i in order], right[order])
+        groups = self.folder.test_groups()
+        return _Answers(
+            [ids[i] for i in order],
+            [names[targets[i]] for i in order],
+            right[order],
+            None if groups is None else groups[order],
+        )
 
     @property
     def machine(self) -> str:
@@ -138,7 +149,7 @@ class _Opened:
 
     def describe(self) -> ComparedRun:
         """The run as the comparison shows it."""
-        seconds = sum(row["seconds"] for row in self.history)
+        seconds = sum(row.get("seconds", 0.0) for row in self.history)
         seen = len(self.split["train"]) * len(self.history)
         return ComparedRun(
             name=self.name,
@@ -163,11 +174,16 @@ class _Opened:
         if "validation" in self.result or accuracy is None:
             return _estimate(self.result.get("validation"))
         n = len(self.split["validation"])
+        if not (n and 0 <= accuracy <= 1):
+            return None
         return Estimate(accuracy, n, wilson_interval(round(accuracy * n), n))
 
 
 def _estimate(scores: Mapping[str, Any] | None) -> Estimate | None:
-    return None if scores is None else Estimate(scores["accuracy"], scores["n"], Interval(*scores["interval"]))
+    """None where there are no scores, or those of a training without labels, which have no interval."""
+    if scores is None or "interval" not in scores:
+        return None
+    return Estimate(scores["accuracy"], scores["n"], Interval(*scores["interval"]), scores.get("groups"))
 
 
 def _open(runs: Sequence[str | Path | RunFolder]) -> list[_Opened]:
@@ -203,18 +219,29 @@ def _compare_pair(runs: Sequence[_Opened], first: int, second: int) -> ComparedP
     if set(one.facts.class_names) != set(other.facts.class_names):
         return ComparedPair(first=first, second=second, kind="none", reason="they tell other classes apart")
     if reason := _why_not_paired(one.answers, other.answers):
-        return _compare_unpaired(one.answers.right, other.answers.right, first, second, reason)
+        return _compare_unpaired(one.answers, other.answers, first, second, reason)
     counts = count_pairs(one.answers.right, other.answers.right)
+    # Of a source that has got its groups since, one run alone knows of them.
+    groups = one.answers.groups if other.answers.groups is None else other.answers.groups
+    if groups is None:
+        n_groups, interval, p_value = None, paired_difference_interval(counts), mcnemar_p_value(counts)
+    else:
+        numbers = np.unique(groups, return_inverse=True)[1]
+        gained = other.answers.right.astype(np.int64) - one.answers.right
+        differences = np.bincount(numbers, weights=gained).astype(np.int64)
+        n_groups, p_value = len(differences), sign_flip_p_value(differences)
+        interval = grouped_difference_interval(differences, np.bincount(numbers))
     return ComparedPair(
         first=first,
         second=second,
         kind="paired",
         difference=counts.difference,
-        interval=paired_difference_interval(counts),
+        interval=interval,
         n=counts.n,
+        groups=n_groups,
         only_first=counts.only_first,
         only_second=counts.only_second,
-        p_value=mcnemar_p_value(counts),
+        p_value=p_value,
     )
 
 
@@ -227,16 +254,15 @@ def _why_not_paired(one: _Answers, other: _Answers) -> str:
     return f"{relabelled:,} of the test pictures have another class in the other run" if relabelled else ""
 
 
-def _compare_unpaired(
-    one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], first: int, second: int, reason: str
-) -> ComparedPair:
+def _compare_unpaired(one: _Answers, other: _Answers, first: int, second: int, reason: str) -> ComparedPair:
+    p_one, p_other = float(one.right.mean()), float(other.right.mean())
     return ComparedPair(
         first=first,
         second=second,
         kind="unpaired",
         reason=reason,
-        difference=float(other.mean() - one.mean()),
-        interval=independent_difference_interval(int(one.sum()), len(one), int(other.sum()), len(other)),
+        difference=p_other - p_one,
+        interval=difference_of_intervals(p_one, one.interval, p_other, other.interval),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from netloom.data.imageset import ImageSet
 from netloom.data.sources import open_source
-from netloom.data.splits import Split
+from netloom.data.splits import Split, groups_of
 from netloom.errors import DataError, NetloomError, RunError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Watch, unwatched
@@ -24,6 +24,7 @@ from netloom.runtime import ExecutionPlan, keep_freed_memory, on_device, resolve
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows import builders
 from netloom.workflows.prepare import fingerprint, load_as_trained
+from netloom.workflows.remembered_pictures import already_seen, training_classes
 from netloom.workflows.runs import Run, load_classifier
 
 PARTS = ("train", "validation", "test")
@@ -33,32 +34,41 @@ def evaluate(
     run: str | Path | RunFolder,
     source: str | Path | None = None,
     *,
-    part: str = "test",
+    part: str | None = None,
     device: str = "auto",
     quiet: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Score the run's kept weights.
 
-    Without `source`, on a part of the data it was trained with, as its manifest says. With one, on all pictures of
-    that source, whose class names must be among the run's. The prediction hooks of `callbacks` are called.
+    Without `source`, on a part of the data it was trained with, as its manifest says, the test part if none is named.
+    With one, on all pictures of that source, whose class names must be among the run's. The prediction hooks of
+    `callbacks` are called.
 
     Returns:
         Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class;
-        `seen_in_training` says whether the pictures are those the run was made with, which makes the score too good.
+        `seen` says how many of the pictures, by content, are in each part of the run (null for a run that does not
+        know), `seen_in_training` whether any of them trained, which makes the score too good, and `source_changed`
+        whether the run's own pictures are others than when it was trained.
 
     Raises:
-        RunError: The run is incomplete, or its own data are no longer where they were.
+        RunError: The run is incomplete, its own data are no longer where they were, or a part is named beside a
+            source.
         DataError: The source does not fit the run.
     """
     keep_freed_memory()
     opened = load_classifier(run)
+    if part is not None and source is not None:
+        raise RunError(f"Part {part!r} is one of the run's own data; of {source}, all pictures are scored.")
+    part = part or "test"
     if part not in PARTS:
         raise RunError(f"Part {part!r} is unknown: one of {', '.join(PARTS)}.")
     image_set, train_targets, indices = _pictures(opened, source, part, Reporter(quiet=quiet))
+    unchanged = fingerprint(image_set) == opened.data.fingerprint
     watch = CallbackList(callbacks).call
     evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device, watch=watch)
-    seen = part == "train" if source is None else fingerprint(image_set) == opened.data.fingerprint
+    seen = already_seen(opened, image_set, indices)
+    in_training = unchanged and (part == "train" or source is not None) if seen is None else seen["train"] > 0
     recorded = opened.result.get(part, {}).get("accuracy") if source is None else None
     return {
         "run": str(opened.path),
@@ -67,7 +77,9 @@ def evaluate(
         **evaluation.to_json(),
         "test_time_augmentation": opened.recipe.test_time_augmentation,
         "recorded_accuracy": recorded,
-        "seen_in_training": seen,
+        "seen": seen,
+        "seen_in_training": in_training,
+        "source_changed": not unchanged if source is None else None,
     }
 
 
@@ -95,6 +107,7 @@ def score(
         ).epoch(),
         head=head,
         targets=image_set.targets.numpy()[indices],
+        groups=groups_of(image_set.groups, indices),
         train_targets=train_targets,
         plan=plan,
         watch=watch,
@@ -133,7 +146,8 @@ def _pictures(
     image_set = _with_classes_of(run, load_as_trained(opened, facts, reporter))
     targets = image_set.targets.numpy()
     if source is not None:
-        return image_set, targets, np.arange(len(image_set))
+        learned = training_classes(run)
+        return image_set, targets if learned is None else learned, np.arange(len(image_set))
     split = Split.from_json(run.split, image_set.ids)
     if not len(getattr(split, part)):
         raise RunError(f"{run.path} has no {part} part: it was trained without one. Score it on --part test.")

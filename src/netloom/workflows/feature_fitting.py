@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import time
@@ -31,12 +30,13 @@ from netloom.features import (
     feature_space,
     picture_keys,
 )
-from netloom.inference import predict_outputs
+from netloom.inference import Watch, predict_outputs, unwatched
 from netloom.models.contract import ImageModel
 from netloom.progress import OnProgress, Reporter
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, executing
 from netloom.training.callbacks import Callback, CallbackList, CSVLog, TimeLimit
+from netloom.training.callbacks.base import watching
 from netloom.training.checkpoint import Checkpoint, Checkpointer, state_bytes
 from netloom.training.feature_heads import Choice, fit_logistic
 from netloom.training.loop import fit
@@ -232,7 +232,7 @@ class FeatureFitting(Fitting):
     def fit(
         self,
         plan: ExecutionPlan,
-        callbacks: Sequence[Callback],
+        callbacks: Sequence[Callback] | CallbackList,
         *,
         checkpointer: Checkpointer | None = None,
         resume: Checkpoint | None = None,
@@ -259,7 +259,7 @@ class FeatureFitting(Fitting):
                     "more time at once does it, too (--time-limit, time_limit_minutes)."
                 )
             return self.not_begun(self.head, 1, reason)
-        for callback in callbacks:
+        for callback in callbacks.callbacks if isinstance(callbacks, CallbackList) else callbacks:
             if isinstance(callback, TimeLimit):
                 callback.count(time.monotonic() - started)
         if builders.is_solved_at_once(self.recipe):
@@ -342,19 +342,22 @@ class FeatureFitting(Fitting):
         of_rows = None if weights is None else weights[chosen].to(device)
         return rows, self.image_set.targets[chosen].to(device), of_rows, pictures
 
-    def _solve(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
+    def _solve(self, plan: ExecutionPlan, callbacks: Sequence[Callback] | CallbackList) -> TrainingState:
         """Fit the classifier in one go; for those who watch, that is one epoch."""
         started = time.perf_counter()
-        state, watchers = self.not_begun(self.head, 1), CallbackList(callbacks)
+        state = self.not_begun(self.head, 1)
         if self._found().features.numel() < _FEW_NUMBERS:
             plan = replace(plan, threads=1)
-        with executing(plan), contextlib.closing(watchers):
+        with executing(plan), watching(callbacks) as watchers:
             watchers.call("on_fit_start", state)
+            watchers.call("on_epoch_start", state)
             self._found().choice = self._fit_classifier()
             seconds = time.perf_counter() - started
             figures = self._figures(plan, self.split.train, "train")
             if len(self.split.validation):
-                figures |= self._figures(plan, self.split.validation, "validation")
+                watchers.call("on_validation_start", state)
+                figures |= self._figures(plan, self.split.validation, "validation", watchers.call)
+                watchers.call("on_validation_end", state)
             state.history.append(
                 {
                     "epoch": 1.0,
@@ -395,9 +398,11 @@ class FeatureFitting(Fitting):
             self.head.classifier.bias.copy_(solution.bias)
         return solution.choice
 
-    def _figures(self, plan: ExecutionPlan, indices: npt.NDArray[np.int64], part: str) -> dict[str, float]:
+    def _figures(
+        self, plan: ExecutionPlan, indices: npt.NDArray[np.int64], part: str, watch: Watch = unwatched
+    ) -> dict[str, float]:
         head, batches = self.heads[0], self._rows(self._found().row_of[indices])
-        outputs = predict_outputs(self.head, batches.epoch(), head_names=[head.name], plan=plan)[head.name]
+        outputs = predict_outputs(self.head, batches.epoch(), head_names=[head.name], plan=plan, watch=watch)[head.name]
         targets = self.image_set.targets.cpu()[torch.from_numpy(indices)]
         return {
             f"{part}_loss": head.loss(outputs, targets).item(),

@@ -21,7 +21,7 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, on_device
-from netloom.training.callbacks import Callback
+from netloom.training.callbacks import Callback, CallbackList
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
@@ -89,11 +89,16 @@ class Fitting:
 
         Raises:
             ModelError: The recipe wants a whitened first convolution, and there is none; or pretrained weights, and
-                they are missing or another network's.
-            RecipeError: A class weight is given for a class that does not exist, or what the recipe watches is not
-                measured.
+                they are missing or another network's; or it cannot be trained on batches of one picture.
+            RecipeError: A class weight is given for a class that does not exist, what the recipe watches is not
+                measured, or the pictures are too small for its augmentation.
         """
         check_monitors(recipe, split)
+        _, channels, height, width = image_set.images.shape
+        builders.check_augmentation(recipe, (height, width))
+        builders.check_single_pictures(
+            recipe, network, channels=channels, image_size=(height, width), n_train=len(split.train)
+        )
         by_features = builders.learns_from_features(recipe)
         initialized = initialized and not by_features
         if not initialized:
@@ -219,7 +224,7 @@ class Fitting:
     def fit(
         self,
         plan: ExecutionPlan,
-        callbacks: Sequence[Callback],
+        callbacks: Sequence[Callback] | CallbackList,
         *,
         checkpointer: Checkpointer | None = None,
         resume: Checkpoint | None = None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from netloom.data.batches import Batch
-from netloom.data.decode import decode_picture
-from netloom.data.location import FileLocation, UnreadablePictureError, read_bytes
+from netloom.data.decoding_files import Decoded, decode_in_batches
+from netloom.data.location import FileLocation
+from netloom.data.prefetch import prefetched
 from netloom.errors import DataError
 from netloom.inference import inference_batch_size, predict_outputs
 from netloom.progress import OnProgress, Reporter
@@ -35,7 +36,7 @@ def predict(
     quiet: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
-    """Classify pictures.
+    """Classify pictures, each decoded in a process apart, since they may be a stranger's.
 
     Args:
         run: A trained run.
@@ -50,7 +51,7 @@ def predict(
         could not be read.
 
     Raises:
-        DataError: There is no such file, or `top` is below 1.
+        DataError: There is no such file, it cannot be looked at, or `top` is below 1.
         RunError: The run is incomplete.
     """
     if top < 1:
@@ -60,23 +61,29 @@ def predict(
     facts = opened.data
     files = _files(paths)
     chosen = resolve_device(device)
-    plan, model = plan_for(opened, chosen), on_device(opened.model(), chosen)
     head = build_heads(opened.recipe, facts.class_names)[0]
-    size = inference_batch_size(facts.image_size, opened.recipe.batch_size)
+    decode = functools.partial(
+        decode_in_batches,
+        [FileLocation(str(path)) for path in files],
+        batch_size=inference_batch_size(facts.image_size, opened.recipe.batch_size),
+        image_size=facts.image_size,
+        resize=facts.resize,
+        channels=facts.channels,
+        jobs=usable_cpus(),
+    )
     problems: list[str | None] = []
-    with (
-        executing(plan),
-        ThreadPoolExecutor(usable_cpus()) as pool,
-        Reporter(quiet=quiet).bar("Predicting") as on_progress,
-    ):
-        outputs = predict_outputs(
-            model,
-            _batches(files, facts, problems, batch_size=size, device=chosen, pool=pool, on_progress=on_progress),
-            head_names=[head.name],
-            plan=plan,
-            watch=CallbackList(callbacks).call,
-            test_time_augmentation=opened.recipe.test_time_augmentation,
-        )
+    # The first pictures are decoded while the network is made: a worker for one takes no longer than that.
+    with prefetched(decode) as decoded, Reporter(quiet=quiet).bar("Predicting") as on_progress:
+        plan, model = plan_for(opened, chosen), on_device(opened.model(), chosen)
+        with executing(plan):
+            outputs = predict_outputs(
+                model,
+                _batches(decoded, len(files), facts, problems, device=chosen, on_progress=on_progress),
+                head_names=[head.name],
+                plan=plan,
+                watch=CallbackList(callbacks).call,
+                test_time_augmentation=opened.recipe.test_time_augmentation,
+            )
     rows = iter(head.probabilities(outputs[head.name]).numpy())
     return [
         {"path": str(path), "predictions": _top(next(rows), facts, top)}
@@ -87,38 +94,27 @@ def predict(
 
 
 def _batches(
-    files: Sequence[Path],
+    decoded: Iterator[Decoded],
+    n_files: int,
     facts: DataFacts,
     problems: list[str | None],
     *,
-    batch_size: int,
     device: str,
-    pool: ThreadPoolExecutor,
     on_progress: OnProgress,
 ) -> Iterator[Batch]:
-    """The readable pictures of `files`; why a file cannot be read, or None, is put at the end of `problems`."""
-    for start in range(0, len(files), batch_size):
-        decoded = list(pool.map(lambda path: _decode(path, facts), files[start : start + batch_size]))
-        problems += [pixels if isinstance(pixels, str) else None for pixels in decoded]
-        readable = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
+    """The readable pictures; why a file cannot be read, or None, is put at the end of `problems`."""
+    for pictures in decoded:
+        problems += [pixels if isinstance(pixels, str) else None for pixels in pictures]
+        readable = [pixels for pixels in pictures if isinstance(pixels, np.ndarray)]
         if readable:
             images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2).to(device)
             yield Batch({"image": facts.scaling(images)}, {})
-        on_progress(len(problems), len(files))
+        on_progress(len(problems), n_files)
 
 
 def _top(row: npt.NDArray[np.float32], facts: DataFacts, top: int) -> list[dict[str, Any]]:
     order = np.argsort(-row, kind="stable")[:top]
     return [{"class": facts.class_names[i], "probability": float(row[i])} for i in order]
-
-
-def _decode(path: Path, facts: DataFacts) -> npt.NDArray[np.uint8] | str:
-    """Pixels `[H, W, C]` as in training, or why they cannot be had."""
-    try:
-        data = read_bytes(FileLocation(str(path)))
-        return decode_picture(data, size=facts.image_size, resize=facts.resize, channels=facts.channels).pixels
-    except UnreadablePictureError as error:
-        return error.reason
 
 
 def _files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -129,16 +125,29 @@ def _files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     files: list[Path] = []
     missing: list[str] = []
     for item in map(Path, given):
-        if item.is_dir():
-            files += sorted(p for p in item.rglob("*") if p.is_file() and not p.name.startswith("."))
-        elif item.exists() or item.is_symlink():
-            files.append(item)
-        else:
-            matched = sorted(map(Path, glob.glob(str(item), recursive=True)))  # noqa: PTH207
-            files += [p for p in matched if p.is_file()]
-            missing += [] if matched else [str(item)]
+        try:
+            found = _files_of(item)
+        except OSError as error:
+            told = str(item) if len(str(item)) < 200 else f"{str(item)[:200]}…"
+            raise DataError(f"{told} cannot be looked at: {error.strerror or error}.") from error
+        files += found or []
+        missing += [str(item)] if found is None else []
     if missing:
         raise DataError(f"No such picture: {', '.join(missing[:5])}. Give files, folders or patterns.")
     if not files:
         raise DataError("No picture was given to predict.")
     return files
+
+
+def _files_of(item: Path) -> list[Path] | None:
+    """The files that one path or pattern means; None where there is nothing of that name.
+
+    Raises:
+        OSError: The system does not say, for want of permission say.
+    """
+    if item.is_dir():
+        return sorted(p for p in item.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if item.exists() or item.is_symlink():
+        return [item]
+    matched = sorted(map(Path, glob.glob(str(item), recursive=True)))  # noqa: PTH207
+    return [p for p in matched if p.is_file()] if matched else None

@@ -65,6 +65,7 @@ def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Repor
 
     Raises:
         DataError: The source cannot be used.
+        RecipeError: The pictures are too small for the recipe's augmentation.
     """
     with reporter.bar("Reading pictures") as show:
         on_progress = _importing_meanwhile(show)
@@ -77,6 +78,8 @@ def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Repor
             channels=wanted_channels(recipe),
             on_progress=on_progress,
         )
+    height, width = loaded.image_set.images.shape[2:]
+    builders.check_augmentation(recipe, (height, width))
     return loaded, audit(loaded)
 
 
@@ -147,11 +150,13 @@ def _decoded_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: R
 
 
 def fingerprint(image_set: ImageSet) -> str:
-    """A digest of the pictures' names, contents and classes; equal if and only if these are."""
+    """A digest of the pictures' names, contents, classes and weights if any; equal if and only if these are."""
     digest = hashlib.blake2b(digest_size=16)
     hashes = image_set.content_hashes or ("",) * len(image_set)
     for name, content, target in zip(image_set.ids, hashes, image_set.targets.tolist(), strict=True):
         digest.update(f"{name}\0{content}\0{target}\n".encode(errors="surrogateescape"))
+    if image_set.weights is not None:
+        digest.update(b"weights\n" + image_set.weights.cpu().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from netloom.training.checkpoint import load_checkpoint
 from netloom.training.self_supervised import ConstantSizes, Embedder, check_views
 from netloom.workflows.pretraining_data import UnlabelledData, prepare_unlabelled, reopen_unlabelled
 from netloom.workflows.pretraining_run import PretrainingRun
+from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run
 
 DEFAULT_PRETRAINING = "pretrain"
@@ -70,9 +71,10 @@ def pretrain(
     folder = RunFolder.create(out, name or f"{data.facts.source_name}-pretrained")
     folder.write_setup(
         recipe=chosen,
-        split=data.split.to_json(data.image_set.ids, data.image_set.content_hashes),
+        split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
+        pictures=pictures_to_remember(data.image_set, data.split, labelled=False),
     )
     return PretrainingRun(Run(folder.path), chosen, data, embedder, device, reporter, plan=plan).execute(callbacks)
 

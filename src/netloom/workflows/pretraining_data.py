@@ -17,6 +17,7 @@ from netloom.memory import without_garbage_collection
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, wanted_channels
 from netloom.run import DataFacts, RunFolder
+from netloom.workflows import builders
 from netloom.workflows.prepare import data_facts, fingerprint
 
 # A side of larger pictures, where the recipe names none: four times the pixels take four times as long, and what is in
@@ -102,13 +103,16 @@ def reopen_unlabelled(folder: RunFolder, source: ImageSet | None, recipe: Recipe
 
 def _decoded(source: Source | ImageSet, recipe: Recipe, reporter: Reporter) -> LoadedPictures:
     with reporter.bar("Reading pictures") as on_progress:
-        return load_image_set(
+        loaded = load_image_set(
             source,
             image_size=recipe.image_size or _suited_size(source),
             resize=recipe.resize,
             channels=wanted_channels(recipe),
             on_progress=on_progress,
         )
+    height, width = loaded.image_set.images.shape[2:]
+    builders.check_augmentation(recipe, (height, width))
+    return loaded
 
 
 def _suited_size(source: Source | ImageSet) -> tuple[int, int]:

@@ -68,11 +68,17 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             frozen=result.get("frozen_stages", ()),
         ),
         test=None if test is None else test.scores,
+        tests=result["tests"],
         mistakes=() if test is None else _mistakes(image_set, split, test),
         recipe_yaml=recipe.to_yaml(),
         environment=environment_facts(folder),
         command=_command(folder),
-        notes=[*split.notes, *_how_few(split), *_how_tested(recipe.test_time_augmentation, tested=test is not None)],
+        notes=[
+            *split.notes,
+            *_how_few(split),
+            *_how_often_tested(result["tests"]),
+            *_how_tested(recipe.test_time_augmentation, tested=test is not None),
+        ],
     )
     folder.write_report(render_report(report))
 
@@ -113,6 +119,16 @@ def _how_few(split: Split) -> list[str]:
         f"It was trained on {split.per_class:,} pictures of each class, drawn from the training part by split_seed "
         f"{split.seed}; the others were not used. Validation and test are whole, so that scores can be compared with "
         "those of trainings on more."
+    ]
+
+
+def _how_often_tested(tests: int) -> list[str]:
+    if tests <= 1:
+        return []
+    return [
+        f"The test part was looked at {tests} times, with training in between. Where an earlier score had a say in "
+        "going on, this one is too good: test once more on pictures that nobody has looked at (netloom evaluate RUN "
+        "SOURCE)."
     ]
 
 

@@ -39,7 +39,9 @@ class Run(RunFolder):
         load_weights(model.cpu(), self.weights_path)
         return model.eval()
 
-    def evaluate(self, source: str | Path | None = None, *, part: str = "test", device: str = "auto") -> dict[str, Any]:
+    def evaluate(
+        self, source: str | Path | None = None, *, part: str | None = None, device: str = "auto"
+    ) -> dict[str, Any]:
         """Scores on a part of the run's own data or on other labelled pictures; see `workflows.evaluate`."""
         from netloom.workflows.evaluate import evaluate
 

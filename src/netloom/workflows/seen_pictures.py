@@ -6,17 +6,17 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import CONTENT_DIGITS, Split
+from netloom.data.splits import Split
 from netloom.errors import DataError, NetloomError
 from netloom.models.pretrained import PUBLISHED, RANDOM
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
+from netloom.workflows.remembered_pictures import content_seen_in_training
 
 SPLIT_KEYS = ("split_seed", "test_fraction", "validation_fraction")
 """Recipe keys by which a split of the same pictures is drawn."""
@@ -89,9 +89,9 @@ def _earlier_runs(recipe: Recipe, image_set: ImageSet, fingerprint: str) -> Iter
     folder = _run_of(recipe)
     while folder is not None and folder.path not in met:
         met.add(folder.path)
-        facts, manifest = folder.data, folder.split
+        facts = folder.data
         same = facts.fingerprint == fingerprint
-        seen = _seen(manifest, image_set, same_source=same)
+        seen = _seen(folder, image_set, same_source=same)
         if seen is not None:
             yield _Earlier(folder.path, bool(facts.class_names), same, seen)
         folder = _run_of(folder.recipe)
@@ -110,15 +110,12 @@ def _run_of(recipe: Recipe) -> RunFolder | None:
     return None
 
 
-def _seen(manifest: dict[str, Any], image_set: ImageSet, *, same_source: bool) -> npt.NDArray[np.bool_] | None:
-    content, names = manifest.get("train_content"), manifest.get("train")
-    if isinstance(content, list) and image_set.content_hashes is not None:
-        known = set(map(str, content))
-        return np.array([one[:CONTENT_DIGITS] in known for one in image_set.content_hashes], dtype=np.bool_)
-    if same_source and isinstance(names, list):
-        known = set(map(str, names))
+def _seen(folder: RunFolder, image_set: ImageSet, *, same_source: bool) -> npt.NDArray[np.bool_] | None:
+    by_content = content_seen_in_training(folder, image_set)
+    if by_content is None and same_source:
+        known = set(map(str, folder.split["train"]))
         return np.array([one in known for one in image_set.ids], dtype=np.bool_)
-    return None
+    return by_content
 
 
 def _note(earlier: _Earlier, n: int, of: int, what: str) -> str:

@@ -10,17 +10,18 @@ from torch import nn
 
 from netloom.data.imageset import ImageSet
 from netloom.data.named import NAMED_SETS
-from netloom.errors import RunError
+from netloom.errors import NetloomError, RunError
 from netloom.progress import Reporter
 from netloom.recipe import CUSTOM_MODEL, DEFAULT_RECIPE, MODEL_OPTIONS, Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.training.callbacks import Callback
-from netloom.training.checkpoint import load_checkpoint
+from netloom.training.checkpoint import Checkpoint, load_checkpoint
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import prepare_data, reopen_data
+from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run, load_classifier
 from netloom.workflows.starting_weights import initialize_from_weights, settle
 from netloom.workflows.training_run import TrainingRun
@@ -82,13 +83,21 @@ def train(
         image_size=data.facts.image_size,
         custom=model,
     )
+    builders.check_single_pictures(
+        chosen,
+        network,
+        channels=data.facts.channels,
+        image_size=data.facts.image_size,
+        n_train=len(data.split.train),
+    )
     initialize_from_weights(chosen, network)  # weights that do not fit are told before a run is made, too
     folder = RunFolder.create(out, name or data.facts.source_name)
     folder.write_setup(
         recipe=chosen,
-        split=data.split.to_json(data.image_set.ids, data.image_set.content_hashes),
+        split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
+        pictures=pictures_to_remember(data.image_set, data.split),
     )
     run = Run(folder.path, model=model)
     training = TrainingRun(run, chosen, data, network, heads, device, reporter, plan=plan, profile=profile)
@@ -99,6 +108,7 @@ def resume(
     run: str | Path | RunFolder,
     *,
     epochs: int | None = None,
+    device: str | None = None,
     model: CustomModel | None = None,
     source: ImageSet | None = None,
     quiet: bool = False,
@@ -113,6 +123,8 @@ def resume(
     Args:
         run: Its folder.
         epochs: The new number of epochs in all; the recipe's own without it.
+        device: `auto`, `cpu`, `cuda` or `mps`; the run's own without it. On another one the execution plan is measured
+            anew, and the last bits differ.
         model: The network, or the function making it, where the run trained one of the user's own.
         source: The pictures, where the run was trained on pictures in memory.
         quiet: Say nothing while it runs.
@@ -121,6 +133,7 @@ def resume(
 
     Raises:
         RunError: There is no such run, its pictures have changed, or `epochs` is less than it has already.
+        NetloomError: The device is not available.
         InterruptedTrainingError: Ctrl-C or SIGTERM; the run so far stays usable.
     """
     keep_freed_memory()
@@ -129,13 +142,13 @@ def resume(
     opened.remove_unfinished_files()
     recipe, result = opened.recipe, opened.result
     builders.check_extras(recipe)
-    extended = _extended(opened, recipe, epochs)
-    if result["status"] == "finished" and extended == recipe:
+    if result["status"] == "finished" and epochs in (None, recipe.epochs):
         reporter.say(f"{opened.path} is finished; say how many epochs it shall have: --set epochs=N.")
         return opened
-    data = reopen_data(opened, source, reporter)
     checkpoint = load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None
-    plan = opened.saved_plan
+    extended = _extended(opened, recipe, epochs, checkpoint)
+    data = reopen_data(opened, source, reporter)
+    plan, place = _where(opened, device, reporter)
     if checkpoint is not None and extended != recipe:
         checkpoint = checkpoint.extended()
     _say_what_changes(reporter, recipe, extended)
@@ -146,7 +159,7 @@ def resume(
         data,
         builders.model_for(opened, data.facts, model),
         builders.build_heads(extended, data.facts.class_names),
-        resolve_device("auto" if plan is None else plan.device),
+        place,
         reporter,
         plan=plan,
         checkpoint=checkpoint,
@@ -155,14 +168,44 @@ def resume(
     ).execute(callbacks)
 
 
-def _extended(run: RunFolder, recipe: Recipe, epochs: int | None) -> Recipe:
+def _where(run: RunFolder, device: str | None, reporter: Reporter) -> tuple[ExecutionPlan | None, str]:
+    """The plan to go on with, None to measure one, and its device.
+
+    Raises:
+        NetloomError: The device is not available.
+    """
+    plan = run.saved_plan
+    if plan is None:
+        return None, resolve_device(device or "auto")
+    if device is None:
+        try:
+            return plan, resolve_device(plan.device)
+        except NetloomError as error:
+            raise RunError(
+                f"{run.path} was trained on {plan.device}, which is not available here. Go on there, to end with the "
+                "bits of an uninterrupted training, or here with --device auto (device='auto' from Python), where the "
+                "last bits will differ."
+            ) from error
+    chosen = resolve_device(device)
+    if chosen == plan.device:
+        return plan, chosen
+    reporter.say(
+        f"  note: it goes on on {chosen} and began on {plan.device}, so the last bits differ from those of a training "
+        "on one of them"
+    )
+    return None, chosen
+
+
+def _extended(run: RunFolder, recipe: Recipe, epochs: int | None, checkpoint: Checkpoint | None) -> Recipe:
     if epochs is None or epochs == recipe.epochs:
         return recipe
     if builders.is_solved_at_once(recipe):
         raise RunError(f"{run.path} has no epochs that could be more: its classifier was fitted in one go.")
     extended, done = recipe.replace(epochs=epochs), len(run.history)
-    if extended.epochs < done:
-        raise RunError(f"{run.path} has trained {done} epochs already; it cannot be resumed to have {epochs}.")
+    begun = 0 if checkpoint is None else checkpoint.begun_epochs
+    if extended.epochs < max(begun, done):
+        state = f"has trained {done} epochs" if begun <= done else f"is within epoch {begun}"
+        raise RunError(f"{run.path} {state} already; it cannot be resumed to have {epochs}.")
     return extended
 
 

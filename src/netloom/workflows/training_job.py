@@ -149,6 +149,13 @@ def start_job(
         image_size=facts.image_size,
         custom=model,
     )
+    builders.check_single_pictures(
+        first.recipe,
+        network,
+        channels=facts.channels,
+        image_size=facts.image_size,
+        n_train=len(first.split.train),
+    )
     initialize_from_weights(first.recipe, network)  # and so are weights that do not fit
     plan, jobs = plan_trainings(
         first.recipe, data, network, heads, n_trainings=len(members), jobs=jobs, device=device, plan=plan

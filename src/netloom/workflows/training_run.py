@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from netloom.data.splits import groups_of
 from netloom.errors import TrainingError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Watch
 from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
+from netloom.report.wording import counted, pictures_in_words
 from netloom.runtime import ExecutionPlan, peak_memory_bytes
 from netloom.training.callbacks import Callback, CallbackList, EpochProgress, Profile
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
@@ -101,22 +103,25 @@ class TrainingRun:
             f"{plan.device} with "
             f"{plan.describe_threads()} in {plan.precision} ({plan.reason})"
         )
-        try:
-            state = self._fit(plan, callbacks)
-        except TrainingError as error:
-            self.run.write_result({"status": "failed", "reason": str(error), "tests": self.earlier_tests})
-            raise
-        return self._finish(state, plan, CallbackList(callbacks).call)
+        # The user's own are open until the last prediction, whose hooks are theirs, too.
+        with contextlib.closing(CallbackList(callbacks)) as users:
+            try:
+                state = self._fit(plan, callbacks)
+            except TrainingError as error:
+                self.run.write_result({"status": "failed", "reason": str(error), "tests": self.earlier_tests})
+                raise
+            result, test = self._tested(state, plan, users.call)
+        return self._finish(state, result, test)
 
     def _fit(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         own = self.fitting.callbacks(self.run)
         if not builders.is_solved_at_once(self.recipe):
             own += [EpochProgress(self.reporter)] + ([Profile(self.run.profile_path)] if self.profile else [])
         listener = listening() if self.interruption is None else contextlib.nullcontext(self.interruption)
-        with listener as interruption:
+        with listener as interruption, contextlib.closing(CallbackList(own)):
             return self.fitting.fit(
                 plan,
-                [*own, *callbacks],
+                CallbackList([*own, *callbacks]),
                 checkpointer=Checkpointer(self.run.checkpoint_path),
                 resume=self.checkpoint,
                 interruption=interruption,
@@ -130,13 +135,16 @@ class TrainingRun:
             head=self.heads[0],
             targets=targets[indices],
             train_targets=targets[self.data.split.train],
+            groups=groups_of(self.data.image_set.groups, indices),
             plan=plan,
             watch=watch,
             test_time_augmentation=self.recipe.test_time_augmentation,
         )
 
-    def _finish(self, state: TrainingState, plan: ExecutionPlan, watch: Watch) -> Run:
-        """Keep the weights, look at the test part once, write result and report."""
+    def _tested(
+        self, state: TrainingState, plan: ExecutionPlan, watch: Watch
+    ) -> tuple[dict[str, Any], Evaluation | None]:
+        """Keep the weights and look at the test part once, unless the training was interrupted."""
         self.run.write_weights(weights_bytes(self.network))
         interrupted = self._was_interrupted(state)
         result = self._result(state, plan, "interrupted" if interrupted else "finished")
@@ -149,16 +157,20 @@ class TrainingRun:
         test = None
         if not interrupted:
             test = self._evaluate(self.data.split.test, plan, watch)
-            self.run.write_test_predictions(probabilities=test.probabilities, targets=test.targets)
+            self.run.write_test_predictions(probabilities=test.probabilities, targets=test.targets, groups=test.groups)
             result["test"] = test.to_json()
             result["tests"] += 1
+        return result, test
+
+    def _finish(self, state: TrainingState, result: dict[str, Any], test: Evaluation | None) -> Run:
+        """Write result and report."""
         result["seconds"] = time.perf_counter() - self.started
         self.run.write_result(result)
         # Imported late: Matplotlib would delay every training's first step by most of a second.
         from netloom.workflows.report import write_report
 
         write_report(self.run, self.data.image_set, self.data.split, test)
-        if interrupted:
+        if result["status"] == "interrupted":
             raise InterruptedTrainingError(
                 f"Training was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. The run so far is "
                 f"usable; go on with: {self._how_to_go_on()}",
@@ -226,7 +238,7 @@ class TrainingRun:
         how = result.get("classifier", {}).get("how")
         by = f"\n  {how}" if how else f" (weights of epoch {result['kept_epoch']})"
         self.reporter.say(
-            f"Test accuracy {test['accuracy']:.2%} of {test['n']:,} pictures "
+            f"Test accuracy {test['accuracy']:.2%} of {pictures_in_words(test['n'], test['groups'])} "
             f"(95% interval {low:.2%} to {high:.2%}); always guessing {test['majority_baseline']['class']!r}: "
             f"{test['majority_baseline']['accuracy']:.2%}; {chosen}{by}"
         )
@@ -235,6 +247,8 @@ class TrainingRun:
                 f"  note: outputs were averaged over versions of each picture "
                 f"(test_time_augmentation: {self.recipe.test_time_augmentation})"
             )
+        if result["stop_reason"]:
+            self.reporter.say(f"  note: stopped after {counted(result['epochs'], 'epoch')}: {result['stop_reason']}")
         if result["tests"] > 1:
             self.reporter.say(
                 f"  note: the test part was looked at {result['tests']} times; choices made in between "

@@ -28,6 +28,7 @@ from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.interruption import exit_code_of, listening
 from netloom.workflows.prepare import PreparedData
+from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run
 from netloom.workflows.training_task import Resources, finish_run, set_up
 
@@ -178,9 +179,10 @@ def create_run(
     run = Run(path, model=model)
     run.write_setup(
         recipe=recipe,
-        split=data.split.to_json(data.image_set.ids, data.image_set.content_hashes),
+        split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment,
+        pictures=pictures_to_remember(data.image_set, data.split),
     )
     return run
 

@@ -202,7 +202,7 @@ def tune(
     )
     folder.write_setup(
         recipe=chosen,
-        split=data.split.to_json(data.image_set.ids, data.image_set.content_hashes),
+        split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
     )

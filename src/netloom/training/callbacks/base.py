@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Callback:
         """After the last batch was predicted."""
 
     def close(self) -> None:
-        """After the training, however it ended, also by an exception: release files and displays."""
+        """After the training and its test, however they ended, also by an exception: release files and displays."""
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values and tensors that a resumption needs."""
@@ -125,6 +126,16 @@ class CallbackList:
             seen[kind] += 1
             named.append((kind if seen[kind] == 1 else f"{kind}-{seen[kind]}", callback))
         return named
+
+
+@contextlib.contextmanager
+def watching(callbacks: Sequence[Callback] | CallbackList) -> Iterator[CallbackList]:
+    """The list that calls `callbacks`, which are closed at the end; what is such a list already, its maker closes."""
+    if isinstance(callbacks, CallbackList):
+        yield callbacks
+        return
+    with contextlib.closing(CallbackList(callbacks)) as watchers:
+        yield watchers
 
 
 class Monitor:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from netloom.training.callbacks.base import Callback
+from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
 from netloom.training.state import TrainingState
 
 
@@ -17,10 +18,12 @@ class TimeLimit(Callback):
 
     Args:
         max_minutes: Of training and validation together.
+        schedule: Of the learning rate. One that is stretched over all epochs is cut off by the limit, usually at a high
+            rate, where a network is far from its best: the reason then says so.
     """
 
-    def __init__(self, *, max_minutes: float) -> None:
-        self.max_minutes = max_minutes
+    def __init__(self, *, max_minutes: float, schedule: Schedule | None = None) -> None:
+        self.max_minutes, self.schedule = max_minutes, schedule or Schedule()
         self._earlier_seconds = 0.0
         self._longest_epoch_seconds = 0.0
         self._started: float | None = None
@@ -46,8 +49,19 @@ class TimeLimit(Callback):
         if spent + self._longest_epoch_seconds > 60 * self.max_minutes:
             state.stop(
                 f"time limit: {spent / 60:.1f} of {self.max_minutes:g} minutes are used and an epoch takes up to "
-                f"{self._longest_epoch_seconds / 60:.1f}"
+                f"{self._longest_epoch_seconds / 60:.1f}{self._cut_off(state)}"
             )
+
+    def _cut_off(self, state: TrainingState) -> str:
+        """Where the schedule was, if it was to go on."""
+        if self.schedule.kind not in LENGTH_DEPENDENT or state.epoch >= state.epochs:
+            return ""
+        factor = self.schedule.factor(epochs=state.epochs, steps_per_epoch=state.steps_per_epoch)
+        here, end = factor(state.step - 1), factor(state.epochs * state.steps_per_epoch - 1)
+        return (
+            f"; the {self.schedule.kind} schedule of {state.epochs:,} epochs was cut off at {here:.0%} of the learning "
+            f"rate, where it would end at {end:.0%}: with epochs={state.epoch} it ends within the limit"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The seconds spent, and those of the longest epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netloom.workflows.builders.checks import check_augmentation, check_single_pictures
 from netloom.workflows.builders.models import (
     CustomModel,
     build_heads,
@@ -47,7 +48,9 @@ __all__ = [
     "build_optimizer",
     "build_scaling",
     "build_schedule",
+    "check_augmentation",
     "check_extras",
+    "check_single_pictures",
     "class_weights",
     "count_phases",
     "depending_on_length",

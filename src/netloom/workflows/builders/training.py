@@ -161,7 +161,7 @@ def build_callbacks(
         save = None if folder is None else (lambda model: folder.write_weights(content(model)))
         callbacks.append(BestWeights(monitor=monitor, save=save))
     if recipe.time_limit_minutes is not None:
-        callbacks.append(TimeLimit(max_minutes=recipe.time_limit_minutes))
+        callbacks.append(TimeLimit(max_minutes=recipe.time_limit_minutes, schedule=build_schedule(recipe)))
     if folder is None:
         return callbacks
     if recipe.keep_every is not None:
@@ -179,6 +179,4 @@ def build_callbacks(
 
 def kept_by(recipe: Recipe) -> str | None:
     """The figure by which the kept epoch is chosen, or None where the last epoch's weights are kept."""
-    if recipe.early_stopping is not None and recipe.early_stopping.restore_best:
-        return recipe.early_stopping.monitor
     return recipe.monitor if recipe.keep == "best" else None

@@ -1,0 +1,65 @@
+"""Whether pictures and network fit what a recipe does with them: told before a run is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from netloom.errors import ModelError, RecipeError
+from netloom.recipe import Recipe
+from netloom.workflows.builders.models import is_solved_at_once, learns_from_features
+from netloom.workflows.builders.pictures import progressive_sizes
+from netloom.workflows.builders.training import as_in_training
+
+_TOO_FEW_VALUES = "more than 1 value per channel"  # in the message of torch's batch normalization
+
+
+def check_augmentation(recipe: Recipe, image_size: tuple[int, int]) -> None:
+    """See that pictures of `image_size` (height, width) are large enough for their augmentation.
+
+    Raises:
+        RecipeError: `shifted_crop` would pad them by more pixels than they have.
+    """
+    reach = 0 if recipe.augmentation is None else recipe.augmentation.shifted_crop
+    height, width = image_size
+    if reach > min(height, width):
+        raise RecipeError(
+            f"augmentation.shifted_crop is {reach} pixels, more than the pictures have ({width}x{height}); take at "
+            f"most {min(height, width)}, or larger pictures (image_size)."
+        )
+
+
+def check_single_pictures(
+    recipe: Recipe, network: nn.Module, *, channels: int, image_size: tuple[int, int], n_train: int
+) -> None:
+    """See that a network, as `build_model` gives it, can be trained on batches of one picture, where there are such.
+
+    Batch normalization needs the variance of several values: of several pictures, where a channel is one number.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    if min(recipe.batch_size, n_train) > 1 or is_solved_at_once(recipe):
+        return
+    if learns_from_features(recipe):  # the rest of the network is never in training mode
+        fails = any(isinstance(module, nn.BatchNorm1d) for module in network.modules())
+    else:
+        sizes = progressive_sizes(recipe)
+        fails = _fails_on_one(recipe, network, channels, image_size if sizes is None else sizes.at(0, image_size))
+    if fails:
+        raise ModelError(
+            f"The network has a batch normalization of single numbers, which cannot be trained on batches of one "
+            f"picture (batch_size: {recipe.batch_size}, {n_train:,} to train): one number has no variance. Take a "
+            "batch_size of at least 2, or no normalization there (dense_normalization=none)."
+        )
+
+
+def _fails_on_one(recipe: Recipe, network: nn.Module, channels: int, image_size: tuple[int, int]) -> bool:
+    replica = as_in_training(recipe, network)
+    parameter = next(replica.parameters())
+    try:
+        with torch.no_grad():
+            replica(torch.zeros(1, channels, *image_size, device=parameter.device))
+    except ValueError as error:
+        return _TOO_FEW_VALUES in str(error)
+    return False

@@ -1,0 +1,63 @@
+"""Which pictures a run was made with, so that a later score can say how many of its pictures the network knows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from netloom.data.imageset import ImageSet
+from netloom.data.splits import PARTS, Split
+from netloom.run import RunFolder
+
+_DIGEST_BYTES = 8  # a million pictures against another million: one false match in 10 million such comparisons
+
+
+def pictures_to_remember(
+    image_set: ImageSet, split: Split, *, labelled: bool = True
+) -> dict[str, npt.NDArray[np.int64]]:
+    """A digest of each picture's content by part, int64 `[n]`, and `train_counts`, int64 `[K]`: pictures per class.
+
+    Without labels there are no counts.
+    """
+    found = {}
+    if labelled:
+        targets = image_set.targets.cpu().numpy()[split.train]
+        found["train_counts"] = np.bincount(targets, minlength=len(image_set.class_names)).astype(np.int64)
+    if image_set.content_hashes is not None:
+        digests = _digests(image_set.content_hashes)
+        found |= {part: np.sort(digests[getattr(split, part)]) for part in PARTS}
+    return found
+
+
+def already_seen(folder: RunFolder, image_set: ImageSet, indices: npt.NDArray[np.int64]) -> dict[str, int] | None:
+    """How many of `image_set[indices]` have the content of a picture of each part of the run, by the part's name.
+
+    None where the run does not know the contents of its pictures.
+    """
+    remembered = folder.pictures
+    if image_set.content_hashes is None or not all(part in remembered for part in PARTS):
+        return None
+    digests = _digests([image_set.content_hashes[i] for i in indices.tolist()])
+    return {part: int(np.isin(digests, remembered[part]).sum()) for part in PARTS}
+
+
+def content_seen_in_training(folder: RunFolder, image_set: ImageSet) -> npt.NDArray[np.bool_] | None:
+    """Which pictures have the content of one that trained the run, bool `[N]`; None where it does not know contents."""
+    if image_set.content_hashes is None or "train" not in folder.pictures:
+        return None
+    found: npt.NDArray[np.bool_] = np.isin(_digests(image_set.content_hashes), folder.pictures["train"])
+    return found
+
+
+def training_classes(folder: RunFolder) -> npt.NDArray[np.int64] | None:
+    """The class indices of the run's training part, int64 `[n]`, ascending; None where the run does not know them."""
+    counts = folder.pictures.get("train_counts")
+    return None if counts is None else np.repeat(np.arange(len(counts)), counts)
+
+
+def _digests(hashes: Sequence[str]) -> npt.NDArray[np.int64]:
+    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest() for text in hashes)
+    return np.frombuffer(joined, dtype="<i8").astype(np.int64)
