@@ -77,7 +77,7 @@ def performance_page(results: Path = RESULTS) -> str:
             lines += [f"Not measured yet: `./scripts/bench {name}`.", ""]
         for record in found:
             lines += [*_section(record), ""]
-    lines += whole_programs.sections()
+    lines += whole_programs.sections(results.parent / whole_programs.RESULTS.name)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

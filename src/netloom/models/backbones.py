@@ -330,8 +330,8 @@ def _divide(net: nn.Module, facts: _Facts) -> tuple[BackboneTrunk, NetworkHead]:
 def _stages(net: nn.Module, ends: tuple[str, ...]) -> Iterator[tuple[str, dict[str, nn.Module | nn.Parameter]]]:
     """Names and parts of the stages. Parts come in the order of their definition, which is that of the picture's way.
 
-    A stage ends where timm says that a feature map of its own size, or a block of a transformer, does. A last norm
-    alone is no stage: it belongs to the one in front of it.
+    A stage ends where timm says that a feature map of its own size, or a block of a transformer, does. A norm
+    alone is no stage: it belongs to what is in front of it.
     """
     remaining = dict(_parts(net, ends))
     number = 0
@@ -344,6 +344,9 @@ def _stages(net: nn.Module, ends: tuple[str, ...]) -> Iterator[tuple[str, dict[s
         upto = names[: names.index(inside[-1]) + 1]
         taken = {name: remaining.pop(name) for name in upto}
         own = any(_has_parameters(taken[name]) for name in inside)
+        if number == 0 and own and not any(_has_weights(taken[name]) for name in inside):
+            yield "stem", taken
+            continue
         before = {name: part for name, part in taken.items() if name not in inside}
         if number == 0 and own and any(_has_parameters(part) for part in before.values()):
             yield "stem", before
@@ -356,11 +359,10 @@ def _stages(net: nn.Module, ends: tuple[str, ...]) -> Iterator[tuple[str, dict[s
                 yield last
             number += 1
             last = (f"block{number}", taken)
-    weights = [tensor for part in remaining.values() for tensor in _parameters(part)]
     if not number:
-        if weights:
+        if any(_has_parameters(part) for part in remaining.values()):
             yield "block1", remaining
-    elif any(tensor.dim() > 1 for tensor in weights):
+    elif any(_has_weights(part) for part in remaining.values()):
         yield last
         yield "top", remaining
     else:
@@ -381,12 +383,14 @@ def _parts(
             yield full, child
 
 
-def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
-    return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
-
-
 def _has_parameters(part: nn.Module | nn.Parameter) -> bool:
-    return bool(_parameters(part))
+    return isinstance(part, nn.Parameter) or any(True for _ in part.parameters())
+
+
+def _has_weights(part: nn.Module | nn.Parameter) -> bool:
+    """Whether there is more to train than the scales and shifts of norms."""
+    parameters = [part] if isinstance(part, nn.Parameter) else part.parameters()
+    return any(parameter.dim() > 1 for parameter in parameters)
 
 
 def _register(name: str) -> None:
