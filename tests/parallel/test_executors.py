@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,11 @@ def test_pictures_are_not_copied(tmp_path: Path, from_file: bool) -> None:
     """20 MB read by two processes: neither holds them for itself."""
     pixels = np.random.default_rng(0).integers(0, 256, (500, 100, 134, 3), dtype=np.uint8)
     pictures = ImageSet.from_arrays(pixels, np.arange(500) % 3, weights=np.linspace(0, 1, 500))
+    pictures = replace(
+        pictures,
+        groups=tuple(f"{i % 9}" for i in range(500)),
+        content_hashes=tuple(f"{i % 400:064x}" for i in range(500)),
+    )
     np.save(tmp_path / "pixels.npy", pixels)
     with sharing(pictures, tmp_path / "pixels.npy" if from_file else None) as shared:
         tasks = [Task(str(i), work.own_megabytes, {"shared": shared.to_json()}) for i in range(2)]
@@ -259,7 +265,8 @@ def test_pictures_are_not_copied(tmp_path: Path, from_file: bool) -> None:
         mapped = map_pictures(**shared.to_json())
         for name in ("images", "targets", "weights"):
             assert (getattr(mapped, name) == getattr(pictures, name)).all()
-        assert (mapped.ids, mapped.class_names) == (pictures.ids, pictures.class_names)
+        for name in ("ids", "class_names", "groups", "content_hashes"):
+            assert getattr(mapped, name) == getattr(pictures, name)
     for figures in found.values():
         assert figures["sum"] == int(pixels.sum(dtype=np.int64))
         assert figures["grown"] < 0.3 * figures["all"]

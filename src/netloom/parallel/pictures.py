@@ -75,7 +75,7 @@ def sharing(image_set: ImageSet, pixels_file: Path | None) -> Iterator[SharedPic
 
 
 def map_pictures(*, folder: str, pixels: str) -> ImageSet:
-    """The pictures of `sharing` in another process, without given parts and hashes: these serve the split.
+    """The pictures of `sharing` in another process, without given parts, which serve the split.
 
     The pixels are mapped copy-on-write: all processes use the same physical memory as long as nobody writes, and what
     is written is seen by the writer alone.
@@ -107,15 +107,16 @@ def labels_of(image_set: ImageSet) -> dict[str, Any]:
         "ids": list(image_set.ids),
         "weights": None if image_set.weights is None else image_set.weights.tolist(),
         "groups": None if image_set.groups is None else list(image_set.groups),
+        "content_hashes": None if image_set.content_hashes is None else list(image_set.content_hashes),
     }
 
 
 def pictures_of(pixels: Pixels, labels: Mapping[str, Any]) -> ImageSet:
-    """The ImageSet that `pixels_of` and `labels_of` were taken from, without given parts and hashes.
+    """The ImageSet that `pixels_of` and `labels_of` were taken from, without given parts.
 
     Pixels that cannot be written are not copied, since they are other processes' too; nobody may write into them.
     """
-    weights, groups = labels["weights"], labels["groups"]
+    weights, groups, hashes = labels["weights"], labels["groups"], labels["content_hashes"]
     return ImageSet(
         images=channels_last_images(pixels, copy_read_only=False),
         targets=torch.tensor(labels["targets"], dtype=torch.int64),
@@ -123,6 +124,7 @@ def pictures_of(pixels: Pixels, labels: Mapping[str, Any]) -> ImageSet:
         ids=tuple(labels["ids"]),
         weights=None if weights is None else torch.tensor(weights, dtype=torch.float32),
         groups=None if groups is None else tuple(groups),
+        content_hashes=None if hashes is None else tuple(hashes),
     )
 
 
