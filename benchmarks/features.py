@@ -36,7 +36,6 @@ _NETLOOM = """
 import json, sys, time
 from netloom.progress import Reporter
 from netloom.recipe import load_recipe
-from netloom.runtime import plan_for_device
 from netloom.workflows import builders
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import prepare_data

@@ -11,7 +11,7 @@ from torch import nn
 from netloom.data.imageset import ImageSet
 from netloom.data.named import NAMED_SETS
 from netloom.errors import NetloomError, RunError
-from netloom.progress import Reporter
+from netloom.progress import Reporter, printable
 from netloom.recipe import CUSTOM_MODEL, DEFAULT_RECIPE, MODEL_OPTIONS, Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
@@ -182,9 +182,9 @@ def _where(run: RunFolder, device: str | None, reporter: Reporter) -> tuple[Exec
             return plan, resolve_device(plan.device)
         except NetloomError as error:
             raise RunError(
-                f"{run.path} was trained on {plan.device}, which is not available here. Go on there, to end with the "
-                "bits of an uninterrupted training, or here with --device auto (device='auto' from Python), where the "
-                "last bits will differ."
+                f"{run.path} was trained on {printable(plan.device)}, which this machine does not have: {error} Go on "
+                "there, to end with the bits of an uninterrupted training, or here with --device auto (device='auto' "
+                "from Python), where the last bits will differ."
             ) from error
     chosen = resolve_device(device)
     if chosen == plan.device:
