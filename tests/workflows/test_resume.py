@@ -187,7 +187,7 @@ def test_a_run_goes_on_on_another_device(photos: Path, tmp_path: Path, monkeypat
     path = run.path / "execution.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"cpu"', '"cuda:0"'), encoding="utf-8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(NetloomError, match=r"trained on cuda:0, which is which this machine does not have.* --device auto"):
+    with pytest.raises(NetloomError, match=r"trained on cuda:0, which this machine does not have.* --device auto"):
         resume(run.path, epochs=3)
     assert run.recipe.epochs == 2
     arguments = ["train", "--resume", str(run.path), "--device", "cpu", "--set", "epochs=3"]
