@@ -1,6 +1,6 @@
 """From JPEG files to the features of a pretrained network: netloom, a plain PyTorch loop, Keras on TensorFlow.
 
-    python -m benchmarks.features ARCHIVE --weights mobilenetv1_100.safetensors [--peers PYTHON] [--rounds 3]
+    python -m benchmarks.features ARCHIVE --weights mobilenetv1_100.safetensors [--peers PYTHON] [--rounds 3] [--only NAME ...]
 
 MobileNet v1 at 224x224, without its classifier, over all pictures of a zip archive of one folder per class (within one
 per part, or not). Contenders, each in a process of its own, taking turns:
@@ -35,15 +35,15 @@ from benchmarks.whole_programs import save
 _NETLOOM = """
 import json, sys, time
 from netloom.progress import Reporter
-from netloom.recipe import load_recipe
 from netloom.workflows import builders
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import prepare_data
+from netloom.workflows.train import recipe_for
 from netloom.torchvision_shim import torchvision
 torchvision()
 import timm
 archive, weights = sys.argv[1:]
-recipe = load_recipe("transfer-features", {"model": "timm/mobilenetv1_100", "transfer.weights": weights})
+recipe = recipe_for(archive, "transfer-features", {"model": "timm/mobilenetv1_100", "transfer.weights": weights})
 started = time.perf_counter()
 data = prepare_data(archive, recipe, Reporter(quiet=True))
 heads = builders.build_heads(recipe, data.facts.class_names)
@@ -56,6 +56,7 @@ decoded = time.perf_counter()
 fitting.extract(plan)
 now = time.perf_counter()
 n = len(fitting.known[0].features)
+assert tuple(data.image_set.images.shape[1:]) == (3, 224, 224)
 print(json.dumps({"n": n, "seconds": now - started, "network_seconds": now - decoded}))
 """
 
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter with keras and tensorflow")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="contenders whose names begin so; all without it")
     arguments = parser.parse_args()
     weights = str(arguments.weights.resolve())
     others = OtherWork()
@@ -138,6 +140,8 @@ def main() -> None:
             contenders[f"pytorch, {workers} workers"] = [sys.executable, "-c", _PYTORCH, folders, weights, str(workers)]
         if arguments.peers:
             contenders["keras"] = [arguments.peers, "-c", _KERAS, folders]
+        if arguments.only:
+            contenders = {n: line for n, line in contenders.items() if n.startswith(tuple(arguments.only))}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         for number in range(arguments.rounds):
             for name, line in contenders.items():

@@ -42,6 +42,22 @@ def test_fewer_at_once_get_more_threads() -> None:
     assert choose_jobs(seconds, n_tasks=50, cpus=4, most=10) == choose_jobs(seconds, n_tasks=50, cpus=4)
 
 
+@pytest.mark.parametrize(
+    ("n_tasks", "cpus", "expected"),
+    [
+        (5, 4, (5, 1)),  # 5/4 of a round in place of two
+        (10, 4, (5, 1)),  # 2.5 in place of 3
+        (4, 4, (4, 1)),
+        (50, 4, (4, 1)),  # 12.5 in place of 13 is not worth another process
+        (3, 4, (3, 1)),
+        (17, 4, (6, 1)),  # no more than two a CPU
+    ],
+)
+def test_independent_trainings_leave_no_cpu_idle(n_tasks: int, cpus: int, expected: tuple[int, int]) -> None:
+    assert choose_jobs({1: 1.0, 2: 0.9, 4: 0.8}, n_tasks=n_tasks, cpus=cpus, independent=True) == expected
+    assert choose_jobs({1: 1.0}, n_tasks=n_tasks, cpus=cpus, jobs=2, independent=True)[0] == 2
+
+
 def test_candidates_are_powers_of_two_and_all() -> None:
     assert candidate_threads(10, 6, None) == [1, 2, 4, 6]
     assert candidate_threads(10, 6, 2) == [1, 2, 3]

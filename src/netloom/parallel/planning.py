@@ -11,6 +11,7 @@ from netloom.runtime import usable_cpus
 
 # Fewer threads are taken if the whole is nearly as fast: they wait less for each other when the machine is busy.
 _NEARLY_AS_FAST = 1.05
+_MOST_PER_CPU = 2
 
 
 def parse_jobs(jobs: int | str) -> int | None:
@@ -43,14 +44,21 @@ def candidate_threads(n_tasks: int, cpus: int, jobs: int | None) -> list[int]:
 
 
 def choose_jobs(
-    seconds: Mapping[int, float], *, n_tasks: int, cpus: int, jobs: int | None = None, most: int | None = None
+    seconds: Mapping[int, float],
+    *,
+    n_tasks: int,
+    cpus: int,
+    jobs: int | None = None,
+    most: int | None = None,
+    independent: bool = False,
 ) -> tuple[int, int]:
     """How many trainings at once and with how many threads each end the soonest.
 
     With t threads `cpus // t` trainings fit beside each other, so that all of them take `ceil(n_tasks / (cpus // t))`
     rounds of what one takes. That counts what is idle in the last round: five trainings on four CPUs are two rounds
-    of one thread each, but three of two threads, which may be sooner. It does not count what neighbours take from
-    each other, since a step is timed alone.
+    of one thread each, but three of two threads, which may be sooner. Where none depends on another, some more
+    than there are CPUs may share these evenly, one thread each, so that nothing is idle: all five at once take 5/4 of a
+    round. It does not count what neighbours take from each other, since a step is timed alone.
 
     Args:
         seconds: Of a step, by number of threads.
@@ -58,6 +66,7 @@ def choose_jobs(
         cpus: CPUs to use.
         jobs: How many at once, where that is asked for.
         most: At once at the most, where it is not; None for any number. Fewer get more threads.
+        independent: No training is chosen by what others gave, so that more than `cpus` at once are no loss.
 
     Returns:
         Jobs and threads.
@@ -66,6 +75,12 @@ def choose_jobs(
     total = {t: math.ceil(n_tasks / at_once[t]) * seconds[t] for t in seconds}
     best = min(total.values())
     threads = min(t for t in total if total[t] <= best * _NEARLY_AS_FAST)
+    if independent and jobs is None and 1 in seconds:
+        crowds = range(cpus + 1, min(n_tasks, most or n_tasks, _MOST_PER_CPU * cpus) + 1)
+        shared = {n: math.ceil(n_tasks / n) * n / cpus * seconds[1] for n in crowds}
+        crowd = min(shared, key=shared.__getitem__, default=0)
+        if crowd and shared[crowd] * _NEARLY_AS_FAST < total[threads]:
+            return crowd, 1
     return at_once[threads], threads
 
 

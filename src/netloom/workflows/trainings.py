@@ -106,11 +106,10 @@ def plan_trainings(
         jobs: How many at once; None to decide.
         device: A torch device name.
         plan: To be followed; None to measure.
-        most: At once at the most, where `jobs` says nothing; None for any number.
+        most: At once at the most, where `jobs` says nothing; None for any number, where none depends on another.
     """
-    most = most or n_trainings
     if plan is not None:
-        room = min(most, max(1, usable_cpus() // plan.cpus)) if plan.device == "cpu" else 1
+        room = min(most or n_trainings, max(1, usable_cpus() // plan.cpus)) if plan.device == "cpu" else 1
         return plan, min(n_trainings, jobs or room)
     if builders.learns_from_features(recipe):
         return _plan_by_features(recipe, data, network, heads, n_trainings=n_trainings, jobs=jobs, device=device)
@@ -132,9 +131,11 @@ def plan_trainings(
         candidates = [t for t in candidate_threads(n_trainings, cpus, jobs) if t <= training_threads()]
         on_it = builders.as_in_training(recipe, fitting.network)
         seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, candidates)
-        jobs, threads = choose_jobs(seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs, most=most)
+        jobs, threads = choose_jobs(
+            seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs, most=most, independent=most is None
+        )
     measured = fitting.choose_plan(threads=None if jobs == 1 else threads)
-    return measured, min(n_trainings, jobs or min(most, max(1, cpus // measured.cpus)))
+    return measured, min(n_trainings, jobs or min(most or n_trainings, max(1, cpus // measured.cpus)))
 
 
 def _plan_by_features(

@@ -230,12 +230,12 @@ def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: 
     threads = [t for t in candidate_threads(folds, usable_cpus(), None) if t <= training_threads()]
     on_it = builders.as_in_training(recipe, fitting.network)
     seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, threads)
-    at_once, each = choose_jobs(seconds, n_tasks=folds, cpus=usable_cpus())
+    at_once, each = choose_jobs(seconds, n_tasks=folds, cpus=usable_cpus(), independent=True)
     pool = (len(data.image_set) - len(data.split.test)) * (folds - 1) / folds
     trained = pool * (1 - recipe.validation_fraction)
     if recipe.per_class is not None:
         trained = min(trained, recipe.per_class * len(data.facts.class_names))
-    rounds = math.ceil(folds / at_once) * seconds[each]
+    rounds = math.ceil(folds / at_once) * max(1.0, at_once * each / usable_cpus()) * seconds[each]
     return _BESIDE_STEPS * (
         rounds * _steps(recipe, trained, pool * recipe.validation_fraction)
         + min(seconds.values()) * _steps(recipe, len(data.split.train), len(data.split.validation))
