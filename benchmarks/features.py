@@ -1,6 +1,6 @@
 """From JPEG files to the features of a pretrained network: netloom, a plain PyTorch loop, Keras on TensorFlow.
 
-    python -m benchmarks.features ARCHIVE --weights mobilenetv1_100.safetensors [--peers PYTHON] [--rounds 3] [--only NAME ...]
+    python -m benchmarks.features ARCHIVE --weights mobilenetv1_100.safetensors [--peers PYTHON] [--rounds 3] [--only …]
 
 MobileNet v1 at 224x224, without its classifier, over all pictures of a zip archive of one folder per class (within one
 per part, or not). Contenders, each in a process of its own, taking turns:
