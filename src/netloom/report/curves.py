@@ -206,14 +206,16 @@ def _mark_best(
             gid="best",
         )
     in_right_half = best_epoch > (epochs[0] + epochs[-1]) / 2
+    # Away from the curve: accuracies end high, losses low.
+    at_bottom = bool((values[epochs == best_epoch] > sum(axes.get_ylim()) / 2).any())
     axes.annotate(
         f"epoch {best_epoch}",
-        (best_epoch, 1),
+        (best_epoch, 0 if at_bottom else 1),
         xycoords=("data", "axes fraction"),
-        xytext=(-5 if in_right_half else 5, -2),
+        xytext=(-5 if in_right_half else 5, 3 if at_bottom else -2),
         textcoords="offset points",
         ha="right" if in_right_half else "left",
-        va="top",
+        va="bottom" if at_bottom else "top",
         color=_COLOURS["ink-soft"],
     )
 
