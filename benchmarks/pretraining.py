@@ -24,7 +24,8 @@ import torch
 import netloom
 from netloom.data.imageset import ImageSet, load_image_set
 from netloom.data.splits import Split
-from netloom.recipe import MODEL_OPTIONS, parse_overrides
+from netloom.recipe import parse_overrides
+from netloom.recipe.groups import MODEL_OPTIONS
 from netloom.run import RunFolder
 from netloom.runtime import package_versions
 

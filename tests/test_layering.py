@@ -30,7 +30,6 @@ ROWS = [
     {"parallel"},
     {"evaluation", "tuning"},
     {"report"},
-    {"recipe_groups"},
     {"recipe"},
     {"run_values"},
     {"run"},

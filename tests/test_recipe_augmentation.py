@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from netloom.data.augment import AugmentationSpec
-from netloom.recipe_groups import Augmentation
+from netloom.recipe.groups import Augmentation
 
 
 def test_every_key_has_its_counterpart() -> None:

@@ -42,9 +42,9 @@ What is measured, and how:
   time that one more epoch adds, with all that the library does in between. The first epoch's time begins with the
   process and includes importing the library, building, compiling and netloom's choice of an execution plan, but not
   making the noise. Memory is the most that the process itself held up to the end of the last epoch.
-- netloom is called by `netloom.train`, with a shipped recipe and a callback. It cannot be told not to validate, so it
-  validates on 20 pictures after every epoch, and writes its checkpoints. fastai validates on 20 pictures too; the other
-  peers do neither.
+- netloom is called by `netloom.train`, with a shipped recipe and a callback, and writes its checkpoints, which no peer
+  does. Pictures in memory are trained on without validation, but by fastai, which has 20 to validate on after every
+  epoch; from a folder netloom does the same.
 - Keras keeps its defaults (`jit_compile="auto"`, `steps_per_execution=1`) and gets its data as its guides advise:
   arrays of float32 or uint8, or a `tf.data` pipeline with shuffling and prefetching, whichever is the fastest in a
   trial; on PyTorch, either order of axes.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.suite.clock import made_pictures
 
-# What netloom validates and tests on, since it cannot be told not to; its peers do without either.
+# What netloom tests on at the end, and libraries validate on where they have to or where that is what is timed.
 HELD_OUT = 20
 _ARCHIVE = "cats_and_dogs_small.zip"
 

@@ -18,7 +18,7 @@ from netloom.data.decode import Resize
 from netloom.errors import RunError, did_you_mean
 from netloom.files import partial_files, read_json, safe_name, write_atomically, write_json, writing
 from netloom.recipe import Recipe, load_recipe
-from netloom.recipe_groups import Side
+from netloom.recipe.groups import Side
 from netloom.run_values import Environment, Result, SplitManifest, checked
 from netloom.runtime import ExecutionPlan
 

@@ -235,7 +235,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         except TypeError as error:
             raise ValueError(
                 f"Cannot save labels of {classes['dtype']}: expected text, numbers or true and false ({error}). "
-                "Train on names of them, or use pickle."
+                "Train on names of them."
             ) from error
         write_atomically(Path(path), weights_bytes(self._fitted.network, metadata={"estimator": text}))
 

@@ -172,16 +172,16 @@ class Failing(Rolling):
     ],
 )
 def test_a_hopeless_search_ends(reason_of: Callable[[int], str | None], n_begun: int, words: str) -> None:
-    for hopeless in (True, False):
+    for gives_up in (True, False):
         study = new_study(n_trials=30)
 
         def task_for(proposal: Proposal) -> Task:
             return Task(str(proposal.number), time.sleep, {})
 
-        driver = Driver(study, Failing(reason_of), task_for, 30, None, False, False, hopeless=hopeless)
+        driver = Driver(study, Failing(reason_of), task_for, 30, None, False, False, gives_up=gives_up)
         driver.run()
-        assert driver.gave_up == (words if hopeless else "")
-        assert len(study.records()) == (n_begun if hopeless else 30)
+        assert driver.gave_up == (words if gives_up else "")
+        assert len(study.records()) == (n_begun if gives_up else 30)
 
 
 def test_pauses_between_two_processes_are_no_time_of_the_search() -> None:

@@ -53,14 +53,24 @@ def target(values: Any) -> float:
     return score + (values["extra"] if values["kind"] == "two" else 0.0)
 
 
-def study_of(sampler: str, *, seed: int = 1, storage: Any = None, n_trials: int = 24) -> SearchStudy:
+def study_of(
+    sampler: str,
+    dimensions: list[Dimension] = DIMENSIONS,
+    *,
+    seed: int = 1,
+    storage: Any = None,
+    init_points: int = 5,
+    n_trials: int = 24,
+    pruner: str = "none",
+    epochs: int = 5,
+) -> SearchStudy:
     study, _ = SearchStudy.create(
         storage or in_memory(),
         "a study",
-        DIMENSIONS,
+        dimensions,
         direction="maximize",
-        sampler=create_sampler(sampler, DIMENSIONS, seed=seed, init_points=5, n_trials=n_trials),
-        pruner=create_pruner("none", epochs=5),
+        sampler=create_sampler(sampler, dimensions, seed=seed, init_points=init_points, n_trials=n_trials),
+        pruner=create_pruner(pruner, epochs=epochs),
     )
     return study
 
@@ -130,14 +140,7 @@ def test_a_grid_visits_everything_once_in_order_and_a_part_of_it_at_random() -> 
     assert grid_size(small) == 6
 
     def visited(n_trials: int) -> list[Any]:
-        study, _ = SearchStudy.create(
-            in_memory(),
-            "grid",
-            small,
-            direction="maximize",
-            sampler=create_sampler("grid", small, seed=0, init_points=1, n_trials=n_trials),
-            pruner=create_pruner("none", epochs=1),
-        )
+        study = study_of("grid", small, seed=0, init_points=1, n_trials=n_trials)
         return [tuple(study.ask().overrides.values()) for _ in range(n_trials)]
 
     assert visited(6) == [("one", 1), ("one", 2), ("two", 1), ("two", 2), ("three", 1), ("three", 2)]
@@ -191,14 +194,7 @@ def test_gaussian_processes_hand_over_to_tpe_and_the_study_says_so(monkeypatch: 
 
 @pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])
 def test_a_pruner_ends_the_worst_and_keeps_the_best(pruner: str) -> None:
-    study, _ = SearchStudy.create(
-        in_memory(),
-        "pruned",
-        DIMENSIONS,
-        direction="maximize",
-        sampler=create_sampler("random", DIMENSIONS, seed=0, init_points=1, n_trials=30),
-        pruner=create_pruner(pruner, epochs=27),
-    )
+    study = study_of("random", seed=0, init_points=1, n_trials=30, pruner=pruner, epochs=27)
     ended: dict[str, list[float]] = {"pruned": [], "complete": []}
     for quality in [0.5, 0.6, 0.4, 0.7, 0.55, 0.1, 0.9, 0.2, 0.05, 0.95, 0.3, 0.15, 0.85, 0.12, 0.99]:
         number = study.ask().number
@@ -231,14 +227,7 @@ def test_gaussian_processes_learn_from_pruned_trials() -> None:
     line = [parse_dimension("x", "0..1", lambda key, value: None)]
 
     def proposals(*, far_better: bool) -> list[float]:
-        study, _ = SearchStudy.create(
-            in_memory(),
-            "line",
-            line,
-            direction="maximize",
-            sampler=create_sampler("gp", line, seed=0, init_points=2, n_trials=10),
-            pruner=create_pruner("none", epochs=2),
-        )
+        study = study_of("gp", line, seed=0, init_points=2, n_trials=10)
         for x in (0.05, 0.1, 0.9, 0.95):
             study.enqueue({"x": x}, "test")
             number = study.ask().number
@@ -256,14 +245,7 @@ def test_gaussian_processes_learn_from_pruned_trials() -> None:
 @pytest.mark.parametrize("sampler", NAMES)
 @pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])
 def test_every_sampler_works_with_every_pruner(sampler: str, pruner: str) -> None:
-    study, _ = SearchStudy.create(
-        in_memory(),
-        "both",
-        DIMENSIONS,
-        direction="maximize",
-        sampler=create_sampler(sampler, DIMENSIONS, seed=0, init_points=2, n_trials=8),
-        pruner=create_pruner(pruner, epochs=4),
-    )
+    study = study_of(sampler, seed=0, init_points=2, n_trials=8, pruner=pruner, epochs=4)
     for _ in range(8):
         proposal = study.ask()
         value = target(proposal.overrides)
@@ -368,14 +350,7 @@ def test_cma_es_may_propose_the_ends_of_a_range(end: float, monkeypatch: pytest.
     """exp(log(2e-4)) is less than 2e-4."""
     ranges = [parse_dimension(key, "2e-4..0.7:log", lambda key, value: None) for key in ("x", "y")]
     monkeypatch.setattr(cmaes.CMA, "ask", lambda self: np.full(2, end))
-    study, _ = SearchStudy.create(
-        in_memory(),
-        "ends",
-        ranges,
-        direction="maximize",
-        sampler=create_sampler("cmaes", ranges, seed=0, init_points=1, n_trials=4),
-        pruner=create_pruner("none", epochs=1),
-    )
+    study = study_of("cmaes", ranges, seed=0, init_points=1, n_trials=4)
     study.complete(study.ask().number, 0.0, {})
     assert study.ask().overrides["x"] == pytest.approx((2e-4, 0.7)[int(end)])
 

@@ -66,11 +66,6 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
-
-
-@pytest.fixture(scope="module")
 def one_by_one(
     photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> netloom.workflows.cross_validate.CrossValidation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from netloom.data.sources import open_source
 from netloom.errors import ModelError, NetloomError, RecipeError
 from netloom.training.callbacks import Callback
 from netloom.workflows.training_run import InterruptedTrainingError
-from picture_folders import write_folder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE: dict[str, Any] = {
     "model": "speednet",
@@ -41,19 +41,6 @@ RECIPE: dict[str, Any] = {
     "keep": "last",
     "precision": "float32",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,11 @@ from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback, TimeLimit
 from netloom.workflows import training_run
 from netloom.workflows.training_run import InterruptedTrainingError
-from picture_folders import stripes, write_folder
+from picture_folders import stripes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 pictures of three classes."""
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="module")

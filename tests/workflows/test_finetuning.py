@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from netloom.workflows import builders
 from netloom.workflows.starting_head import starts_from_features
 from netloom.workflows.summarize import summary
 from netloom.workflows.training_run import InterruptedTrainingError
-from picture_folders import write_folder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE: dict[str, Any] = {
     "model": "convnet",
@@ -41,20 +41,6 @@ STEPS_PER_EPOCH = 5  # 60 pictures: 12 to test, 10 to validate, 38 to train in b
 TIMED = ("seconds", "images_per_second")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """One thread leaves nothing to measure, so that every run here has the same execution plan."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
-
-
 def train(photos: Path, out: Path, callbacks: Any = (), **changes: Any) -> netloom.Run:
     return netloom.train(photos, out=out, quiet=True, callbacks=callbacks, settings={**RECIPE, **changes})
 
@@ -65,7 +51,7 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run
 
 
 def initial(run: netloom.Run) -> dict[str, torch.Tensor]:
-    model = builders.model_for(run, run.data)
+    model, _ = builders.build_network(run.recipe, run.data)
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -81,7 +67,7 @@ def test_a_finetuned_run_tells_what_trained_when(whole: netloom.Run) -> None:
     result = whole.result
     assert result["unfreezing"] == [{"epoch": 2, "stages": ["block3"]}, {"epoch": 3, "stages": ["block2"]}]
     assert result["frozen_stages"] == ["block1"]
-    model = builders.model_for(whole, whole.data)
+    model, _ = builders.build_network(whole.recipe, whole.data)
     trained = [p for n, p in model.named_parameters() if not n.startswith("trunk.block1")]
     assert result["trainable_tensors"] == len(trained)
     assert result["trainable_parameters"] == sum(p.numel() for p in trained) < result["parameters"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,6 +20,8 @@ from netloom.features import FeatureExtractor
 from netloom.training.step import TrainingStep
 from picture_folders import write_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = {
     "filters": [4, 8],
     "batch_size": 8,
@@ -32,15 +33,6 @@ SETTINGS = {
     "class_weight": "auto",
     "augmentation.mixup": 0.2,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """One thread leaves nothing to measure, so that every training here has the same execution plan."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

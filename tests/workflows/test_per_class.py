@@ -17,7 +17,7 @@ from netloom.errors import NetloomError, RecipeError
 from netloom.runtime import ExecutionPlan
 from netloom.sklearn import ImageClassifier
 from netloom.workflows.seeds import train_seeds
-from picture_folders import stripes, write_folder
+from picture_folders import stripes
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
 QUICK: dict[str, Any] = {
@@ -31,11 +31,6 @@ QUICK: dict[str, Any] = {
     "shards": 0,
 }
 SET = [part for key, value in QUICK.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 def netloom_command(*arguments: object) -> Result:

@@ -47,6 +47,8 @@ def test_no_run_is_made_of_what_cannot_be_trained(
         netloom.train(photos, out=tmp_path, plan=PLAN, quiet=True, settings=settings)
     with pytest.raises(NetloomError, match=told):
         netloom.cross_validate(photos, folds=2, out=tmp_path, plan=PLAN, jobs=1, quiet=True, settings=settings)
+    with pytest.raises(NetloomError, match=told):
+        netloom.tune(photos, space={"dropout": "0..0.5"}, out=tmp_path, plan=PLAN, quiet=True, settings=settings)
     assert list(tmp_path.iterdir()) == []
     classifier = ImageClassifier("photos", device="cpu", filters=[4], epochs=1, **changes)
     with pytest.raises(NetloomError, match=told):

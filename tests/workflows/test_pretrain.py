@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from netloom.workflows.pretraining_run import collapse_in_words
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import write_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS: dict[str, Any] = {
     "model": "convnet",
     "filters": [8, 16],
@@ -38,15 +39,6 @@ SETTINGS: dict[str, Any] = {
     "self_supervised.hidden_units": 32,
     "self_supervised.embedding_size": 16,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """One thread leaves nothing to measure, so that every training here has the same execution plan."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,12 @@ from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import write_folder
 from workflows.killed_training import RECIPE, Killer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCRIPT = Path(__file__).parent / "killed_training.py"
 STEPS_PER_EPOCH = 5  # 60 pictures: 12 to test, 10 to validate, 38 to train in batches of 8
 TIMED = ("seconds", "images_per_second")
 POSIX = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """One thread leaves nothing to measure, so that every run here has the same execution plan."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import netloom
 from html_page import Page
 from netloom.errors import DataError
 from netloom.runtime import ExecutionPlan
 from picture_folders import write_folder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
 SMALL: dict[str, Any] = {
@@ -25,14 +25,6 @@ SMALL: dict[str, Any] = {
     "early_stopping": None,
     "schedule": None,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,9 @@ import netloom
 from netloom.cli import app
 from netloom.inference import Prediction
 from netloom.training.callbacks.base import HOOKS
-from picture_folders import write_folder
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "callbacks.md"
 QUICK = {"filters": [4], "augmentation": None, "batch_size": 8, "precision": "float32"}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 class Predictions(netloom.Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,11 @@ from netloom.models.backbones import TRUNK_PREFIX, timm
 from netloom.models.pretrained import digest_of
 from picture_folders import stripes, write_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAME = "test_resnet"
 # Pictures of 32 pixels take milliseconds; its own size is 160.
 QUICK: dict[str, Any] = {"image_size": 32, "epochs": 2, "batch_size": 16, "precision": "float32", "shards": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="module")

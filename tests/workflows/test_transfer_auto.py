@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,25 +25,14 @@ from netloom.workflows.prepare import prepare_data
 from netloom.workflows.trainings import FailedTrainingsError, InterruptedTrainingsError
 from picture_folders import write_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAME = "test_resnet"
 QUICK: dict[str, Any] = {"image_size": 32, "epochs": 2, "batch_size": 16, "precision": "float32", "shards": 0}
 # Accuracies of the five folds.
 LOW = (0.80, 0.82, 0.78, 0.81, 0.79)
 CLEARLY_BETTER = tuple(value + 0.1 for value in LOW)
 NO_BETTER = (0.81, 0.80, 0.80, 0.80, 0.80)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
 from netloom.workflows.study import Study
 from parallel import work
-from picture_folders import stripes, write_folder
+from picture_folders import stripes
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
 QUICK: dict[str, Any] = {
@@ -45,11 +45,6 @@ def search(source: Any, out: Path, **changes: Any) -> Study:
 
 def table(study: Study) -> list[tuple[Any, ...]]:
     return [(t["number"], t["state"], t["value"], t["overrides"], t["epochs"], t["values"]) for t in study.trials]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="module")

@@ -46,11 +46,6 @@ def search(source: Any, out: Path, **changes: Any) -> Study:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
-
-
-@pytest.fixture(scope="module")
 def study(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     return search(photos, tmp_path_factory.mktemp("both"))
 

@@ -26,7 +26,6 @@ from netloom.runtime import ExecutionPlan
 from netloom.tuning.own_database import lock_file
 from netloom.tuning.study import SearchStudy
 from netloom.workflows import trial_task
-from picture_folders import write_folder
 from postgresql_server import PASSWORD, new_database, postgresql_server
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
@@ -50,11 +49,6 @@ GRID = {"learning_rate": "0.001,0.003,0.01,0.03,0.05", "dropout": "0.0,0.2,0.4,0
 
 class DeathError(BaseException):
     """Stands for the end of the driver's process: nothing in it catches this."""
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 def options(photos: Path, out: Path, **changes: Any) -> dict[str, Any]:

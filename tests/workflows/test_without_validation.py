@@ -38,11 +38,6 @@ COLUMNS = {"epoch", "train_loss", "train_accuracy", "learning_rate", "seconds", 
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("photos") / "photos")
-
-
-@pytest.fixture(scope="module")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run:
     return netloom.train(photos, plan=PLAN, out=tmp_path_factory.mktemp("runs"), quiet=True, settings=QUICK)
 
@@ -185,6 +180,10 @@ def test_a_search_needs_folds_then(photos: Path, tmp_path: Path) -> None:
     }
     with pytest.raises(RecipeError, match="Trials are scored on the validation part, and there is none"):
         netloom.tune(photos, out=tmp_path / "none", **options)
+    assert not (tmp_path / "none").exists()
+    watching = {**options, "settings": {**QUICK, "keep": "best"}}
+    with pytest.raises(RecipeError, match=r"no validation part, which keep \(validation_loss\) would watch"):
+        netloom.tune(photos, out=tmp_path / "none", cv=2, **watching)
     assert not (tmp_path / "none").exists()
     study = netloom.tune(photos, out=tmp_path, cv=2, **options)
     assert [len(trial["values"]) for trial in study.trials] == [2, 2]

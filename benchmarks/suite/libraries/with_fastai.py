@@ -44,7 +44,7 @@ class _Scaled(torch.nn.Module):
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """`Learner.fit` on pictures in memory; as netloom it validates on `HELD_OUT` pictures after each epoch."""
+    """`Learner.fit` on pictures in memory; it validates on `HELD_OUT` pictures after each epoch."""
     net, device = network(job["network"]), with_pytorch.device_of(job)
     images, labels = with_pytorch.tensors(net, job["pictures"])
     workers = job["variant"]["workers"]

@@ -16,6 +16,8 @@ from benchmarks.suite.clock import EpochClock, made_pictures, synchronize
 from benchmarks.suite.networks import Network, network
 from benchmarks.suite.pictures import HELD_OUT, noise
 
+_WITHOUT_VALIDATION = {"validation_fraction": 0, "keep": "last", "early_stopping": None, "reduce_on_plateau": None}
+
 
 class _EpochTimer(netloom.Callback):
     def __init__(self, clock: EpochClock) -> None:
@@ -43,12 +45,12 @@ class _PredictionTimer(netloom.Callback):
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """Epochs over pictures in memory; `HELD_OUT` more are validated after each epoch, and others tested at the end."""
+    """Epochs over pictures in memory; none are validated, and `HELD_OUT` others are tested at the end."""
     net = network(job["network"])
-    pixels, labels, parts = _parts(net, job["pictures"], HELD_OUT)
+    pixels, labels, parts = _parts(net, job["pictures"], 0)
     clock = EpochClock()
     image_set = netloom.ImageSet.from_arrays(pixels, labels, splits=parts)
-    run = _train(image_set, net, job, [_EpochTimer(clock)])
+    run = _train(image_set, net, job, [_EpochTimer(clock)], **_WITHOUT_VALIDATION)
     return {**clock.figures(job["pictures"]), **_facts(run)}
 
 
@@ -90,7 +92,9 @@ def _parts(net: Network, train: int, validation: int) -> tuple[Any, Any, list[st
     return pixels, labels, ["train"] * train + ["validation"] * validation + ["test"] * HELD_OUT
 
 
-def _train(source: Any, net: Network, job: dict[str, Any], callbacks: list[netloom.Callback]) -> netloom.Run:
+def _train(
+    source: Any, net: Network, job: dict[str, Any], callbacks: list[netloom.Callback], **changes: Any
+) -> netloom.Run:
     return netloom.train(
         source,
         net.recipe,
@@ -98,7 +102,7 @@ def _train(source: Any, net: Network, job: dict[str, Any], callbacks: list[netlo
         quiet=True,
         device=job["device"],
         callbacks=callbacks,
-        settings={**net.settings, "batch_size": job["batch_size"], "epochs": job["epochs"]},
+        settings={**net.settings, "batch_size": job["batch_size"], "epochs": job["epochs"], **changes},
     )
 
 

@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from netloom.data.splits import (
-    IntArray,
-    Split,
-    draw_parts,
-    listed_classes,
-    make_split,
-    tie_into_units,
-    with_few_of_each,
-)
+from netloom.data.splits import Split, listed_classes, make_split, with_few_of_each
+from netloom.data.units import IntArray, draw_parts, tie_into_units
 from netloom.errors import DataError
 from netloom.randomness import derive_seed, permutation
 

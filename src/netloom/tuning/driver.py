@@ -84,13 +84,13 @@ class Driver:
         seconds: From now on; None for no limit. Trials that still run then are ended, unless none is complete yet.
         pruning: Intermediate values are written down and judged by the study's pruner.
         at_once: Several trials run at once.
-        hopeless: Ends the search, with its open trials as after an interruption, when the first five trials, or ten one
+        gives_up: The search ends, with its open trials as after an interruption, when the first five trials, or ten one
             after the other, have failed for one reason.
         seconds_before: That the search took in earlier processes, to tell when in its course a trial ended; None where
             other drivers are at work, and the clock on the wall tells.
         watcher: Is told how it goes.
         most_at_once: Trials that ran at once, at the most; known after `run`.
-        gave_up: Why it ended as hopeless, after `run`; empty if it did not.
+        gave_up: Why it did, after `run`; empty if it did not.
     """
 
     study: SearchStudy
@@ -100,7 +100,7 @@ class Driver:
     seconds: float | None
     pruning: bool
     at_once: bool
-    hopeless: bool = False
+    gives_up: bool = False
     seconds_before: float | None = None
     watcher: Watcher = field(default_factory=Watcher)
     most_at_once: int = field(default=0, init=False)
@@ -168,13 +168,13 @@ class Driver:
         return self._interruption() or self.gave_up or None
 
     def _count_failure(self, reason: str) -> None:
-        """Whether there is still hope, after a trial that failed."""
+        """Give up, if this was one failure too many."""
         kind = re.sub(r"\d[\d.,e+-]*", "#", reason)
         if self._failed_alike and self._failed_alike[0] != kind:
             self._failed_alike.clear()
         self._failed_alike.append(kind)
         n = len(self._failed_alike)
-        if self.hopeless and n >= (_FAILURES_IN_A_ROW if self._any_good else _FIRST_TO_FAIL):
+        if self.gives_up and n >= (_FAILURES_IN_A_ROW if self._any_good else _FIRST_TO_FAIL):
             lead = f"{n} trials in a row" if self._any_good else f"The first {n} trials"
             self.gave_up = f"{lead} failed for one reason: {reason}"
 

@@ -248,12 +248,14 @@ class GridSampler(_ByNumber):
         self._combinations = [
             {key: self._places[key][1].to_storage(value) for key, value in combinations[i].items()} for i in order
         ]
+        self._known_as = [frozenset(combination.items()) for combination in self._combinations]
         self._chosen: dict[int, dict[str, Any]] = {}
         self._asking = threading.Lock()
 
     def is_exhausted(self, study: Study) -> bool:
         """Whether trials that have ended, run or wait have all combinations."""
-        return self._next(study.get_trials(deepcopy=False), {}) is None
+        trials = study.get_trials(deepcopy=False)
+        return len(trials) >= len(self._combinations) and self._next(trials, {}) is None
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -271,13 +273,13 @@ class GridSampler(_ByNumber):
     def _next(self, earlier: Sequence[FrozenTrial], given: Mapping[str, Any]) -> dict[str, Any] | None:
         """The first combination with the `given` values that these trials leave, or None."""
         taken: set[frozenset[tuple[str, Any]]] = set()
-        in_order = iter(self._combinations)
+        in_order = zip(self._known_as, self._combinations, strict=True)
         for trial in sorted(earlier, key=lambda t: t.number):
             params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             if not self._is_whole(params):  # another driver has just begun it, and will take the first that is left
-                params = next((c for c in in_order if frozenset(c.items()) not in taken), {})
+                params = next((c for known, c in in_order if known not in taken), {})
             taken.add(frozenset(params.items()))
-        left = (c for c in self._combinations if frozenset(c.items()) not in taken)
+        left = (c for known, c in zip(self._known_as, self._combinations, strict=True) if known not in taken)
         return next((c for c in left if c.items() >= given.items()), None)
 
     def _is_whole(self, params: Mapping[str, Any]) -> bool:

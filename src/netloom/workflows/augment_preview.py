@@ -17,7 +17,7 @@ from netloom.errors import DataError, RecipeError, RunError, did_you_mean
 from netloom.files import refuse_existing, safe_name, write_atomically
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.recipe_groups import Augmentation
+from netloom.recipe.groups import Augmentation
 from netloom.workflows import builders
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.train import recipe_for

@@ -18,7 +18,7 @@ from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import Batches
 from netloom.data.feature_cache import FeatureCache
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import tie_into_units
+from netloom.data.units import tie_into_units
 from netloom.errors import RecipeError, TrainingError
 from netloom.features import (
     Extraction,
@@ -259,7 +259,7 @@ class FeatureFitting(Fitting):
                     "more time at once does it, too (--time-limit, time_limit_minutes)."
                 )
             return self.not_begun(self.head, 1, reason)
-        for callback in callbacks.callbacks if isinstance(callbacks, CallbackList) else callbacks:
+        for callback in callbacks:
             if isinstance(callback, TimeLimit):
                 callback.count(time.monotonic() - started)
         if builders.is_solved_at_once(self.recipe):

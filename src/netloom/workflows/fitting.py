@@ -15,7 +15,6 @@ from torch import nn
 from netloom.data.batches import Batch, Batches, ImageBatches, InputScaling
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import RecipeError
 from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
@@ -93,7 +92,7 @@ class Fitting:
             RecipeError: A class weight is given for a class that does not exist, what the recipe watches is not
                 measured, or the pictures are too small for its augmentation.
         """
-        check_monitors(recipe, split)
+        builders.check_monitors(recipe, split)
         _, channels, height, width = image_set.images.shape
         builders.check_augmentation(recipe, (height, width))
         builders.check_single_pictures(
@@ -255,28 +254,4 @@ class Fitting:
             checkpointer=checkpointer,
             resume=resume,
             interruption=interruption,
-        )
-
-
-def check_monitors(recipe: Recipe, split: Split) -> None:
-    """See that what the recipe watches is measured.
-
-    Raises:
-        RecipeError: It watches the validation part, and there is none.
-    """
-    if len(split.validation) or builders.is_solved_at_once(recipe):
-        return
-    stopping, plateau = recipe.early_stopping, recipe.reduce_on_plateau
-    watching = {
-        "keep=last": recipe.monitor if recipe.keep == "best" else None,
-        "early_stopping=null": None if stopping is None else stopping.monitor,
-        "reduce_on_plateau=null": None if plateau is None else plateau.monitor,
-    }
-    unmeasured = {remedy: name for remedy, name in watching.items() if name and name.startswith("validation")}
-    if unmeasured:
-        keys = [f"{remedy.partition('=')[0]} ({name})" for remedy, name in unmeasured.items()]
-        raise RecipeError(
-            f"There is no validation part, which {' and '.join(keys)} would watch. Use "
-            f"{' '.join(f'--set {remedy}' for remedy in unmeasured)}, watch train_loss, or give a validation part "
-            "(validation_fraction above 0)."
         )

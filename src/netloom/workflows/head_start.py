@@ -18,10 +18,6 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from netloom.recipe import Recipe
 
 _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from netloom.workflows.head_start import main; main()"
@@ -122,32 +118,27 @@ def main() -> None:
     model = overrides.pop("model", None)  # looking its options up would import torch
     chosen = load_recipe(recipe or DEFAULT_RECIPE, overrides)
     name = str(model or chosen.model)
-    if (chosen.transfer is not None or name.startswith(_TIMM)) and None in (chosen.image_size, wanted_channels(chosen)):
-        # Size and colour are then the network's.
-        settled = _of_network(name, "random" if chosen.transfer is None else chosen.transfer.weights)
-        if settled is None:
-            return
-        chosen = chosen.replace(**{"image_size": settled, "color": "rgb", **_said(chosen)})
     size = (chosen.image_size,) * 2 if isinstance(chosen.image_size, int) else chosen.image_size
+    channels = wanted_channels(chosen)
+    if (chosen.transfer is not None or name.startswith(_TIMM)) and (size is None or channels is None):
+        # What the recipe leaves open is then the network's.
+        own_size = _own_size(name, "random" if chosen.transfer is None else chosen.transfer.weights)
+        if own_size is None:
+            return
+        size, channels = size or own_size, channels or 3
     opened = open_source(source)
     fingerprint, locations = opened.fingerprint(), opened.locations
     decode_all(
         locations,
         image_size=size or suggest_image_size(locations, fingerprint=fingerprint),
         resize=chosen.resize,
-        channels=wanted_channels(chosen),
+        channels=channels,
         fingerprint=fingerprint,
         on_progress=_tell,
     )
 
 
-def _said(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says of size and colour itself."""
-    size = {} if recipe.image_size is None else {"image_size": recipe.image_size}
-    return size if recipe.color == "auto" else {**size, "color": recipe.color}
-
-
-def _of_network(name: str, weights: str) -> list[int] | None:
+def _own_size(name: str, weights: str) -> tuple[int, int] | None:
     """The size of the colour pictures of a pretrained network, as far as it is known without importing it, or None."""
     from netloom.plain_yaml import parse_yaml
 
@@ -158,12 +149,12 @@ def _of_network(name: str, weights: str) -> list[int] | None:
             said = (file.metadata() or {}).get("image_size")
         if said is not None:
             height, width = json.loads(said)
-            return [int(height), int(width)]
+            return int(height), int(width)
         if (Path(weights).parent / "recipe.yaml").exists():
             return None  # a run's, which is asked by those who have imported torch
     listed = parse_yaml(resources.files("netloom").joinpath("models", "backbones.yaml").read_text(encoding="utf-8"))
     side = {_TIMM + one["name"]: one["own_size"] for one in listed["backbones"]}.get(name)
-    return None if side is None else [side, side]
+    return None if side is None else (side, side)
 
 
 def _tell(done: int, total: int) -> None:

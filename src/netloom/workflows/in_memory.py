@@ -113,7 +113,7 @@ class FittedNetwork:
             ValueError: Something else is not what `to_json` gives.
         """
         recipe, facts = Recipe.from_mapping(value["recipe"]), DataFacts.from_json(value["facts"])
-        network = _network(recipe, facts, model)
+        network, _ = builders.build_network(recipe, facts, model)
         put_weights(network)
         history = [{str(k): float(v) for k, v in row.items()} for row in value["history"]]
         plan = ExecutionPlan.from_json(dict(value["plan"]))
@@ -178,24 +178,13 @@ def fit_in_memory(
         fingerprint="",
         audit={},
     )
-    heads = builders.build_heads(recipe, facts.class_names)
     with _ONE_AT_A_TIME:
-        network = _network(recipe, facts, model)
+        network, heads = builders.build_network(recipe, facts, model)
         fitting = Fitting.prepare(recipe, network, heads, image_set, split, scaling=scaling, device=device)
         # Which convolutions unfold is a measurement, and weights depend on it in their last bits.
         plan = replace(fitting.choose_plan(threads=threads), unfolded=())
         state = fitting.fit(plan, [*fitting.callbacks(None), EpochProgress(reporter)])
     return FittedNetwork(recipe, facts, plan, fitting.network, state.history, state.stop_reason, model)
-
-
-def _network(recipe: Recipe, facts: DataFacts, model: CustomModel | None) -> nn.Module:
-    return builders.build_model(
-        recipe,
-        in_channels=facts.channels,
-        num_outputs=builders.build_heads(recipe, facts.class_names)[0].num_outputs,
-        image_size=facts.image_size,
-        custom=model,
-    )
 
 
 def _image_set(

@@ -83,14 +83,8 @@ def lr_find(
         )
     device = resolve_device(device if plan is None else plan.device)
     data = prepare_data(source, chosen, reporter)
-    heads = builders.build_heads(chosen, data.facts.class_names)
-    network = builders.build_model(
-        chosen,
-        in_channels=data.facts.channels,
-        num_outputs=heads[0].num_outputs,
-        image_size=data.facts.image_size,
-        custom=copy.deepcopy(model) if isinstance(model, nn.Module) else model,
-    )
+    custom = copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    network, heads = builders.build_network(chosen, data.facts, custom)
     fitting = Fitting.prepare(
         chosen, network, heads, data.image_set, data.split, scaling=data.facts.scaling, device=device, reporter=reporter
     )

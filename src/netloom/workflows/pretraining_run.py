@@ -18,7 +18,7 @@ from netloom.inference import predict_outputs
 from netloom.models.contract import ImageModel
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.recipe_groups import SelfSupervised
+from netloom.recipe.groups import SelfSupervised
 from netloom.runtime import ExecutionPlan, executing, on_device, peak_memory_bytes
 from netloom.training.callbacks import Callback, CSVLog, EpochProgress
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes

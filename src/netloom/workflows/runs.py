@@ -11,7 +11,7 @@ from torch import nn
 from netloom.errors import RunError
 from netloom.run import RunFolder
 from netloom.training.checkpoint import load_weights
-from netloom.workflows.builders import CustomModel, model_for
+from netloom.workflows.builders import CustomModel, build_network
 
 
 class Run(RunFolder):
@@ -35,7 +35,7 @@ class Run(RunFolder):
         """
         if not self.weights_path.is_file():
             raise RunError(f"{self.path} has no weights yet; its training did not finish an epoch.")
-        model = model_for(self, self.data, self.custom_model)
+        model, _ = build_network(self.recipe, self.data, self.custom_model)
         load_weights(model.cpu(), self.weights_path)
         return model.eval()
 

@@ -190,7 +190,7 @@ class Search:
                 pruning=self.manifest.pruner != "none",
                 at_once=self.cluster is not None or self.jobs > 1,
                 # A grid may well begin with the row of combinations that cannot be.
-                hopeless=self.manifest.sampler != "grid",
+                gives_up=self.manifest.sampler != "grid",
                 watcher=Watchers(*watchers),
             )
             try:

@@ -13,7 +13,8 @@ import numpy as np
 
 from netloom.errors import RecipeError, did_you_mean
 from netloom.plain_yaml import parse_yaml
-from netloom.recipe import MODEL_OPTIONS, Recipe, key_problem, load_recipe
+from netloom.recipe import Recipe, key_problem, load_recipe
+from netloom.recipe.groups import MODEL_OPTIONS
 from netloom.tuning.space import Condition, Dimension, arrange, label_of, values_of_dimension
 from netloom.tuning.space_text import parse_dimension
 from netloom.workflows import builders

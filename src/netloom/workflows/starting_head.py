@@ -12,7 +12,7 @@ from torch import nn
 
 from netloom.data.batches import InputScaling
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import tie_into_units
+from netloom.data.units import tie_into_units
 from netloom.features import FeatureExtractor, FeatureHead, extract_features, picture_keys
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head

@@ -1,39 +1,15 @@
-"""What a search is set up from, beside its space: a network to measure with, the parts that score, a cluster."""
+"""What a search is set up from, beside its space: the parts that score, a cluster."""
 
 from __future__ import annotations
-
-from torch import nn
 
 from netloom.data.folds import Scheme, make_folds
 from netloom.data.splits import Split
 from netloom.errors import RecipeError
-from netloom.models.heads import Head
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.workflows import builders
-from netloom.workflows.builders import CustomModel
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.search import Cluster
-from netloom.workflows.starting_weights import initialize_from_weights
-
-
-def network_for(recipe: Recipe, data: PreparedData, model: CustomModel | None) -> tuple[nn.Module, list[Head]]:
-    """A network of the recipe's for these pictures, and what its outputs mean.
-
-    Raises:
-        NetloomError: They do not fit each other, or the weights that it starts from do not.
-    """
-    heads = builders.build_heads(recipe, data.facts.class_names)
-    builders.sample_weights(recipe, data.image_set, data.split.train)
-    network = builders.build_model(
-        recipe,
-        in_channels=data.facts.channels,
-        num_outputs=heads[0].num_outputs,
-        image_size=data.facts.image_size,
-        custom=model,
-    )
-    initialize_from_weights(recipe, network)  # weights that do not fit are told before a study is made
-    return network, heads
 
 
 def splits_for(data: PreparedData, recipe: Recipe, cv: int | None) -> list[Split]:

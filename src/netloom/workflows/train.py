@@ -12,18 +12,19 @@ from netloom.data.imageset import ImageSet
 from netloom.data.named import NAMED_SETS
 from netloom.errors import NetloomError, RunError
 from netloom.progress import Reporter, printable
-from netloom.recipe import CUSTOM_MODEL, DEFAULT_RECIPE, MODEL_OPTIONS, Recipe, load_recipe
+from netloom.recipe import DEFAULT_RECIPE, Recipe, load_recipe
+from netloom.recipe.groups import CUSTOM_MODEL, MODEL_OPTIONS
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import Checkpoint, load_checkpoint
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
-from netloom.workflows.fitting import check_monitors
+from netloom.workflows.checked_network import checked_network
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run, load_classifier
-from netloom.workflows.starting_weights import initialize_from_weights, settle
+from netloom.workflows.starting_weights import settle
 from netloom.workflows.training_run import TrainingRun
 
 
@@ -72,25 +73,7 @@ def train(
     builders.check_extras(chosen)
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
-    heads = builders.build_heads(chosen, data.facts.class_names)
-    # What is wrong is told before a run is made.
-    builders.sample_weights(chosen, data.image_set, data.split.train)
-    check_monitors(chosen, data.split)
-    network = builders.build_model(
-        chosen,
-        in_channels=data.facts.channels,
-        num_outputs=heads[0].num_outputs,
-        image_size=data.facts.image_size,
-        custom=model,
-    )
-    builders.check_single_pictures(
-        chosen,
-        network,
-        channels=data.facts.channels,
-        image_size=data.facts.image_size,
-        n_train=len(data.split.train),
-    )
-    initialize_from_weights(chosen, network)  # weights that do not fit are told before a run is made, too
+    network, heads = checked_network(chosen, data, model)
     folder = RunFolder.create(out, name or data.facts.source_name)
     folder.write_setup(
         recipe=chosen,
@@ -157,8 +140,7 @@ def resume(
         opened,
         extended,
         data,
-        builders.model_for(opened, data.facts, model),
-        builders.build_heads(extended, data.facts.class_names),
+        *builders.build_network(extended, data.facts, model),
         place,
         reporter,
         plan=plan,

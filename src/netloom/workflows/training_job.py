@@ -18,12 +18,11 @@ from netloom.run import DataFacts, RunFolder
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
-from netloom.workflows.fitting import check_monitors
+from netloom.workflows.checked_network import checked_network
 from netloom.workflows.interruption import how_to_go_on, quoted
 from netloom.workflows.prepare import PreparedData, reopen_data
 from netloom.workflows.runs import Run
 from netloom.workflows.shared_features import cache_features
-from netloom.workflows.starting_weights import initialize_from_weights
 from netloom.workflows.trainings import (
     create_run,
     describe_plan,
@@ -138,25 +137,7 @@ def start_job(
     """
     keep_freed_memory()
     first, image_set, facts = members[0], data.image_set, data.facts
-    # What is wrong with the recipe is told before anything is made.
-    builders.sample_weights(first.recipe, image_set, first.split.train)
-    check_monitors(first.recipe, first.split)
-    heads = builders.build_heads(first.recipe, facts.class_names)
-    network = builders.build_model(
-        first.recipe,
-        in_channels=facts.channels,
-        num_outputs=heads[0].num_outputs,
-        image_size=facts.image_size,
-        custom=model,
-    )
-    builders.check_single_pictures(
-        first.recipe,
-        network,
-        channels=facts.channels,
-        image_size=facts.image_size,
-        n_train=len(first.split.train),
-    )
-    initialize_from_weights(first.recipe, network)  # and so are weights that do not fit
+    network, heads = checked_network(first.recipe, data, model)
     plan, jobs = plan_trainings(
         first.recipe, data, network, heads, n_trainings=len(members), jobs=jobs, device=device, plan=plan
     )
@@ -251,8 +232,8 @@ def resume_job(
     data = reopen_data(runs[0], source, reporter)
     left = sum(run.result["status"] != "finished" for run in runs)
     reporter.say(f"{len(runs) - left} of {len(runs)} trainings are finished; going on with the others")
-    recipe, heads = runs[0].recipe, builders.build_heads(runs[0].recipe, data.facts.class_names)
-    network = builders.model_for(runs[0], data.facts, model)
+    recipe = runs[0].recipe
+    network, heads = builders.build_network(recipe, data.facts, model)
     plan, at_once = plan_trainings(
         recipe,
         data,

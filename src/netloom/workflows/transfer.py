@@ -11,7 +11,8 @@ from netloom.durations import parse_duration
 from netloom.errors import RecipeError, did_you_mean
 from netloom.models.backbones import PREFIX, is_backbone
 from netloom.models.pretrained import RANDOM
-from netloom.recipe import CUSTOM_MODEL, MODEL_OPTIONS, Recipe, load_recipe
+from netloom.recipe import Recipe, load_recipe
+from netloom.recipe.groups import CUSTOM_MODEL, MODEL_OPTIONS
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback

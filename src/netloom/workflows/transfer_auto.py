@@ -13,7 +13,7 @@ import numpy as np
 
 from netloom.data.folds import independent_pictures
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import tie_into_units
+from netloom.data.units import tie_into_units
 from netloom.durations import duration
 from netloom.errors import DataError, TrainingError
 from netloom.files import write_json
@@ -27,7 +27,7 @@ from netloom.training.callbacks import Callback
 from netloom.training.planning import seconds_by_threads
 from netloom.workflows import builders
 from netloom.workflows.cross_validate import DEFAULT_FOLDS, CrossValidation, cross_validate
-from netloom.workflows.fitting import Fitting, check_monitors
+from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.runs import Run
 from netloom.workflows.seen_pictures import notes_on_folds
@@ -104,7 +104,7 @@ def climb(
     first = next(iter(chosen.values()))
     data = prepare_data(source, first, Reporter(quiet=True))
     for recipe in chosen.values():  # what the last one would refuse is told before the first
-        check_monitors(recipe, data.split)
+        builders.check_monitors(recipe, data.split)
     pictures, folds = _test_part_marked(data), _suited_folds(data)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-transfer").path
     pool = np.setdiff1d(np.arange(len(data.image_set)), data.split.test)
@@ -210,13 +210,7 @@ def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: 
     """
     if device != "cpu" or (recipe.transfer is not None and recipe.transfer.mode == "features"):
         return 0.0
-    heads = builders.build_heads(recipe, data.facts.class_names)
-    network = builders.build_model(
-        recipe,
-        in_channels=data.facts.channels,
-        num_outputs=heads[0].num_outputs,
-        image_size=data.facts.image_size,
-    )
+    network, heads = builders.build_network(recipe, data.facts)
     fitting = Fitting.prepare(
         recipe,
         network,

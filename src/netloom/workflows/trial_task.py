@@ -305,14 +305,7 @@ class _Score:
     def train(self) -> dict[str, Any] | None:
         """The score, or None if the trial was asked to stop."""
         recipe, image_set, facts = self.recipe, self.pictures.image_set, self.pictures.facts
-        heads = builders.build_heads(recipe, facts.class_names)
-        network = builders.build_model(
-            recipe,
-            in_channels=facts.channels,
-            num_outputs=heads[0].num_outputs,
-            image_size=facts.image_size,
-            custom=self.resources.model,
-        )
+        network, heads = builders.build_network(recipe, facts, self.resources.model)
         path = self.trial.checkpoint(self.number)
         checkpoint = self.trial.load_checkpoint(self.number)
         fitting = Fitting.prepare(

@@ -26,6 +26,7 @@ from netloom.tuning.storage import with_absolute_path, without_password
 from netloom.tuning.study import TrialRecord, best_of
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
+from netloom.workflows.checked_network import checked_network
 from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.request import request_for
@@ -45,7 +46,7 @@ from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.study import BEST_RECIPE_FILE, REPORT_FILE, RESULT_FILE, Study
 from netloom.workflows.study_manifest import StudyManifest, create_study, open_study
-from netloom.workflows.study_parts import cluster_for, network_for, splits_for
+from netloom.workflows.study_parts import cluster_for, splits_for
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.study_result import describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
@@ -164,7 +165,7 @@ def tune(
             reporter.say(f"  note: {note}")
     check_final_part(chosen, data.split, trained_on, n_seeds=n_seeds)
     pictures = study_pictures(source, chosen, data, dimensions, reporter)
-    network, heads = network_for(chosen, data, asked.model)
+    network, heads = checked_network(chosen, replace(data, split=splits[0]), asked.model)
     plan, n_jobs = plan_trainings(
         chosen,
         data,
@@ -179,7 +180,8 @@ def tune(
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
     for kind, _ in pictures.kinds if builders.learns_from_features(chosen) else ():
         changed = load_recipe(chosen, kind.settings)
-        of_kind, _ = network_for(changed, replace(data, image_set=kind.image_set, facts=kind.facts), asked.model)
+        kept = replace(data, image_set=kind.image_set, facts=kind.facts, split=splits[0])
+        of_kind, _ = checked_network(changed, kept, asked.model)
         cache_features(changed, of_kind, heads, kind.image_set, splits, plan=plan, reporter=reporter)
     cluster = cluster_for(ray, asked.jobs or most_at_once(sampler, n_trials), reporter)
     folder = RunFolder.create(out, f"{name or data.facts.source_name}-study")
@@ -291,7 +293,7 @@ def resume_tune(
     check_final_part(recipe, data.split, changed.final_on, n_seeds=changed.final_seeds)
     pictures = study_pictures(source or data.facts.source_location, recipe, data, manifest.space, reporter)
     splits = splits_for(data, recipe, changed.cv)
-    network, heads = network_for(recipe, data, model)
+    network, heads = builders.build_network(recipe, data.facts, model)
     cluster = cluster_for(ray, at_once or most_at_once(changed.sampler, changed.n_trials), reporter)
     with contextlib.closing(open_study(run_folder.path, changed, recipe, storage)) as study:
         _, n_jobs = plan_trainings(

@@ -11,7 +11,6 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.tuning.study import TrialRecord
 from netloom.workflows import builders
-from netloom.workflows.fitting import check_monitors
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run, load
 from netloom.workflows.search import Search
@@ -43,7 +42,7 @@ def check_final_part(recipe: Recipe, split: Split, final_on: FinalPart, *, n_see
     if not len(split.validation):
         raise RecipeError(f"{what} needs a validation part to add, and there is none. Leave it out.")
     try:
-        check_monitors(recipe.replace(keep="last", early_stopping=None), split.with_validation_trained())
+        builders.check_monitors(recipe.replace(keep="last", early_stopping=None), split.with_validation_trained())
     except RecipeError as error:
         raise RecipeError(f"{what} trains the winner without a validation part. {error}") from error
 
@@ -127,7 +126,7 @@ def _as_trained(search: Search, best: TrialRecord, recipe: Recipe) -> tuple[Reci
     final = recipe.replace(epochs=_kept_epochs(best), keep="last", early_stopping=None)
     joined = split.with_validation_trained()
     try:
-        check_monitors(final, joined)
+        builders.check_monitors(final, joined)
     except RecipeError as error:
         raise TrainingError(
             f"The best recipe cannot be trained on {search.manifest.final_on}. {error} The search is whole; go on "

@@ -98,6 +98,9 @@ class CallbackList:
             for hook in HOOKS
         }
 
+    def __iter__(self) -> Iterator[Callback]:
+        return iter(self.callbacks)
+
     def call(self, hook: str, state: TrainingState | Prediction) -> None:
         """Call `hook` on every callback that has its own."""
         for function in self._overriding[hook]:

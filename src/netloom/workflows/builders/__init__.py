@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from netloom.workflows.builders.checks import check_augmentation, check_single_pictures
+from netloom.workflows.builders.checks import check_augmentation, check_monitors, check_single_pictures
 from netloom.workflows.builders.models import (
     CustomModel,
     build_heads,
     build_model,
+    build_network,
     initialize_from_pictures,
     is_solved_at_once,
     learns_from_features,
-    model_for,
     parameters_in_words,
 )
 from netloom.workflows.builders.pictures import (
@@ -45,11 +45,13 @@ __all__ = [
     "build_freezing",
     "build_heads",
     "build_model",
+    "build_network",
     "build_optimizer",
     "build_scaling",
     "build_schedule",
     "check_augmentation",
     "check_extras",
+    "check_monitors",
     "check_single_pictures",
     "class_weights",
     "count_phases",
@@ -58,7 +60,6 @@ __all__ = [
     "is_solved_at_once",
     "kept_by",
     "learns_from_features",
-    "model_for",
     "parameters_in_words",
     "plain_batches",
     "progressive_sizes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from netloom.data.splits import Split
 from netloom.errors import ModelError, RecipeError
 from netloom.recipe import Recipe
 from netloom.workflows.builders.models import is_solved_at_once, learns_from_features
@@ -26,6 +27,30 @@ def check_augmentation(recipe: Recipe, image_size: tuple[int, int]) -> None:
         raise RecipeError(
             f"augmentation.shifted_crop is {reach} pixels, more than the pictures have ({width}x{height}); take at "
             f"most {min(height, width)}, or larger pictures (image_size)."
+        )
+
+
+def check_monitors(recipe: Recipe, split: Split) -> None:
+    """See that what the recipe watches is measured.
+
+    Raises:
+        RecipeError: It watches the validation part, and there is none.
+    """
+    if len(split.validation) or is_solved_at_once(recipe):
+        return
+    stopping, plateau = recipe.early_stopping, recipe.reduce_on_plateau
+    watching = {
+        "keep=last": recipe.monitor if recipe.keep == "best" else None,
+        "early_stopping=null": None if stopping is None else stopping.monitor,
+        "reduce_on_plateau=null": None if plateau is None else plateau.monitor,
+    }
+    unmeasured = {remedy: name for remedy, name in watching.items() if name and name.startswith("validation")}
+    if unmeasured:
+        keys = [f"{remedy.partition('=')[0]} ({name})" for remedy, name in unmeasured.items()]
+        raise RecipeError(
+            f"There is no validation part, which {' and '.join(keys)} would watch. Use "
+            f"{' '.join(f'--set {remedy}' for remedy in unmeasured)}, watch train_loss, or give a validation part "
+            "(validation_fraction above 0)."
         )
 
 

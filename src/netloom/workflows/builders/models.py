@@ -20,8 +20,9 @@ from netloom.models.heads import Head
 from netloom.models.registry import create_model
 from netloom.models.whitening import freeze_first_convolution, whiten_first_convolution
 from netloom.randomness import derive_seed
-from netloom.recipe import CUSTOM_MODEL, Recipe
-from netloom.run import DataFacts, RunFolder
+from netloom.recipe import Recipe
+from netloom.recipe.groups import CUSTOM_MODEL
+from netloom.run import DataFacts
 from netloom.training.neighbours import NearestNeighbours
 from netloom.workflows.builders.pictures import progressive_sizes
 from netloom.workflows.builders.training import build_freezing
@@ -100,17 +101,21 @@ def build_model(
     return model
 
 
-def model_for(folder: RunFolder, facts: DataFacts, custom: CustomModel | None = None) -> nn.Module:
-    """A network of the shape that a run's weights have."""
-    recipe = folder.recipe
-    head = build_heads(recipe, facts.class_names)[0]
-    return build_model(
+def build_network(recipe: Recipe, facts: DataFacts, custom: CustomModel | None = None) -> tuple[nn.Module, list[Head]]:
+    """The network of a recipe for the pictures that `facts` tell of, and what its outputs mean.
+
+    Raises:
+        NetloomError: As `build_heads` and `build_model` raise it.
+    """
+    heads = build_heads(recipe, facts.class_names)
+    network = build_model(
         recipe,
         in_channels=facts.channels,
-        num_outputs=head.num_outputs,
+        num_outputs=heads[0].num_outputs,
         image_size=facts.image_size,
         custom=custom,
     )
+    return network, heads
 
 
 def learns_from_features(recipe: Recipe) -> bool:

@@ -1,4 +1,4 @@
-"""The groups of keys that a recipe has, such as `augmentation`, and the types of its values."""
+"""The groups of keys that a recipe has, such as `augmentation`, the types of its values, and which are the model's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+CUSTOM_MODEL = "custom"
+MODEL_OPTIONS = (
+    "filters",
+    "convs_per_block",
+    "kernel_size",
+    "padding",
+    "pooling",
+    "activation",
+    "normalization",
+    "dense_normalization",
+    "block_dropout",
+    "spatial_dropout",
+    "dropout",
+    "dense_dropout",
+    "dense_units",
+    "head_pooling",
+    "identity_start",
+)
+"""Keys that are options of the model, at the top of a recipe."""
 Monitored = Literal["validation_loss", "validation_accuracy", "train_loss", "train_accuracy"]
 
 
