@@ -15,6 +15,7 @@ import netloom
 from html_page import Page
 from netloom.errors import ModelError, RecipeError
 from netloom.recipe import Recipe
+from netloom.training.callbacks import TimeLimit
 from netloom.workflows import builders
 from netloom.workflows.starting_head import starts_from_features
 from netloom.workflows.summarize import summary
@@ -217,6 +218,19 @@ def test_starting_from_features_is_resumed_and_repeated_exactly(
     first, *others = [load_file(run.weights_path) for run in runs]
     for weights in others:
         assert all(torch.equal(first[name], weights[name]) for name in first)
+
+
+def test_the_time_that_the_heads_start_takes_is_the_trainings(
+    photos: Path, tmp_path: Path, backbone: netloom.Run
+) -> None:
+    """A training of half a minute, of which the start took all, ends after its first epoch."""
+
+    class Slow(TimeLimit):
+        def count(self, seconds: float) -> None:
+            super().count(30 * (seconds > 0))
+
+    run = train(photos, tmp_path, [Slow(max_minutes=0.5)], **on_top_of(backbone))
+    assert (run.result["epochs"], run.result["stop_reason"].partition(":")[0]) == (1, "time limit")
 
 
 def test_a_head_of_several_layers_or_behind_new_stages_starts_from_chance(backbone: netloom.Run) -> None:

@@ -35,8 +35,9 @@ from netloom.models.contract import ImageModel
 from netloom.progress import OnProgress, Reporter
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, executing
-from netloom.training.callbacks import Callback, CallbackList, CSVLog, TimeLimit
+from netloom.training.callbacks import Callback, CallbackList, CSVLog
 from netloom.training.callbacks.base import watching
+from netloom.training.callbacks.time_limit import count_earlier
 from netloom.training.checkpoint import Checkpoint, Checkpointer, state_bytes
 from netloom.training.feature_heads import Choice, fit_logistic
 from netloom.training.loop import fit
@@ -259,9 +260,7 @@ class FeatureFitting(Fitting):
                     "more time at once does it, too (--time-limit, time_limit_minutes)."
                 )
             return self.not_begun(self.head, 1, reason)
-        for callback in callbacks:
-            if isinstance(callback, TimeLimit):
-                callback.count(time.monotonic() - started)
+        count_earlier(callbacks, time.monotonic() - started)
         if builders.is_solved_at_once(self.recipe):
             return self._solve(plan, callbacks)
         recipe = self.recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from netloom.recipe import Recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, on_device
 from netloom.training.callbacks import Callback, CallbackList
+from netloom.training.callbacks.time_limit import count_earlier
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
@@ -234,9 +236,10 @@ class Fitting:
         Raises:
             TrainingError: The loss is no longer a number.
         """
-        recipe = self.recipe
+        recipe, started = self.recipe, time.monotonic()
         if resume is None and not self.make_ready(plan, interruption):
             return self.not_begun(self.network, len(self.train), interruption())
+        count_earlier(callbacks, time.monotonic() - started)
         freezing = builders.build_freezing(recipe, self.network)
         return fit(
             self.learner,

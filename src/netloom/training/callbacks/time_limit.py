@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from netloom.training.callbacks.base import Callback
@@ -17,7 +18,7 @@ class TimeLimit(Callback):
     whole limit passes it. What a resumed training took before counts.
 
     Args:
-        max_minutes: Of training and validation together.
+        max_minutes: Of training and validation together, with what was counted before.
         schedule: Of the learning rate. One that is stretched over all epochs is cut off by the limit, usually at a high
             rate, where a network is far from its best: the reason then says so.
     """
@@ -74,3 +75,10 @@ class TimeLimit(Callback):
 
     def _seconds(self) -> float:
         return self._earlier_seconds + (0.0 if self._started is None else time.monotonic() - self._started)
+
+
+def count_earlier(callbacks: Iterable[Callback], seconds: float) -> None:
+    """Have the time limits among `callbacks` count what was used before the fit."""
+    for callback in callbacks:
+        if isinstance(callback, TimeLimit):
+            callback.count(seconds)
