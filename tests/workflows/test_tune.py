@@ -316,9 +316,23 @@ def test_the_recipes_own_size_is_the_first_trial(photos: Path, tmp_path: Path) -
 
 
 def test_the_best_of_an_earlier_study_are_tried_first(study: Study, photos: Path, tmp_path: Path) -> None:
+    """Behind the recipe itself, whichever of them was the best."""
+    ranked = sorted(study.trials, key=lambda t: -t["value"])
+    others = [t["overrides"] for t in ranked if t["from"] != "recipe"]
     found = search(photos, tmp_path, warm_start=[study.path], n_trials=3)
-    assert found.trials[1]["from"] == f"study {study.path}"
-    assert found.trials[1]["overrides"] in [t["overrides"] for t in study.trials]
+    assert [t["from"] for t in found.trials] == ["recipe", *[f"study {study.path}"] * 2]
+    assert [t["overrides"] for t in found.trials[1:]] == others[:2]
+
+
+def test_what_is_tried_first_may_be_one_alone(study: Study, photos: Path, tmp_path: Path) -> None:
+    found = search(photos, tmp_path, first={"dropout": 0.3}, warm_start=str(study.path), n_trials=3)
+    assert [t["from"] for t in found.trials] == ["recipe", "user", f"study {study.path}"]
+    assert found.trials[1]["overrides"] == {**found.trials[0]["overrides"], "dropout": 0.3}
+
+
+def test_the_space_is_the_third_argument(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'dropout'"):
+        netloom.tune(tmp_path / "nowhere", None, {"dropuot": "0..1"}, quiet=True)
 
 
 def test_a_function_of_the_users_own_makes_the_network(photos: Path, tmp_path: Path) -> None:
@@ -370,6 +384,10 @@ def test_shuffled_labels_leave_the_tested_winner_at_chance(tmp_path: Path) -> No
         ({"time_limit": "soon"}, RecipeError, "no duration"),
         ({"space": {"dropuot": "0..1"}}, RecipeError, "Did you mean 'dropout'"),
         ({"warm_start": ["nowhere"]}, RunError, "no finished study"),
+        ({"warm_start": "nowhere"}, RunError, "nowhere is no finished study"),
+        ({"warm_start": 3}, RunError, "folders of earlier studies, not int"),
+        ({"first": "dropout=0.3"}, RecipeError, "such as {'dropout': 0.3}, or a list of such, not 'drop"),
+        ({"first": [0.3]}, RecipeError, "or a list of such, not 0.3"),
         ({"storage": "nonsense"}, NetloomError, "no database URL"),
         ({"storage": "sqlite://"}, NetloomError, "needs a file"),
         ({"storage": "nosuchdb://host/x"}, NetloomError, "cannot be used"),

@@ -179,7 +179,8 @@ class Search:
             )
             watchers: list[Watcher] = [table, _Cleaner(self.folder / TRIALS_FOLDER)]
             if self.recipe.tensorboard:
-                watchers.append(HParamsLog(self.folder / "tensorboard", self.manifest.objective))
+                by_fold = self.manifest.cv is not None
+                watchers.append(HParamsLog(self.folder / "tensorboard", self.manifest.objective, by_fold=by_fold))
             driver = Driver(
                 study=self.study,
                 executor=executor,

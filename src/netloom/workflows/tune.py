@@ -27,7 +27,7 @@ from netloom.tuning.study import TrialRecord, best_of
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.checked_network import checked_network
-from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first
+from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first, listed_studies
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
@@ -56,8 +56,8 @@ from netloom.workflows.winner import check_final_part, earlier_winners, fresh_va
 def tune(
     source: str | Path | ImageSet,
     recipe: str | Path | Recipe | None = None,
-    *,
     space: SpaceLike | None = None,
+    *,
     sampler: str = "auto",
     pruner: str = "auto",
     n_trials: int | None = None,
@@ -67,8 +67,8 @@ def tune(
     cv: int | None = None,
     final_seeds: int = DEFAULT_FINAL_SEEDS,
     final_on: str = DEFAULT_FINAL_PART,
-    first: Sequence[Mapping[str, Any]] = (),
-    warm_start: Sequence[str | Path] = (),
+    first: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+    warm_start: str | Path | Sequence[str | Path] = (),
     storage: str | None = None,
     jobs: int | str = "auto",
     ray: str | None = None,
@@ -108,9 +108,9 @@ def tune(
         final_on: What they are trained on: `train`, as the trials are, or `train+validation`. With the latter nothing
             is left to choose an epoch by: they train as many epochs as the winning trial's kept weights had (the median
             over folds), and keep the last.
-        first: Values of the space by key, such as `{"dropout": 0.3}`, that are tried right after the recipe; for keys
-            that are left out it is as in the recipe.
-        warm_start: Folders of earlier studies, whose best values are tried first.
+        first: Values of the space by key, such as `{"dropout": 0.3}`, or several such, that are tried right after the
+            recipe; for keys that are left out it is as in the recipe.
+        warm_start: The folder of an earlier study, or several, whose best values are tried first.
         storage: URL of a database that several drivers share under one `name`; a file in the study's folder without it.
         jobs: Trials at once; `auto` measures with which number and threads they end the soonest.
         ray: Have the trials done on a Ray cluster: `auto`, or the address of its head. `jobs` is then the most of them
@@ -153,9 +153,9 @@ def tune(
         n_trials = grid_size(dimensions)
     elif n_trials is None and limit is None:
         n_trials = DEFAULT_TRIALS
-    first = checked_first(first, dimensions)
-    earlier: list[list[tuple[str, Mapping[str, Any]]]] = [[(OF_USER, values) for values in first]] if first else []
-    earlier += map(best_of_earlier, warm_start)
+    of_user = checked_first(first, dimensions)
+    earlier: list[list[tuple[str, Mapping[str, Any]]]] = [[(OF_USER, values) for values in of_user]] if of_user else []
+    earlier += map(best_of_earlier, listed_studies(warm_start))
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     splits = splits_for(data, chosen, cv)
