@@ -145,4 +145,6 @@ def test_scores_of_folds_are_not_taken_for_those_of_epochs(tmp_path: Path) -> No
     written = [(e.step, e.value) for e in events.Scalars("fold/validation_accuracy")]
     assert written == [(fold, pytest.approx(value)) for fold, value in enumerate(found.trials[0]["values"], 1)]
     assert len(written) == 2
+    assert found.result["fresh"] is None
+    assert not list(found.path.glob("*-fresh-folds"))  # nothing is trained where no winner is
     assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("epoch/")]

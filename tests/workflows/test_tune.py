@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from sklearn.metrics import balanced_accuracy_score
 from typer.testing import CliRunner
 
 import netloom
 from html_page import Page
 from netloom.cli import app
+from netloom.data.folds import Scheme, make_folds
 from netloom.data.imageset import ImageSet
+from netloom.data.splits import Split
 from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
+from netloom.recipe import Recipe
 from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
+from netloom.workflows import training_job
+from netloom.workflows.builders import split_options
 from netloom.workflows.study import Study
 from parallel import work
 from picture_folders import stripes
@@ -134,8 +140,76 @@ def test_folds_score_a_trial_without_the_test_part(photos: Path, tmp_path: Path)
         assert len(trial["values"]) == 3
         assert trial["value"] == pytest.approx(np.mean(trial["values"]))
         assert trial["epochs"] == 6
-    assert found.result["fresh"] is None
     assert found.result["test"]["n"] == 12
+
+
+def test_folds_that_the_search_has_not_seen_score_its_winner(tmp_path: Path) -> None:
+    """Reference: the cross-validation of its recipe with the next seeds, on pictures with the same test part."""
+    pixels = np.stack([stripes(i % 3, i) for i in range(60)])
+    parts = ["train"] * 48 + ["test"] * 12
+    pictures = ImageSet.from_arrays(pixels, np.arange(60) % 3, class_names=("across", "down", "plain"), splits=parts)
+    settings = {**QUICK, "learning_rate": 2e-3}
+    found = search(pictures, tmp_path, cv=2, n_trials=1, final_seeds=1, settings=settings)
+    reference = netloom.cross_validate(
+        pictures, found.best_recipe, folds=2, seed=1, split_seed=1, jobs=1, plan=PLAN, out=tmp_path, quiet=True
+    )
+    fresh = found.result["fresh"]
+    assert fresh["values"] == list(reference.scores.accuracy.values)
+    assert (fresh["n"], fresh["folds"], fresh["held_out_n"], fresh["seeds"]) == (2, 2, 48, [1, 2])
+    assert fresh["mean"] == pytest.approx(np.mean(fresh["values"]))
+    assert fresh["test_per_train"] == pytest.approx(reference.scores.test_per_train)
+    (folder,) = found.path.glob("*-fresh-folds")
+    assert found.run is not None
+    tested = set(found.run.split["test"])
+    assert len(tested) == 12
+    searched = [frozenset(split.test.tolist()) for split in drawn(pictures, seed=0)]
+    for number, run in enumerate(map(netloom.load, sorted(folder.glob("fold-*"))), 1):
+        seen = [name for part in ("train", "validation", "test") for name in run.split[part]]
+        assert not tested & set(seen)
+        assert frozenset(map(pictures.ids.index, run.split["test"])) not in searched
+        assert run.recipe == found.best_recipe.replace(seed=number, split_seed=1)
+    text = " ".join(Page((found.path / "report.html").read_text(encoding="utf-8")).text)
+    assert f"by 2 folds drawn anew, with fresh seeds, reached {percent(fresh['mean'])}" in text
+
+
+def drawn(pictures: ImageSet, *, seed: int) -> list[Split]:
+    """The folds of a search over pictures whose parts are given."""
+    options = split_options(Recipe(split_seed=seed), pictures)
+    return [fold.split for fold in make_folds(Scheme(2), parts=pictures.splits, **options)]
+
+
+def test_fresh_folds_are_gone_on_with(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one's checkpoint cannot be written, since a folder has its name."""
+    create = training_job.create_run
+
+    def sabotaged(path: Path, *arguments: Any) -> Any:
+        run = create(path, *arguments)
+        if path.name == "fold-2":
+            run.checkpoint_path.mkdir()
+        return run
+
+    monkeypatch.setattr(training_job, "create_run", sabotaged)
+    with pytest.raises(TrainingError, match=r"could not be trained anew: fold-2: .*The search is whole; go on with"):
+        search(photos, tmp_path, cv=2, n_trials=1, final_seeds=1)
+    (folder,) = tmp_path.iterdir()
+    (second,) = folder.glob("*-fresh-folds/fold-2")
+    (second / "checkpoint.safetensors").rmdir()
+
+    def trained() -> dict[Path, int]:
+        runs = map(netloom.load, [*folder.glob("*-final/seed-*"), *folder.glob("*-fresh-folds/fold-*")])
+        done = [run.weights_path for run in runs if run.result["status"] == "finished"]
+        return {path: path.stat().st_mtime_ns for path in done}
+
+    before = trained()
+    found = netloom.resume_tune(folder, jobs=1, quiet=True)
+    after = trained()
+    assert len(before) == 2  # the winner's, and the first fold's
+    assert {path: after[path] for path in before} == before
+    assert after.keys() - before.keys() == {second / "weights.safetensors"}
+    assert found.result["fresh"]["n"] == 2
+    again = netloom.resume_tune(folder, jobs=1, quiet=True)
+    assert trained() == after
+    assert again.result["fresh"] == found.result["fresh"]
 
 
 def test_loss_is_minimized(photos: Path, tmp_path: Path) -> None:
@@ -160,8 +234,13 @@ def test_macro_f1_is_that_of_the_weights_that_a_training_keeps(photos: Path, tmp
 
 
 def test_folds_can_be_scored_by_balanced_accuracy(photos: Path, tmp_path: Path) -> None:
-    found = search(photos, tmp_path, objective="validation_balanced_accuracy", cv=2, n_trials=1)
+    found = search(photos, tmp_path, objective="validation_balanced_accuracy", cv=2, n_trials=1, final_seeds=1)
     trial = found.trials[0]
+    expected = []
+    for path in sorted(found.path.glob("*-fresh-folds/fold-*")):
+        probabilities, targets = netloom.load(path).test_predictions()
+        expected.append(balanced_accuracy_score(targets, probabilities.argmax(axis=1)))
+    assert found.result["fresh"]["values"] == pytest.approx(expected)
     assert trial["value"] == pytest.approx(np.mean(trial["values"]))
     assert all(0 <= value <= 1 for value in trial["values"])
 

@@ -28,6 +28,7 @@ from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.checked_network import checked_network
 from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first, listed_studies
+from netloom.workflows.fresh_scores import FreshScores, fresh_folds, fresh_scores
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
@@ -50,7 +51,7 @@ from netloom.workflows.study_parts import cluster_for, splits_for
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.study_result import describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
-from netloom.workflows.winner import check_final_part, earlier_winners, fresh_values, note_tested, train_winner
+from netloom.workflows.winner import check_final_part, earlier_winners, note_tested, train_winner
 
 
 def tune(
@@ -85,7 +86,8 @@ def tune(
 
     The search sees the training and validation parts alone. The recipe's own values are the first trial, if they are
     in the space. The winner is trained anew with seeds that the search has not seen, which tells how much of its score
-    was luck, and each of those trainings is tested once.
+    was luck, and each of those trainings is tested once. Where folds score the trials, folds that the search has not
+    seen tell that.
 
     Args:
         source: As for `train`.
@@ -103,8 +105,9 @@ def tune(
         objective: `validation_accuracy`, `validation_loss`, or, in which all classes count the same, however many
             pictures they have, `validation_macro_f1` or `validation_balanced_accuracy`; of the weights that a training
             keeps.
-        cv: Score each trial by so many folds of what is not test, instead of by the validation part.
-        final_seeds: Trainings of the winner; 0 for none, and no test.
+        cv: Score each trial by so many folds of what is not test, instead of by the validation part; the winner in the
+            end by as many that are drawn anew.
+        final_seeds: Trainings of the winner; 0 for none, and no test and no fresh folds.
         final_on: What they are trained on: `train`, as the trials are, or `train+validation`. With the latter nothing
             is left to choose an epoch by: they train as many epochs as the winning trial's kept weights had (the median
             over folds), and keep the last.
@@ -163,6 +166,8 @@ def tune(
         pool = np.concatenate([split.test for split in splits])
         for note in notes_on_folds(chosen, data.image_set, pool, fingerprint=data.facts.fingerprint):
             reporter.say(f"  note: {note}")
+        if n_seeds:
+            fresh_folds(data, chosen, cv)  # tells, before the search, where these cannot be drawn
     check_final_part(chosen, data.split, trained_on, n_seeds=n_seeds)
     pictures = study_pictures(source, chosen, data, dimensions, reporter)
     network, heads = checked_network(chosen, replace(data, split=splits[0]), asked.model)
@@ -333,19 +338,19 @@ def _finish(search: Search) -> Study:
             search.run()
         except HopelessSearchError:
             records = search.study.records()
-            _report(search, records, best_of(records, search.manifest.direction), None, [])
+            _report(search, records, best_of(records, search.manifest.direction), None, [], None)
             raise
     records = search.study.records()
     best = best_of(records, search.manifest.direction)
     if best is None:
-        _report(search, records, None, None, [])
+        _report(search, records, None, None, [], None)
         raise TrainingError(_why_nothing(search, records))
     search.note(searched=True)
     best_recipe = load_recipe(search.recipe, best.overrides)
     write_atomically(search.folder / BEST_RECIPE_FILE, best_recipe.to_yaml())
     runs = train_winner(search, best, best_recipe)
     note_tested(search, best, runs)
-    result = _report(search, records, best, best_recipe, runs)
+    result = _report(search, records, best, best_recipe, runs, fresh_scores(search, best_recipe, runs))
     for line in describe_result(result):
         search.reporter.say(line)
     return Study(search.folder, best_recipe, runs[0] if runs else None, result)
@@ -357,6 +362,7 @@ def _report(
     best: TrialRecord | None,
     best_recipe: Recipe | None,
     runs: Sequence[Run],
+    fresh: FreshScores | None,
 ) -> dict[str, Any]:
     """Write figures and page."""
     n = len(search.pictures.data.split.validation)
@@ -373,7 +379,7 @@ def _report(
         best_recipe=best_recipe,
         best_recipe_file=search.folder / BEST_RECIPE_FILE,
         runs=runs,
-        fresh_values=fresh_values(search, runs),
+        fresh=fresh,
         earlier_winners=earlier_winners(search, best, runs),
         importances=search.study.importances(),
     )
