@@ -20,6 +20,10 @@ from netloom.workflows.trial_scores import score_of_run
 from netloom.workflows.winner import train_anew
 
 _FOLDER = "fresh-folds"
+_NOTE = (
+    "A search chose this recipe by how it scores on these very pictures, divided otherwise: its figures here are still "
+    "a little too good. Only the test part of the search is free of that."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +85,7 @@ def _by_folds(search: Search, recipe: Recipe, cv: int) -> FreshScores:
     data, seed = search.pictures.data, search.recipe.seed + 1
     splits = fresh_folds(data, search.recipe, cv)
     pool = np.concatenate([split.test for split in splits])
-    notes = notes_on_folds(recipe, data.image_set, pool, fingerprint=data.facts.fingerprint)
+    notes = [_NOTE, *notes_on_folds(recipe, data.image_set, pool, fingerprint=data.facts.fingerprint)]
     members = [
         Member(
             f"fold-{number + 1}",
