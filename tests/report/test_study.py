@@ -225,7 +225,7 @@ def test_luck_is_claimed_of_folds_where_another_draw_would_hardly_give_it(deviat
 
 def test_seeds_that_happen_to_agree_are_no_certainty() -> None:
     result = study([0.60, 0.66])
-    result["fresh"].update(values=[0.64, 0.64], standard_deviation=0.0)
+    result["fresh"].update(values=[0.64, 0.64], standard_deviation=1e-17)
     assert "2.0 points lower than as searched, which 2 seeds cannot tell from noise" in describe_study(result)[1]
 
 

@@ -94,7 +94,8 @@ class FreshScores(NamedTuple):
     def one_more(self) -> Interval | None:
         """Where the searched figure would lie, had nothing been chosen by it; None where that cannot be told."""
         n, deviation = len(self.values), self.standard_deviation
-        if n < 2 or not deviation > 0:
+        # Of figures that happen to be alike nobody knows how they scatter; their deviation may be a rounding error.
+        if n < 2 or min(self.values) == max(self.values) or not deviation > 0:
             return None
         if self.by_fold:
             return resampled_prediction_interval(self.mean, deviation, n, test_per_train=self.test_per_train)

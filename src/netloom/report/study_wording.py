@@ -161,7 +161,6 @@ def selection_luck(study: StudyFacts) -> str:
     lead = f"{_amount(study, gap)} {word} than as searched"
     if len(fresh.values) < 2:
         return f"{lead}; one {what} cannot tell luck from noise"
-    # Of figures that happen to be alike nobody knows how they scatter.
     expected = fresh.one_more
     if expected is None or expected.low <= study.best.value <= expected.high:
         return f"{lead}, which {counted(len(fresh.values), what)} cannot tell from noise"

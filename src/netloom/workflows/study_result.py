@@ -119,14 +119,13 @@ def _fresh_folds(
     """What the winner scores on folds that the search has not seen; the interval is that of a cross-validation."""
     scores = np.array(values, dtype=np.float64)
     test_per_train = float(np.mean(np.array(held_out) / np.array(given)))
-    deviation = float(scores.std(ddof=1))
     low, high = resampled_mean_interval(scores, test_per_train=test_per_train)
     most = math.inf if manifest.objective == "validation_loss" else 1.0
     return {
         "mean": float(scores.mean()),
-        "standard_deviation": deviation,
+        "standard_deviation": float(scores.std(ddof=1)),
         # Folds that happen to score alike do not say how far such a mean can be from the truth.
-        "interval": [max(low, 0.0), min(high, most)] if deviation else None,
+        "interval": [max(low, 0.0), min(high, most)] if len(set(values)) > 1 else None,
         "values": list(values),
         "n": len(values),
         "folds": manifest.cv,
