@@ -176,6 +176,8 @@ def tune(
         device=asked.device,
         plan=plan,
         most=most_at_once(sampler, n_trials),
+        model=asked.model,
+        reporter=reporter,
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
     for kind, _ in pictures.kinds if builders.learns_from_features(chosen) else ():
@@ -306,6 +308,8 @@ def resume_tune(
             device=manifest.plan.device,
             plan=manifest.plan,
             most=most_at_once(changed.sampler, changed.n_trials),
+            model=model,
+            reporter=reporter,
         )
         if changed != manifest:
             changed.write(run_folder.path)
