@@ -220,8 +220,8 @@ _SECTIONS = {
     "search_overhead": (
         "The driver of a search",
         "What a trial costs beside itself: the time in which a worker has none, with trials that only sleep, a "
-        "database, reports of five epochs and pruning. With Gaussian processes (`gp`) it is what is left of their fits, which "
-        "are done while workers train; alone, there is nobody to train meanwhile.",
+        "database, reports of five epochs and pruning. With Gaussian processes (`gp`) it is what their fits leave, "
+        "which are done while workers train; alone, there is nobody to train meanwhile.",
         _search_overhead,
     ),
     "cross_validation": (
