@@ -106,6 +106,21 @@ def grouped_macro_f1_interval(
     return bootstrap_interval(np.ones(n_groups, dtype=np.int64), macro_f1_of, seed=seed)
 
 
+def count_by_groups(
+    first_right: npt.NDArray[np.bool_], second_right: npt.NDArray[np.bool_], groups: IntArray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many more of its pictures the second got right, and how many pictures there are, of each group int64 `[G]`.
+
+    Args:
+        first_right: Whether the first classifier was right, `[N]`.
+        second_right: Whether the second was, on the same pictures in the same order.
+        groups: The group of each picture, `[N]`.
+    """
+    numbers = np.unique(groups, return_inverse=True)[1]
+    gained = np.bincount(numbers, weights=second_right.astype(np.int64) - first_right)
+    return gained.astype(np.int64), np.bincount(numbers).astype(np.int64)
+
+
 def sign_flip_p_value(differences: IntArray) -> float:
     """Two-sided exact p-value of "as often for the one as for the other" from the differences of groups `[G]`, 0..1.
 

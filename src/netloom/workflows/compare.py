@@ -14,7 +14,12 @@ import numpy.typing as npt
 
 from netloom.errors import RunError
 from netloom.files import write_atomically, writing
-from netloom.metrics.grouped import grouped_difference_interval, grouped_share_interval, sign_flip_p_value
+from netloom.metrics.grouped import (
+    count_by_groups,
+    grouped_difference_interval,
+    grouped_share_interval,
+    sign_flip_p_value,
+)
 from netloom.metrics.intervals import Estimate, Interval, wilson_interval
 from netloom.metrics.paired import (
     count_pairs,
@@ -226,11 +231,9 @@ def _compare_pair(runs: Sequence[_Opened], first: int, second: int) -> ComparedP
     if groups is None:
         n_groups, interval, p_value = None, paired_difference_interval(counts), mcnemar_p_value(counts)
     else:
-        numbers = np.unique(groups, return_inverse=True)[1]
-        gained = other.answers.right.astype(np.int64) - one.answers.right
-        differences = np.bincount(numbers, weights=gained).astype(np.int64)
+        differences, sizes = count_by_groups(one.answers.right, other.answers.right, groups)
         n_groups, p_value = len(differences), sign_flip_p_value(differences)
-        interval = grouped_difference_interval(differences, np.bincount(numbers))
+        interval = grouped_difference_interval(differences, sizes)
     return ComparedPair(
         first=first,
         second=second,
