@@ -167,6 +167,7 @@ def test_the_headline_names_the_best_the_fresh_seeds_their_difference_and_the_te
         # The mean's interval, 0.634 to 0.646, leaves 0.66 out; one more training may well reach it, up to 0.665.
         ({"standard_deviation": 0.005, "interval": [0.628, 0.652]}, "which 3 seeds cannot tell from noise"),
         ({"mean": 0.655, "interval": [0.64, 0.67]}, "0.5 points lower than as searched, which 3 seeds cannot tell"),
+        ({"values": [0.64] * 3, "standard_deviation": 0.0, "interval": None}, "all came out the same cannot tell luck"),
         ({"values": [0.64], "standard_deviation": None, "interval": [None, None]}, "one seed cannot tell luck"),
     ],
 )

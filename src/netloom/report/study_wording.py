@@ -123,6 +123,8 @@ def selection_luck(study: StudyFacts) -> str:
     lead = f"{_amount(study, gap)} {word} than as searched"
     if len(fresh.values) < 2 or math.isnan(fresh.standard_deviation):
         return f"{lead}; one seed cannot tell luck from noise"
+    if fresh.standard_deviation == 0:
+        return f"{lead}; seeds that all came out the same cannot tell luck from noise"
     # The searched figure is of one training, which scatters as each of the fresh ones does.
     expected = prediction_interval(fresh.mean, fresh.standard_deviation, len(fresh.values))
     if expected.low <= study.best.value <= expected.high:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,7 @@ def _fresh(runs: Sequence[Run], values: Sequence[float], manifest: StudyManifest
         return None
     found: dict[str, Any] = {"mean": values[0], "standard_deviation": None, "interval": None}
     if len(values) > 1:
-        found = spread(values)
-        if manifest.objective != "validation_loss":
-            found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
+        found = spread(values, highest=math.inf if manifest.objective == "validation_loss" else 1.0)
     return {**found, "values": list(values), "n": len(values), "seeds": [run.recipe.seed for run in runs]}
 
 
