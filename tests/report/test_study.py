@@ -311,6 +311,16 @@ def test_a_line_of_the_parallel_axes_passes_an_absent_key_below_the_axis() -> No
     assert "not set" in [text.text for text in svg.iter("text")]
 
 
+def test_pictures_in_groups_are_told_beside_their_interval() -> None:
+    result = study([0.5, 0.6], validation_groups=25)
+    result["test"]["groups"] = 40
+    result["best"]["interval"] = None
+    page = Page(render_study(result))
+    for text in ("of 9,876 test pictures of 40 groups (95%", "n = 9,876 of 40 groups", "n = 10,000 of 25 groups"):
+        assert text in page.words
+    assert "10,000 pictures of 25 groups" in page.words
+
+
 def test_what_the_search_adds_is_shown() -> None:
     """The recipe's own values, where the winning recipe lies, the test over all fresh seeds."""
     result = study(

@@ -55,6 +55,11 @@ def pictures_in_words(n: int, groups: int | None, noun: str = "picture") -> str:
     return counted(n, noun) + ("" if groups is None else f" of {counted(groups, 'group')}")
 
 
+def sample_size(n: int, groups: int | None) -> str:
+    """`n = 1,000`, `n = 1,000 of 40 groups`: what stands beside an interval in a table or figure."""
+    return f"n = {n:,}" + ("" if groups is None else f" of {counted(groups, 'group')}")
+
+
 def headline(report: ReportData) -> str:
     """The answer first: how often it is right on new pictures, how sure that is, and guessing."""
     if report.test is not None:

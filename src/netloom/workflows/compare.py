@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -174,13 +175,19 @@ class _Opened:
         )
 
     def _validation(self) -> Estimate | None:
-        """Of the kept weights; of the last epoch in a run that has not got to keeping any."""
+        """Of the kept weights; of the last epoch in a run that has not got to keeping any.
+
+        Such a run knows how many answers were right but not which: there is no interval where they come in groups.
+        """
         accuracy = self.history[-1].get("validation_accuracy") if self.history else None
         if "validation" in self.result or accuracy is None:
             return _estimate(self.result.get("validation"))
         n = len(self.split["validation"])
         if not (n and 0 <= accuracy <= 1):
             return None
+        groups = self.folder.pictures.get("validation_groups")
+        if groups is not None:
+            return Estimate(accuracy, n, Interval(math.nan, math.nan), len(np.unique(groups)))
         return Estimate(accuracy, n, wilson_interval(round(accuracy * n), n))
 
 
