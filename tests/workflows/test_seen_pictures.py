@@ -71,7 +71,16 @@ def test_test_pictures_that_a_run_was_trained_on_are_refused_with_their_number(
     assert 5 < n < len(again.split["test"])
     note = f"{n} of the {len(again.split['test'])} pictures of the test part were trained on with their labels"
     assert note in again.result["notes"][0]
-    assert note in Page(again.report_path.read_text(encoding="utf-8")).words
+    words = Page(again.report_path.read_text(encoding="utf-8")).words
+    assert note in words
+    assert "test pictures, not all of them new to it (95% interval" in words
+    assert "never seen" not in words
+    assert "had no part in training" not in words
+    assert "Not all of these pictures were new to the network" in words
+    honest = transfer(photos, backbone, tmp_path)
+    told = [text for text in netloom.compare([honest, again]).notes if "with their labels" in text]
+    assert told == [f"Run 2: {again.result['test_notes'][0]}"]
+    assert "test pictures it had never seen" in Page(honest.report_path.read_text(encoding="utf-8")).words
     with pytest.raises(
         DataError, match=rf"^{n} of the .* test part .*--set split_seed=5 --set test_fraction=0\.3 .*test_on_seen"
     ):
@@ -122,13 +131,17 @@ def test_validation_and_folds_are_told_of_not_refused(tmp_path: Path, capsys: py
     assert told in found.result["notes"][0]
     assert told in capsys.readouterr().err
     assert all(told in fold.result["notes"][-1] for fold in found.runs)
+    assert all("never seen" not in fold.report_path.read_text(encoding="utf-8") for fold in found.runs)
 
 
 def test_what_was_learned_without_labels_is_told(photos: Path, pretrained: netloom.Run, tmp_path: Path) -> None:
     run = transfer(photos, pretrained, tmp_path)
     assert run.split["test"] == pretrained.split["test"]
     assert run.result["notes"] == []
+    assert "never seen" in run.report_path.read_text(encoding="utf-8")
     other = transfer(photos, pretrained, tmp_path, split_seed=3)
+    assert "never seen" not in other.report_path.read_text(encoding="utf-8")
+    assert other.result["test_notes"] == other.result["notes"][:1]
     test, validation = (seen(other, pretrained, part) for part in ("test", "validation"))
     assert test
     of_test, of_validation = (len(other.split[part]) for part in ("test", "validation"))

@@ -299,6 +299,8 @@ def _notes(runs: Sequence[_Opened], pairs: Sequence[ComparedPair]) -> Iterator[s
             "needs several seeds of each: netloom train SOURCE --seeds 5."
         )
     for number, run in enumerate(runs, 1):
+        if "test" in run.result:
+            yield from (f"Run {number}: {note}" for note in run.result.get("test_notes", ()))
         if (tests := run.result.get("tests", 1)) > 1:
             yield f"Run {number} was tested {tests} times and trained on in between, so its test score may be too good."
     machines = {run.machine for run in runs if run.machine}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def cross_validate(
         Member(
             fold.name,
             chosen.replace(seed=chosen.seed + number),
-            replace(fold.split, notes=(*fold.split.notes, *on_backbone)),
+            fold.split.with_test_notes(on_backbone),
             {"repeat": fold.repeat, "fold": fold.fold},
         )
         for number, fold in enumerate(drawn)

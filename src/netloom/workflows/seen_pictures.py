@@ -59,15 +59,15 @@ def with_notes_on_backbone(recipe: Recipe, image_set: ImageSet, split: Split, *,
         DataError: Pictures of the test part were trained on with their labels, and the recipe does not allow that
             (`transfer.test_on_seen`).
     """
-    notes = []
     for earlier in _earlier_runs(recipe, image_set, fingerprint):
         if n := earlier.count(split.test):
             if earlier.labelled and recipe.transfer is not None and not recipe.transfer.test_on_seen:
                 raise DataError(_refusal(earlier, n, len(split.test)))
-            notes.append(_note(earlier, n, len(split.test), "the test part"))
+            split = split.with_test_notes([_note(earlier, n, len(split.test), "the test part")])
         if n := earlier.count(split.validation):
-            notes.append(_note(earlier, n, len(split.validation), "the validation part"))
-    return replace(split, notes=(*split.notes, *notes))
+            note = _note(earlier, n, len(split.validation), "the validation part")
+            split = replace(split, notes=(*split.notes, note))
+    return split
 
 
 def notes_on_folds(recipe: Recipe, image_set: ImageSet, pool: npt.NDArray[np.int64], *, fingerprint: str) -> list[str]:
