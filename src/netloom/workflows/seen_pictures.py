@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,23 @@ def notes_on_folds(recipe: Recipe, image_set: ImageSet, pool: npt.NDArray[np.int
         _note(earlier, n, len(pool), "the held-out folds")
         for earlier in _earlier_runs(recipe, image_set, fingerprint)
         if (n := earlier.count(pool))
+    ]
+
+
+def seen_by_earlier_runs(
+    recipe: Recipe, image_set: ImageSet, indices: npt.NDArray[np.int64], *, fingerprint: str
+) -> list[dict[str, Any]]:
+    """Which runs that a trained one started from have learned from `image_set[indices]`, plain values.
+
+    Other arguments are those of `with_notes_on_backbone`.
+
+    Returns:
+        Of each such run `run` (its folder), `labelled` (whether it looked at labels) and `n` (of how many pictures).
+    """
+    return [
+        {"run": str(earlier.path), "labelled": earlier.labelled, "n": n}
+        for earlier in _earlier_runs(recipe, image_set, fingerprint)
+        if (n := earlier.count(indices))
     ]
 
 
