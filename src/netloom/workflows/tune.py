@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from netloom.data.imageset import ImageSet
+from netloom.data.splits import groups_of
 from netloom.durations import parse_duration
 from netloom.errors import TrainingError
 from netloom.files import write_atomically, write_json, writing
@@ -363,15 +364,17 @@ def _report(
     runs: Sequence[Run],
 ) -> dict[str, Any]:
     """Write figures and page."""
-    n = len(search.pictures.data.split.validation)
+    scored = search.pictures.data.split.validation
     if search.manifest.cv is not None:
-        n = sum(len(split.test) for split in search.splits)
+        scored = np.concatenate([split.test for split in search.splits])
+    groups = groups_of(search.pictures.data.image_set.groups, scored)
     result = study_result(
         search.folder,
         search.manifest,
         search.recipe,
         source=search.pictures.data.facts.source_name,
-        validation_n=n,
+        validation_n=len(scored),
+        validation_groups=None if groups is None else len(np.unique(groups)),
         records=records,
         best=best,
         best_recipe=best_recipe,
