@@ -19,6 +19,7 @@ from netloom.data.folds import Scheme, make_folds
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
 from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
+from netloom.metrics.intervals import wilson_interval
 from netloom.recipe import Recipe
 from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
@@ -142,6 +143,7 @@ def test_the_report_and_the_figures_agree(study: Study) -> None:
 def test_folds_score_a_trial_without_the_test_part(photos: Path, tmp_path: Path) -> None:
     found = search(photos, tmp_path, cv=3, n_trials=2, final_seeds=1)
     assert found.result["validation_n"] == 48
+    assert found.result["best"]["interval"] is None  # the mean of three folds is no share of 48 pictures
     for trial in found.trials:
         assert len(trial["values"]) == 3
         assert trial["value"] == pytest.approx(np.mean(trial["values"]))
@@ -217,6 +219,27 @@ def test_fresh_folds_are_gone_on_with(photos: Path, tmp_path: Path, monkeypatch:
     again = netloom.resume_tune(folder, jobs=1, quiet=True)
     assert trained() == after
     assert again.result["fresh"] == found.result["fresh"]
+
+
+def test_the_best_of_pictures_in_groups_has_no_interval_of_independent_ones(study: Study, tmp_path: Path) -> None:
+    n = study.result["validation_n"]
+    assert study.result["best"]["interval"] == list(wilson_interval(round(study.best_value * n), n))
+    assert study.result["validation_groups"] is None
+    images = ImageSet.from_arrays(
+        np.stack([stripes(i % 3, i) for i in range(60)]),
+        np.arange(60) % 3,
+        class_names=("across", "down", "plain"),
+        groups=[f"{i % 3} {i // 12}" for i in range(60)],
+    )
+    found = search(images, tmp_path, n_trials=1, final_seeds=1)
+    result = found.result
+    assert result["best"]["interval"] is None
+    assert result["validation_groups"] == 3
+    assert result["test"]["groups"] == 3
+    page = " ".join(Page((found.path / "report.html").read_text(encoding="utf-8")).text)
+    assert f"{result['test']['n']} test pictures of 3 groups" in page
+    assert found.run is not None
+    assert len(np.unique(found.run.pictures["validation_groups"])) == 3
 
 
 def test_loss_is_minimized(photos: Path, tmp_path: Path) -> None:

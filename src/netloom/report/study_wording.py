@@ -11,7 +11,7 @@ from typing import Any
 from netloom.durations import duration
 from netloom.report.axes import number_text, value_text
 from netloom.report.study_data import SearchKey, StudyFacts, read_study
-from netloom.report.wording import counted, percent, percent_interval, points
+from netloom.report.wording import counted, percent, percent_interval, pictures_in_words, points
 
 # Nearer to an end of its range than this part of it, the best value may lie beyond.
 _AT_THE_END = 0.03
@@ -162,7 +162,9 @@ def selection_luck(study: StudyFacts) -> str:
     if len(fresh.values) < 2:
         return f"{lead}; one {what} cannot tell luck from noise"
     expected = fresh.one_more
-    if expected is None or expected.low <= study.best.value <= expected.high:
+    if expected is None:
+        return f"{lead}; {what}s that all came out the same cannot tell luck from noise"
+    if expected.low <= study.best.value <= expected.high:
         return f"{lead}, which {counted(len(fresh.values), what)} cannot tell from noise"
     return f"{lead}: so much of that figure was the luck of being chosen"
 
@@ -183,7 +185,7 @@ def test_result(study: StudyFacts) -> str:
         winners = counted(test.earlier_winners, "earlier winner")
         looked = f"which met {winners} of this search, too: choosing by these figures would make them too good"
     return (
-        f"Right on {percent(test.accuracy)} of {counted(test.n, 'test picture')}{interval}, "
+        f"Right on {percent(test.accuracy)} of {pictures_in_words(test.n, test.groups, 'test picture')}{interval}, "
         f"{looked}{guessing}.{_test_over_seeds(test.over_seeds)}"
     )
 
@@ -238,7 +240,7 @@ def plan_in_words(plan: Mapping[str, Any]) -> str:
 
 def facts(study: StudyFacts) -> dict[str, str]:
     """How the search was made, by label."""
-    n = "" if study.validation_n is None else f", {counted(study.validation_n, 'picture')}"
+    n = "" if study.validation_n is None else f", {pictures_in_words(study.validation_n, study.validation_groups)}"
     listed = {
         "Recipe": study.recipe,
         "Scored by": f"{study.metric}, {study.scheme}{n}",

@@ -29,6 +29,7 @@ def study_result(
     *,
     source: str,
     validation_n: int,
+    validation_groups: int | None,
     records: Sequence[TrialRecord],
     best: TrialRecord | None,
     best_recipe: Recipe | None,
@@ -46,6 +47,7 @@ def study_result(
         recipe: What its trials changed.
         source: Name of the pictures' source.
         validation_n: Pictures that a trial is scored on.
+        validation_groups: How many groups these come in; None where each stands for itself.
         records: All trials.
         best: The best of them; None where none is complete.
         best_recipe: Its recipe.
@@ -68,6 +70,7 @@ def study_result(
         "pruner": manifest.pruner,
         "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
         "validation_n": validation_n,
+        "validation_groups": validation_groups,
         "per_class": recipe.per_class,
         "space": [dimension.to_json() for dimension in manifest.space],
         "base": values_of(recipe, manifest.space),
@@ -82,7 +85,7 @@ def study_result(
         else {
             "number": best.number,
             "value": best.value,
-            "interval": _interval(best.value, validation_n, manifest.objective),
+            "interval": _interval(best.value, validation_n, manifest) if validation_groups is None else None,
             "overrides": dict(best.overrides),
         },
         "fresh": _fresh_scores(fresh, manifest),
@@ -119,13 +122,13 @@ def _fresh_folds(
     """What the winner scores on folds that the search has not seen; the interval is that of a cross-validation."""
     scores = np.array(values, dtype=np.float64)
     test_per_train = float(np.mean(np.array(held_out) / np.array(given)))
-    low, high = resampled_mean_interval(scores, test_per_train=test_per_train)
-    most = math.inf if manifest.objective == "validation_loss" else 1.0
+    highest = math.inf if manifest.objective == "validation_loss" else 1.0
+    interval = resampled_mean_interval(scores, test_per_train=test_per_train).within(high=highest)
     return {
         "mean": float(scores.mean()),
         "standard_deviation": float(scores.std(ddof=1)),
         # Folds that happen to score alike do not say how far such a mean can be from the truth.
-        "interval": [max(low, 0.0), min(high, most)] if len(set(values)) > 1 else None,
+        "interval": list(interval) if len(set(values)) > 1 else None,
         "values": list(values),
         "n": len(values),
         "folds": manifest.cv,
@@ -140,9 +143,7 @@ def _fresh(runs: Sequence[Run], values: Sequence[float], manifest: StudyManifest
         return None
     found: dict[str, Any] = {"mean": values[0], "standard_deviation": None, "interval": None}
     if len(values) > 1:
-        found = spread(values)
-        if manifest.objective != "validation_loss":
-            found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
+        found = spread(values, highest=math.inf if manifest.objective == "validation_loss" else 1.0)
     return {**found, "values": list(values), "n": len(values), "seeds": [run.recipe.seed for run in runs]}
 
 
@@ -184,8 +185,9 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return {first: _nested(rest, value) if rest else value}
 
 
-def _interval(value: float | None, n: int, objective: str) -> list[float] | None:
-    if value is None or objective != "validation_accuracy":
+def _interval(value: float | None, n: int, manifest: StudyManifest) -> list[float] | None:
+    """Wilson's, of one training scored on `n` independent pictures; None for what that formula does not hold for."""
+    if value is None or manifest.objective != "validation_accuracy" or manifest.cv is not None:
         return None
     return list(wilson_interval(round(float(np.clip(value, 0, 1)) * n), n))
 
