@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from netloom.data.folds import Scheme
 from netloom.data.splits import Split
 from netloom.recipe import Recipe
 from netloom.workflows.prepare import PreparedData
@@ -91,16 +90,15 @@ def _by_folds(search: Search, recipe: Recipe, cv: int) -> FreshScores:
             f"fold-{number + 1}",
             recipe.replace(seed=seed + number, split_seed=split.seed),
             replace(split, notes=(*split.notes, *notes)),
-            {"repeat": 1, "fold": number + 1},
+            {"fold": number + 1},
         )
         for number, split in enumerate(splits)
     ]
     runs = train_anew(
         search,
-        "cross-validation",
+        "fresh folds",
         members,
         name=_FOLDER,
-        details={"scheme": Scheme(cv).to_json(), "notes": notes},
         announcement=[f"Scoring the best recipe anew, by {cv} folds that the search has not seen"],
     )
     image_set = search.pictures.prepared_for(members[0].recipe, splits[0]).image_set

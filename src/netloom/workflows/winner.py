@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from netloom.data.splits import Split
 from netloom.errors import RecipeError, TrainingError
@@ -74,7 +73,7 @@ def train_winner(search: Search, best: TrialRecord, recipe: Recipe) -> list[Run]
     members = [
         Member(f"seed-{seed}", final.replace(seed=seed), split, {"seed": seed}) for seed in range(first, first + n)
     ]
-    return train_anew(search, "seeds", members, name=_FINAL, details={}, announcement=announcement)
+    return train_anew(search, "seeds", members, name=_FINAL, announcement=announcement)
 
 
 def train_anew(
@@ -83,7 +82,6 @@ def train_anew(
     members: Sequence[Member],
     *,
     name: str,
-    details: Mapping[str, Any],
     announcement: Sequence[str],
 ) -> list[Run]:
     """Bring trainings of the winner to their end, under the plan of the trials; those that are there are gone on with.
@@ -93,7 +91,6 @@ def train_anew(
         kind: Of their job.
         members: Of the job, one or more.
         name: Of the job's folder, which is in the study's.
-        details: Plain values for the job's manifest.
         announcement: What a person is told where they begin.
 
     Raises:
@@ -110,7 +107,7 @@ def train_anew(
             data,
             out=search.folder,
             name=name,
-            details=details,
+            details={},
             jobs=None if search.jobs > 1 else 1,
             device=search.manifest.plan.device,
             plan=search.manifest.plan,
