@@ -21,6 +21,7 @@ from netloom.data.splits import Split
 from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
 from netloom.metrics.intervals import wilson_interval
 from netloom.recipe import Recipe
+from netloom.report.axes import number_text
 from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
 from netloom.workflows import training_job
@@ -156,13 +157,13 @@ def test_folds_that_the_search_has_not_seen_score_its_winner(tmp_path: Path) -> 
     pixels = np.stack([stripes(i % 3, i) for i in range(60)])
     parts = ["train"] * 48 + ["test"] * 12
     pictures = ImageSet.from_arrays(pixels, np.arange(60) % 3, class_names=("across", "down", "plain"), splits=parts)
-    settings = {**QUICK, "learning_rate": 2e-3}
-    found = search(pictures, tmp_path, cv=2, n_trials=1, final_seeds=1, settings=settings)
+    found = search(pictures, tmp_path, objective="validation_loss", cv=2, n_trials=1, final_seeds=1)
     reference = netloom.cross_validate(
         pictures, found.best_recipe, folds=2, seed=1, split_seed=1, jobs=1, plan=PLAN, out=tmp_path, quiet=True
     )
     fresh = found.result["fresh"]
-    assert fresh["values"] == list(reference.scores.accuracy.values)
+    assert fresh["values"] == pytest.approx(reference.scores.log_loss.values, rel=1e-9)
+    assert fresh["values"] != pytest.approx(found.trials[0]["values"], rel=1e-3)
     assert (fresh["n"], fresh["folds"], fresh["held_out_n"], fresh["seeds"]) == (2, 2, 48, [1, 2])
     assert fresh["mean"] == pytest.approx(np.mean(fresh["values"]))
     assert fresh["test_per_train"] == pytest.approx(reference.scores.test_per_train)
@@ -178,7 +179,7 @@ def test_folds_that_the_search_has_not_seen_score_its_winner(tmp_path: Path) -> 
         assert run.recipe == found.best_recipe.replace(seed=number, split_seed=1)
         assert "A search chose this recipe by how it scores on these very pictures" in run.result["notes"][-1]
     text = " ".join(Page((found.path / "report.html").read_text(encoding="utf-8")).text)
-    assert f"by 2 folds drawn anew, with fresh seeds, reached {percent(fresh['mean'])}" in text
+    assert f"by 2 folds drawn anew, with fresh seeds, reached {number_text(fresh['mean'])} ±" in text
 
 
 def drawn(pictures: ImageSet, *, seed: int) -> list[Split]:
