@@ -26,6 +26,7 @@ def study_result(
     recipe: Recipe,
     *,
     source: str,
+    source_location: str,
     validation_n: int,
     records: Sequence[TrialRecord],
     best: TrialRecord | None,
@@ -43,6 +44,7 @@ def study_result(
         manifest: What it is.
         recipe: What its trials changed.
         source: Name of the pictures' source.
+        source_location: Where that is; empty for pictures in memory.
         validation_n: Pictures that a trial is scored on.
         records: All trials.
         best: The best of them; None where none is complete.
@@ -57,8 +59,10 @@ def study_result(
     return {
         "study": str(folder),
         "source": source,
+        "source_location": source_location,
         "recipe": recipe.name,
         "model": recipe.custom_model or recipe.model,
+        "custom_model": recipe.custom_model,
         "objective": manifest.objective,
         "direction": manifest.direction,
         "sampler": manifest.sampler,

@@ -367,6 +367,7 @@ def _report(
         search.manifest,
         search.recipe,
         source=search.pictures.data.facts.source_name,
+        source_location=search.pictures.data.facts.source_location,
         validation_n=n,
         records=records,
         best=best,
