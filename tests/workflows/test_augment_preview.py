@@ -103,7 +103,7 @@ def test_its_folder_is_made_and_one_that_cannot_be_is_told_before_the_work(
 
     monkeypatch.setattr("netloom.workflows.augment_preview.prepare_data", working)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match="Cannot write .*file"):
+    with pytest.raises(RunError, match=r"Cannot write .*file"):
         netloom.augment_preview(photos, plot=tmp_path / "file" / "x.png")
 
 
