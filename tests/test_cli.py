@@ -347,6 +347,30 @@ def test_a_profile_of_several_seeds_is_refused() -> None:
     assert "--profile traces one training" in fail("train", "digits", "--seeds", "2", "--profile")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_streams_that_are_closed_end_nothing() -> None:
+    command = [sys.executable, "-m", "netloom", "audit", "digits", "--json"]
+    without = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *command], capture_output=True, check=False, timeout=300)
+    assert without.returncode == 0
+    assert json.loads(without.stdout)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe without a reader is another error on Windows")
+@pytest.mark.parametrize(("stream", "code"), [("stderr", 2), ("stdout", 1)])
+def test_a_reader_that_is_gone_leaves_a_clean_exit(stream: str, code: int) -> None:
+    arguments = ["predict", "nothing", "here"] if stream == "stderr" else ["recipes", "--json"]
+    command = [sys.executable, "-m", "netloom", *arguments]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        other = "stdout" if stream == "stderr" else "stderr"
+        result = subprocess.run(command, **{stream: write, other: subprocess.PIPE}, check=False, timeout=300)
+    finally:
+        os.close(write)
+    assert result.returncode == code
+    assert not getattr(result, other)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

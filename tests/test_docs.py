@@ -51,7 +51,8 @@ def test_options_exist(page: Path) -> None:
 
 
 def test_what_does_not_exist_is_found() -> None:
-    text = "`--epochs`, `--resume`, `evaluate --resume RUN`, `tensorboard --logdir runs`\n```\nnetloom cv x --seeds 3 # --no\n```"
+    text = "`--epochs`, `--resume`, `evaluate --resume RUN`, `tensorboard --logdir runs`\n"
+    text += "```\nnetloom cv x --seeds 3 # --no\n```"
     assert unknown_options(text) == [
         "--seeds: netloom cv x --seeds 3",
         "--epochs: --epochs",
