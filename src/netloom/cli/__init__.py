@@ -35,9 +35,10 @@ def main() -> None:
 
 def _let_go(stream: TextIO | None) -> None:
     """Have what nobody reads any more go nowhere: Python would fail to flush it at its exit, with code 120."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
