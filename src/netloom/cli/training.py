@@ -80,8 +80,8 @@ def train(
         started_anew = source or recipe or name or out or seeds or like
         if started_anew or set(overrides) - {"epochs"}:
             raise RecipeError(
-                "--resume goes on with what the run holds; besides it only --set epochs=N, --device and --profile can be "
-                "given."
+                "--resume goes on with what the run holds; besides it only --set epochs=N, --device and --profile can "
+                "be given."
             )
         if is_job(resume, "seeds"):
             if overrides or profile or device:
