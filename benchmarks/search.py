@@ -1,6 +1,7 @@
 """Searches beside each other, whole process against whole process: how long they take, and how long to a good network.
 
     NETLOOM_DATA=… python -m benchmarks.search --peers PYTHON [--rounds 1] [--trials 7] [--epochs 5] [--only NAME ...]
+        [--add]
 
 The task is that of a well-known Keras notebook: a network of two convolutions on CIFAR-10, 40,000 training and 10,000
 validation pictures, batch 32, dropout from 0.1 to 0.5 and learning rate from 1e-4 to 1e-2, both linear. Contenders,
@@ -12,11 +13,12 @@ each with as many trials in a process of its own, the same pictures and the same
   makes;
 - `optuna`: Optuna's TPE with the median pruner around a plain PyTorch loop;
 - `netloom`: `netloom tune` with Gaussian processes, all trials in full, and `netloom_pruned` with the median pruner;
-  their first trial is the recipe itself, dropout 0.3 and rate 0.001.
+  their first trial is the recipe itself, dropout 0.3 and rate 0.001;
+- `netloom_same_trials`: `netloom tune` with the very dropouts and rates that `bayes_opt` tried in the same round.
 
-Every process prints what it has reached as it goes; the epochs of `netloom_pruned` are read from its study's database.
-Reported are the seconds of the whole process, the best validation accuracy, and the seconds from its start until it
-first had one that is at least `bayes_opt`'s best. What was measured is recorded in docs/results/programs/search.json.
+Every process prints what it has reached as it goes; the epochs of netloom are read from its study's database. Reported
+are the seconds of the whole process, the best validation accuracy, and when it first had that. The best of netloom's is
+of whole trials. What was measured is recorded in docs/results/programs/search.json, with `--add` beside what is there.
 `--peers` is a Python with tensorflow, keras, keras-tuner, bayesian-optimization, optuna and torch.
 """
 
@@ -32,14 +34,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.suite.machine import OtherWork
-from benchmarks.whole_programs import save
+from benchmarks.whole_programs import load, save
 
 _KERAS = """
 import sys
@@ -78,6 +80,7 @@ def score(dropout, learning_rate):
     model = network(dropout, learning_rate)
     model.fit(x, y, epochs=epochs, batch_size=32, validation_data=(x_val, y_val), verbose=0)
     value = model.evaluate(x_val, y_val, verbose=0)[1]
+    print("POINT", dropout, learning_rate, flush=True)
     tell(value)
     return value
 bounds = {"dropout": (0.1, 0.5), "learning_rate": (1e-4, 1e-2)}
@@ -96,6 +99,7 @@ tuner.search(x, y, epochs=epochs, batch_size=32, validation_data=(x_val, y_val),
 tuner = keras_tuner.Hyperband(
     build, "val_accuracy", max_epochs=epochs, factor=3, seed=1234, directory=tempfile.mkdtemp())
 tuner.search(x, y, batch_size=32, validation_data=(x_val, y_val), verbose=0, callbacks=[Tell()])
+print("TRIALS", len(tuner.oracle.trials), flush=True)
 """,
     "optuna": """
 import sys
@@ -134,41 +138,67 @@ study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESam
 study.optimize(objective, n_trials=trials)
 """,
 }
-OURS = {"netloom": "none", "netloom_pruned": "median"}
+OURS = {"netloom": "none", "netloom_pruned": "median", "netloom_same_trials": "none"}
+_TOLD = re.compile(r"(POINT|TRIALS|REACHED) (.*)")
 _ROW = re.compile(r"\|\s*\d+ \|\s*(0\.\d+) \|")
 
 
-def command(name: str, peers: str, data: Path, out: Path, trials: int, epochs: int) -> list[str]:
+def command(
+    name: str, peers: str, data: Path, out: Path, trials: int, epochs: int, points: Sequence[Sequence[float]] = ()
+) -> list[str]:
+    """How a contender is called; `points` are the dropouts and rates that it shall try, its own without any."""
     if name in PROGRAMS:
         return [peers, "-c", PROGRAMS[name], str(data), str(trials), str(epochs)]
+    named = [[f"dropout={dropout!r}", f"learning_rate={rate!r}"] for dropout, rate in points]
+    first, *others = named or [[]]
     return [
         *(sys.executable, "-m", "netloom", "tune", "cifar10", "--recipe", "cifar10-bayes-cnn"),
         *("--space", "dropout=0.1..0.5", "--space", "learning_rate=1e-4..1e-2", "--sampler", "gp"),
         *("--init-points", "2", "--pruner", OURS[name], "--trials", str(trials), "--final-seeds", "0"),
         *("--set", f"epochs={epochs}", "--out", str(out)),
+        *(part for setting in first for part in ("--set", setting)),
+        *(part for values in others for part in ("--try", " ".join(values))),
     ]
 
 
 def measure(name: str, line: list[str], out: Path) -> dict[str, Any]:
-    """Run a contender; what it reached, and when, in seconds since its start."""
+    """Run a contender; what it reached, and when, in seconds since its start, and what it tried if it says so."""
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     started = time.perf_counter()
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    reached: list[tuple[float, float]] = []
+    of_epochs: list[tuple[float, float]] = []
+    of_trials: list[tuple[float, float]] = []
+    points: list[list[float]] = []
     said: list[str] = []
+    n_trials = None
     over = threading.Event()
-    watcher = threading.Thread(target=watch_epochs, args=(out, started, reached, over))
+    watcher = threading.Thread(target=watch_epochs, args=(out, started, of_epochs, over))
     watcher.start()
-    for text in process.stdout:
-        said.append(text)
-        reached += [(time.perf_counter() - started, value) for value in values_in(text, ours=name in OURS)]
+    with subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            said.append(text)
+            now = time.perf_counter() - started
+            if name in OURS and (row := _ROW.match(text)):
+                of_trials.append((now, float(row[1])))
+            elif told := _TOLD.match(text):
+                numbers = [float(number) for number in told[2].split()]
+                if told[1] == "REACHED":
+                    of_trials.append((now, numbers[0]))
+                elif told[1] == "POINT":
+                    points.append(numbers)
+                else:
+                    n_trials = int(numbers[0])
     over.set()
     watcher.join()
-    reached.sort()
-    if process.wait():
+    if process.returncode:
         raise SystemExit(f"{name} failed:\n{''.join(said[-20:])}")
-    return {"seconds": time.perf_counter() - started, "best": max(v for _, v in reached), "reached": reached}
+    best = max(value for _, value in of_trials)
+    # An epoch in the middle of a trial is worth no more than what a whole trial has kept.
+    reached = sorted([*of_trials, *((seconds, value) for seconds, value in of_epochs if value <= best + 5e-5)])
+    found = {"seconds": time.perf_counter() - started, "best": best, "reached": reached}
+    return {**found, **({"points": points} if points else {}), **({"trials": n_trials} if n_trials else {})}
 
 
 def watch_epochs(out: Path, started: float, reached: list[tuple[float, float]], over: threading.Event) -> None:
@@ -185,13 +215,6 @@ def watch_epochs(out: Path, started: float, reached: list[tuple[float, float]], 
 
 def _read_only(database: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)
-
-
-def values_in(text: str, *, ours: bool) -> Iterator[float]:
-    if ours and (row := _ROW.match(text)):
-        yield float(row[1])
-    elif text.startswith("REACHED "):
-        yield float(text.split()[1])
 
 
 def save_pictures(path: Path) -> None:
@@ -214,21 +237,26 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=names, default=names)
+    parser.add_argument("--add", action="store_true", help="keep the rounds that are recorded already")
     arguments = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.only}
     others = OtherWork()
     about = {"trials": arguments.trials, "epochs": arguments.epochs}
+    if "netloom_same_trials" in arguments.only and "bayes_opt" not in arguments.only:
+        parser.error("netloom_same_trials needs bayes_opt in the same round, whose trials it repeats")
+    recorded = load("search") if arguments.add else None
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "cifar10.npz"
         save_pictures(data)
         for number in range(arguments.rounds):
             for name in arguments.only:
                 out = Path(scratch) / f"{name}-{number}"
-                line = command(name, arguments.peers, data, out, arguments.trials, arguments.epochs)
+                points = found["bayes_opt"][-1]["points"] if name == "netloom_same_trials" else ()
+                line = command(name, arguments.peers, data, out, arguments.trials, arguments.epochs, points)
                 found[name].append(measure(name, line, out))
                 last = found[name][-1]
                 print(number, name, f"{last['seconds']:.1f} s, best {last['best']:.4f}", flush=True)
-                save("search", {name: found[name]}, about, others)
+                save("search", {name: found[name]}, about, others, beside=recorded)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whole programs beside their peers: what is recorded of them, and their part of docs/performance.md.
 
-Each of the scripts `search`, `trials_per_hour`, `cross_validation` and `features` writes what it measured to
+Each of the scripts named as a section of the page (`search`, `trials_per_hour`, …) writes what it measured to
 docs/results/programs/NAME.json: `contenders` with a list of measurements each, in the order of the rounds.
 """
 
@@ -23,7 +23,15 @@ Record = Mapping[str, Any]
 Measurements = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def save(name: str, contenders: Measurements, about: Mapping[str, Any], others: OtherWork) -> None:
+def load(name: str) -> Record | None:
+    """What is recorded of a script, None for nothing."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def save(
+    name: str, contenders: Measurements, about: Mapping[str, Any], others: OtherWork, *, beside: Record | None = None
+) -> None:
     """Write the measurements of some contenders; those of others that were made in the same way stay.
 
     Args:
@@ -31,19 +39,26 @@ def save(name: str, contenders: Measurements, about: Mapping[str, Any], others: 
         contenders: Measurements by name, in the order of the rounds.
         about: How it was measured.
         others: Begun before the first measurement.
+        beside: What `load` gave before; rounds of it that were measured in the same way come before the new ones.
     """
-    path = RESULTS / f"{name}.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     machine = machine_record()
-    if kept.get("about") != dict(about) or kept.get("machine") != machine:
-        kept = {"contenders": {}}
+
+    def alike(record: Record | None) -> Record:
+        same = record is not None and record.get("about") == dict(about) and record.get("machine") == machine
+        return record["contenders"] if record is not None and same else {}
+
     how = {
         "command": f"python -m benchmarks.{name} {' '.join(_argument(text) for text in sys.argv[1:])}".rstrip(),
         "date": date.today().isoformat(),
         "other_work_cpus": others.cpus(),
     }
-    measured = {one: {**how, "rounds": list(rounds)} for one, rounds in contenders.items()}
-    record = {"about": dict(about), "machine": machine, "contenders": {**kept["contenders"], **measured}}
+    measured = {}
+    for one, rounds in contenders.items():
+        before = alike(beside).get(one, {"rounds": [], "other_work_cpus": None})
+        work = [found for found in (before["other_work_cpus"], how["other_work_cpus"]) if found is not None]
+        measured[one] = {**how, "other_work_cpus": max(work, default=None), "rounds": [*before["rounds"], *rounds]}
+    record = {"about": dict(about), "machine": machine, "contenders": {**alike(load(name)), **measured}}
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -105,25 +120,32 @@ def seconds_to(measurement: Mapping[str, Any], target: float) -> float | None:
 
 def _search(record: Record) -> Iterator[str]:
     rounds = _rounds(record)
-    base = rounds.get("bayes_opt", [])
-    yield _row("program", "n", "trials", "seconds", "times as fast", "best validation accuracy", "seconds to its best")
-    yield "|" + "---|" * 7
-    target = statistics.median(one["best"] for one in base) if base else None
-    own = [seconds for one in base if (seconds := seconds_to(one, one["best"])) is not None]
+    base, pruned = rounds.get("bayes_opt", []), rounds.get("netloom_pruned", [])
+    yield _row(
+        *("program", "n", "trials", "seconds", "times as fast", "best validation accuracy"),
+        *("seconds to its best", "netloom_pruned's to as much"),
+    )
+    yield "|" + "---|" * 8
     for name, found in rounds.items():
         seconds = _median(found, "seconds")
         ratio = f"×{_median(base, 'seconds') / seconds:.1f}" if base else "–"
-        reached = "–"
-        if target is not None:
-            times = [seconds_to(one, target) for one in found]
-            met = [time for time in times if time is not None]
-            reached = "not reached"
-            if met:
-                reached = f"{statistics.median(met):.0f}" + (f" ({len(met)} of {len(times)})" if None in times else "")
-                if own and name != "bayes_opt":
-                    reached += f", ×{statistics.median(own) / statistics.median(met):.1f}"
+        trials = ", ".join(dict.fromkeys(str(one.get("trials", record["about"]["trials"])) for one in found))
+        own = [time for one in found if (time := seconds_to(one, one["best"])) is not None]
         best = ", ".join(f"{one['best']:.4f}" for one in found)
-        yield _row(name, len(found), record["about"]["trials"], f"{seconds:.0f}", ratio, best, reached)
+        met = "–" if name.startswith("netloom") or not pruned else _as_much(found, own, pruned)
+        to_own = f"{statistics.median(own):.0f}" if own else "–"
+        yield _row(name, len(found), trials, f"{seconds:.0f}", ratio, best, to_own, met)
+
+
+def _as_much(theirs: Sequence[Mapping[str, Any]], own: Sequence[float], ours: Sequence[Mapping[str, Any]]) -> str:
+    """How long ours took to the median of the best that they reached, and how many times shorter that is."""
+    target = statistics.median(one["best"] for one in theirs)
+    times = [seconds_to(one, target) for one in ours]
+    met = [time for time in times if time is not None]
+    if not met:
+        return "not reached"
+    text = f"{statistics.median(met):.0f}" + (f" ({len(met)} of {len(times)})" if None in times else "")
+    return text + (f", ×{statistics.median(own) / statistics.median(met):.1f}" if own else "")
 
 
 def _trials_per_hour(record: Record) -> Iterator[str]:
@@ -136,6 +158,17 @@ def _trials_per_hour(record: Record) -> Iterator[str]:
         beside = f"{_median(theirs, 'per_hour'):.1f}" if theirs else "–"
         share = f"{rate / _median(theirs, 'per_hour'):.0%}" if theirs else "–"
         yield _row(jobs, len(ours), f"{rate:.1f}", beside, share)
+
+
+def _search_overhead(record: Record) -> Iterator[str]:
+    about = record["about"]
+    yield _row("sampler and trials at once", "n", "seconds of a trial", "overhead a trial, ms", "processor, ms")
+    yield "|" + "---|" * 5
+    for way, found in _rounds(record).items():
+        sampler = way.partition(",")[0]
+        overhead, processor = _median(found, "overhead_ms"), _median(found, "driver_cpu_ms")
+        n = f"{len(found)} x {about['trials'][sampler]}"
+        yield _row(way, n, f"{about['seconds'][sampler]:g}", f"{overhead:.1f}", f"{processor:.1f}")
 
 
 def _cross_validation(record: Record) -> Iterator[str]:
@@ -172,8 +205,10 @@ _SECTIONS = {
         "linear ranges, the same number of trials of five epochs. `bayes_opt` is bayesian-optimization and Keras on "
         "TensorFlow; `keras_tuner` and `keras_tuner_hyperband` (whose brackets decide the number of trials) are "
         "KerasTuner's; `optuna` is Optuna's TPE and median pruner around a plain PyTorch loop; `netloom` and "
-        "`netloom_pruned` are `netloom tune --sampler gp` without and with `--pruner median`. The last column is the "
-        "time to a validation accuracy as good as the best of `bayes_opt`, whose own time to it is in its row.",
+        "`netloom_pruned` are `netloom tune --sampler gp` without and with `--pruner median`, whose first trial is the "
+        "recipe itself (dropout 0.3, rate 0.001), a good one; `netloom_same_trials` tries the very values that "
+        "`bayes_opt` tried. The last two columns are the time to the best validation accuracy that each program "
+        "reaches, and how long `netloom_pruned` took to as much.",
         _search,
     ),
     "trials_per_hour": (
@@ -181,6 +216,13 @@ _SECTIONS = {
         "The same network, one epoch a trial, random search without pruning: `netloom tune --jobs N`, one driver with "
         "N workers, beside N searches that share nothing, each with an N-th of the trials and of the processors.",
         _trials_per_hour,
+    ),
+    "search_overhead": (
+        "The driver of a search",
+        "What a trial costs beside itself: the time in which a worker has none, with trials that only sleep, a "
+        "database, reports of five epochs and pruning. With Gaussian processes (`gp`) it is what their fits leave, "
+        "which are done while workers train; alone, there is nobody to train meanwhile.",
+        _search_overhead,
     ),
     "cross_validation": (
         "Cross-validation",

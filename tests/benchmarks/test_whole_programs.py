@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.suite.machine import OtherWork
 
-from benchmarks import whole_programs
+from benchmarks import search, whole_programs
 
 HOW = {"command": "python -m benchmarks.x", "date": "2026-01-01", "other_work_cpus": 0.0}
 MACHINE = {"processor": "A processor", "cpu_flags": ["avx2"], "cuda_devices": [], "usable_cpus": 4}
@@ -28,14 +29,35 @@ def page(tmp_path: Path, name: str, about: dict[str, Any], contenders: dict[str,
 def test_a_search_is_told_by_its_time_and_its_time_to_the_others_best(tmp_path: Path) -> None:
     contenders = {
         "bayes_opt": [{"seconds": 600.0, "best": 0.6, "reached": [[100.0, 0.5], [400.0, 0.6], [500.0, 0.55]]}],
-        "netloom": [
+        "keras_tuner": [{"seconds": 400.0, "best": 0.7, "trials": 9, "reached": [[300.0, 0.7]]}],
+        "netloom_pruned": [
             {"seconds": 150.0, "best": 0.65, "reached": [[40.0, 0.58], [80.0, 0.65]]},
             {"seconds": 250.0, "best": 0.59, "reached": [[40.0, 0.59]]},
         ],
     }
     lines = page(tmp_path, "search", {"trials": 7, "epochs": 5}, contenders)
-    assert "| bayes_opt | 1 | 7 | 600 | ×1.0 | 0.6000 | 400 |" in lines
-    assert "| netloom | 2 | 7 | 200 | ×3.0 | 0.6500, 0.5900 | 80 (1 of 2), ×5.0 |" in lines
+    assert "| bayes_opt | 1 | 7 | 600 | ×1.0 | 0.6000 | 400 | 80 (1 of 2), ×5.0 |" in lines
+    assert "| keras_tuner | 1 | 9 | 400 | ×1.5 | 0.7000 | 300 | not reached |" in lines
+    assert "| netloom_pruned | 2 | 7 | 200 | ×3.0 | 0.6500, 0.5900 | 60 | – |" in lines
+
+
+def test_a_peers_own_trials_are_repeated() -> None:
+    line = search.command("netloom_same_trials", "", Path(), Path("out"), 2, 5, [[0.3, 1e-4], [0.25, 0.01]])
+    assert line[-6:] == [
+        "--set",
+        "dropout=0.3",
+        "--set",
+        "learning_rate=0.0001",
+        "--try",
+        "dropout=0.25 learning_rate=0.01",
+    ]
+
+
+def test_what_a_program_says_is_told_by_whole_trials(tmp_path: Path) -> None:
+    said = "print('POINT 0.5 0.001'); print('REACHED 0.25'); print('REACHED 0.125'); print('TRIALS 3')"
+    found = search.measure("bayes_opt", [sys.executable, "-c", said], tmp_path)
+    assert (found["best"], found["points"], found["trials"]) == (0.25, [[0.5, 0.001]], 3)
+    assert [value for _, value in found["reached"]] == [0.25, 0.125]
 
 
 def test_trials_folds_and_features_are_told_by_medians(tmp_path: Path) -> None:
@@ -44,6 +66,12 @@ def test_trials_folds_and_features_are_told_by_medians(tmp_path: Path) -> None:
     lines = page(tmp_path, "trials_per_hour", {"trials": 16, "epochs": 1, "jobs": [1, 2]}, trials)
     assert "| 1 | 1 | 90.0 | – | – |" in lines
     assert "| 2 | 3 | 170.0 | 200.0 | 85% |" in lines
+    about = {"trials": {"gp": 40}, "seconds": {"gp": 1.0}}
+    overhead = {
+        "gp, 2 at once": [{"overhead_ms": 3.0, "driver_cpu_ms": 1.0}, {"overhead_ms": 5.0, "driver_cpu_ms": 2.0}]
+    }
+    lines = page(tmp_path, "search_overhead", about, overhead)
+    assert "| gp, 2 at once | 2 x 40 | 1 | 4.0 | 1.5 |" in lines
     one = {"jobs": 1, "threads": 4, "accuracy": 0.5}
     folds = {
         "one after the other": [{**one, "seconds": 100.0}],
@@ -79,4 +107,10 @@ def test_contenders_of_one_way_of_measuring_are_kept_together(tmp_path: Path, mo
     found = saved({"trials": 7}, b=[{"seconds": 2.0}])
     assert [found[name]["rounds"][0]["seconds"] for name in ("a", "b")] == [1.0, 2.0]
     assert found["a"]["command"] == "python -m benchmarks.search --peers python"
+    recorded = whole_programs.load("search")
+    assert recorded is not None
+    whole_programs.save("search", {"b": [{"seconds": 3.0}]}, {"trials": 7}, others, beside=recorded)
+    added = whole_programs.load("search")
+    assert added is not None
+    assert [one["seconds"] for one in added["contenders"]["b"]["rounds"]] == [2.0, 3.0]
     assert list(saved({"trials": 9}, b=[{"seconds": 2.0}])) == ["b"]

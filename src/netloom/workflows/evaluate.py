@@ -26,6 +26,7 @@ from netloom.workflows import builders
 from netloom.workflows.prepare import fingerprint, load_as_trained
 from netloom.workflows.remembered_pictures import already_seen, training_classes
 from netloom.workflows.runs import Run, load_classifier
+from netloom.workflows.seen_pictures import seen_by_earlier_runs
 
 PARTS = ("train", "validation", "test")
 
@@ -48,8 +49,11 @@ def evaluate(
     Returns:
         Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class;
         `seen` says how many of the pictures, by content, are in each part of the run (null for a run that does not
-        know), `seen_in_training` whether any of them trained, which makes the score too good, and `source_changed`
-        whether the run's own pictures are others than when it was trained.
+        know), `seen_by_earlier_runs` how many the runs that it started from have learned from, `seen_in_training`
+        whether the one or the other holds of any, which makes the score too good, `seen_in_validation` whether any of
+        them validated the training, so that they may have chosen its epoch or recipe, `test_notes` what the training
+        told of its test part, if that is scored, and `source_changed` whether the run's own pictures are others than
+        when it was trained.
 
     Raises:
         RunError: The run is incomplete, its own data are no longer where they were, or a part is named beside a
@@ -64,11 +68,18 @@ def evaluate(
     if part not in PARTS:
         raise RunError(f"Part {part!r} is unknown: one of {', '.join(PARTS)}.")
     image_set, train_targets, indices = _pictures(opened, source, part, Reporter(quiet=quiet))
-    unchanged = fingerprint(image_set) == opened.data.fingerprint
+    found = fingerprint(image_set)
+    unchanged = found == opened.data.fingerprint
     watch = CallbackList(callbacks).call
     evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device, watch=watch)
     seen = already_seen(opened, image_set, indices)
-    in_training = unchanged and (part == "train" or source is not None) if seen is None else seen["train"] > 0
+    earlier = seen_by_earlier_runs(opened.recipe, image_set, indices, fingerprint=found)
+    if seen is None:
+        all_there = unchanged and source is not None
+        in_training = all_there or (unchanged and part == "train")
+        in_validation = part == "validation" or (all_there and bool(opened.split["validation"]))
+    else:
+        in_training, in_validation = seen["train"] > 0, seen["validation"] > 0
     recorded = opened.result.get(part, {}).get("accuracy") if source is None else None
     return {
         "run": str(opened.path),
@@ -78,7 +89,10 @@ def evaluate(
         "test_time_augmentation": opened.recipe.test_time_augmentation,
         "recorded_accuracy": recorded,
         "seen": seen,
-        "seen_in_training": in_training,
+        "seen_by_earlier_runs": earlier,
+        "seen_in_training": in_training or bool(earlier),
+        "seen_in_validation": in_validation,
+        "test_notes": list(opened.result.get("test_notes", ())) if source is None and part == "test" else [],
         "source_changed": not unchanged if source is None else None,
     }
 
