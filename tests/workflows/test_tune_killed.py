@@ -48,6 +48,8 @@ LONGER = {"epochs": 60}
 N_LONG = 56
 GRID = {"learning_rate": "0.001,0.002,0.003,0.005,0.01,0.02,0.03,0.05", "dropout": "0.0,0.1,0.2,0.3,0.4,0.5,0.6"}
 """As many combinations as `N_LONG`."""
+STATES = "*-study/trials/*/trial.json"
+"""Each written when its trial begins."""
 
 
 class DeathError(BaseException):
@@ -121,14 +123,15 @@ class Search:
             assert time.monotonic() < deadline, "\n".join(self.lines)
             time.sleep(0.02)
 
-    def workers(self) -> list[int]:
-        """Living processes that this driver started, also where it is dead."""
+    def workers(self, of: str = "") -> list[int]:
+        """Living processes that this driver started, also where it is dead; those with `of` in their command."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 of_it = self.mark.encode() in (folder / "environ").read_bytes().split(b"\0")
                 dead = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-                if of_it and not dead and int(folder.name) != self.process.pid:
+                of_kind = of.encode() in (folder / "cmdline").read_bytes()
+                if of_it and of_kind and not dead and int(folder.name) != self.process.pid:
                     found.append(int(folder.name))
         return found
 
@@ -503,6 +506,8 @@ def test_random_kills_change_nothing(photos: Path, tmp_path: Path, sampler: str,
     for life in range(drivers + 1):
         with search(out, arguments) as driver:
             driver.wait_until_ready()
+            begun = time.time()
+            driver.wait_for(lambda: sum(state.stat().st_mtime > begun for state in out.glob(STATES)) >= 2)  # noqa: B023
             share = (workers - kills[1]) // (drivers + 1 - life)
             kills[1] += kill_workers(driver, share, chance)
             if life < drivers:
@@ -512,9 +517,10 @@ def test_random_kills_change_nothing(photos: Path, tmp_path: Path, sampler: str,
                     driver.kill()
             else:
                 driver.finish()
-        if out.exists() and list(out.glob("*-study/study.json")):
-            arguments = {"folder": str(the_folder(out)), "jobs": 4}
+        arguments = {"folder": str(the_folder(out)), "jobs": 4}
     assert kills == [drivers, workers]
+    states = [json.loads(state.read_text(encoding="utf-8")) for state in out.glob(STATES)]
+    assert sum(state["begun"] > 1 or state["reached"] != [0, 0] for state in states) >= workers  # gone on with
     whole = tune(photos, tmp_path / "whole", **given)
     found = json.loads((the_folder(out) / "tune.json").read_text(encoding="utf-8"))
     assert len(found["trials"]) == N_LONG
@@ -529,10 +535,11 @@ def kill_workers(driver: Search, n: int, chance: random.Random) -> int:
     killed = 0
     while killed < n and driver.process.poll() is None:
         time.sleep(chance.uniform(0, 0.5))
-        if len(driver.workers()) >= 2:
+        living = driver.workers("netloom.parallel.worker")  # others decode
+        if len(living) >= 2:
             seen = len(driver.retried())
             with contextlib.suppress(ProcessLookupError):
-                os.kill(chance.choice(driver.workers()), signal.SIGKILL)
+                os.kill(chance.choice(living), signal.SIGKILL)
             killed += 1
             deadline = time.monotonic() + 2
             while len(driver.retried()) == seen and time.monotonic() < deadline:
