@@ -13,6 +13,7 @@ import numpy.typing as npt
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
 from netloom.errors import DataError, NetloomError
+from netloom.files import with_home
 from netloom.models.pretrained import PUBLISHED, RANDOM
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
@@ -101,7 +102,7 @@ def _run_of(recipe: Recipe) -> RunFolder | None:
     """The run in whose folder the recipe's weights lie, if it is there and whole."""
     if recipe.transfer is None or recipe.transfer.weights in (PUBLISHED, RANDOM):
         return None
-    weights = Path(recipe.transfer.weights).expanduser().resolve()
+    weights = with_home(recipe.transfer.weights).resolve()
     # A file in the folder, one of the weights of epochs below it, or the folder itself.
     for path in (weights, weights.parent, weights.parent.parent):
         with contextlib.suppress(NetloomError):
