@@ -16,6 +16,7 @@ from netloom.data.file_stamps import Stamp, is_settled, memo_path, read_memo, st
 
 _CHUNK_BYTES = 1 << 20
 _FILES_PER_TASK = 64
+_NOT_A_FILE, _UNREADABLE = "not a file", "unreadable"  # in place of a file's hash
 
 
 def fingerprint_arrays(ids: Sequence[str], images: npt.NDArray[np.uint8]) -> str:
@@ -67,7 +68,7 @@ def _hash_files(files: Sequence[str]) -> list[str]:
 def _hash_file(file: str) -> str:
     stamp = stamp_of(file)
     if stamp is None:
-        return "not a file"
+        return _NOT_A_FILE
     digest = hashlib.blake2b(digest_size=16)
     n_chunk = min(stamp[0] + 1, _CHUNK_BYTES)
     try:
@@ -79,14 +80,18 @@ def _hash_file(file: str) -> str:
         finally:
             os.close(descriptor)
     except OSError:
-        return "unreadable"
+        return _UNREADABLE
     return digest.hexdigest()
 
 
 def _read_hashes(memo: Path) -> dict[str, tuple[Stamp, str]]:
-    """Remembered stamp and hash per file; empty where there is no memo or it is damaged."""
+    """Remembered stamp and hash per file; empty where there is no memo or it is damaged.
+
+    That a file could not be read says nothing of its content, and no stamp shows when it can be read again.
+    """
     try:
-        return {file: (stamp, str(digest)) for file, (stamp, digest) in read_memo(memo).items()}
+        known = {file: (stamp, str(digest)) for file, (stamp, digest) in read_memo(memo).items()}
+        return {file: one for file, one in known.items() if one[1] not in (_NOT_A_FILE, _UNREADABLE)}
     except (AttributeError, TypeError, ValueError):
         return {}
 
