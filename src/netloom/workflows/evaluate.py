@@ -143,7 +143,7 @@ def _pictures(
             f"The pictures of {run.path} are no longer at {place}: {error} "
             "Say where they are: netloom evaluate RUN SOURCE."
         ) from error
-    image_set = _with_classes_of(run, load_as_trained(opened, facts, reporter))
+    image_set = _with_classes_of(run, load_as_trained(opened, facts, reporter, own=source is None))
     targets = image_set.targets.numpy()
     if source is not None:
         learned = training_classes(run)
