@@ -71,6 +71,8 @@ def _notes(scores: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"the network was trained on {trained:,} of these {scores['n']:,} pictures, so the score is too good"
         )
+    if scores["seen_in_training"] is None:
+        notes.append("it is not known whether the network was trained on some of these pictures")
     if scores["source_changed"]:
         notes.append(
             "the pictures, their classes or their weights have changed since the training; this score is of what is "

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from netloom.data.file_stamps import Stamp, is_settled, memo_path, read_memo, stamp_of, write_memo
 
+OF_PIXELS = "pixels:"
+"""Begins the digests of pixels. Those of files are others for the same picture, which only this tells."""
+
 _CHUNK_BYTES = 1 << 20
 _FILES_PER_TASK = 64
 _NOT_A_FILE, _UNREADABLE = "not a file", "unreadable"  # in place of a file's hash
@@ -29,8 +32,8 @@ def fingerprint_arrays(ids: Sequence[str], images: npt.NDArray[np.uint8]) -> str
 
 
 def hash_pictures(images: npt.NDArray[np.uint8]) -> list[str]:
-    """Digest of each picture of `[N, H, W, C]`: 32 hexadecimal digits, equal for equal pixels."""
-    return [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in images]
+    """Digest of each picture of `[N, H, W, C]`: `OF_PIXELS` and 32 hexadecimal digits, equal for equal pixels."""
+    return [OF_PIXELS + hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in images]
 
 
 def fingerprint_files(ids: Sequence[str], files: Sequence[str], *, memo: str) -> str:

@@ -41,7 +41,8 @@ class ImageSet:
         groups: Pictures of one group stay on one side of a split; None for a picture without one.
         weights: float32 `[N]`, at least 0; None where all count the same.
         splits: Part that the source gives: `train`, `validation`, `test`, or None.
-        content_hashes: Equal for pictures with the same content.
+        content_hashes: Equal for pictures with the same content; of files' bytes, or with `OF_PIXELS` in front, of
+            pixels.
 
     Raises:
         DataError: Shapes, types or lengths do not fit, targets are outside the classes, or ids

@@ -47,8 +47,8 @@ def evaluate(
 
     Returns:
         Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class;
-        `seen` says how many of the pictures, by content, are in each part of the run (null for a run that does not
-        know), `seen_in_training` whether any of them trained, which makes the score too good, and `source_changed`
+        `seen` says how many of the pictures, by content, are in each part of the run (null where that is not known),
+        `seen_in_training` whether any of them trained (or null), which makes the score too good, and `source_changed`
         whether the run's own pictures are others than when it was trained.
 
     Raises:
@@ -68,7 +68,10 @@ def evaluate(
     watch = CallbackList(callbacks).call
     evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device, watch=watch)
     seen = already_seen(opened, image_set, indices)
-    in_training = unchanged and (part == "train" or source is not None) if seen is None else seen["train"] > 0
+    if seen is not None:
+        in_training: bool | None = seen["train"] > 0
+    else:
+        in_training = (part == "train" or source is not None) if unchanged else None
     recorded = opened.result.get(part, {}).get("accuracy") if source is None else None
     return {
         "run": str(opened.path),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from netloom.data.audit import Audit, audit
 from netloom.data.cache import cache_directory
+from netloom.data.fingerprint import OF_PIXELS
 from netloom.data.imageset import ImageSet, LoadedPictures, load_image_set
 from netloom.data.mapping import fits_memory
 from netloom.data.sources import Source, open_source
@@ -180,7 +181,8 @@ def fingerprint(image_set: ImageSet) -> str:
     digest = hashlib.blake2b(digest_size=16)
     hashes = image_set.content_hashes or ("",) * len(image_set)
     for name, content, target in zip(image_set.ids, hashes, image_set.targets.tolist(), strict=True):
-        digest.update(f"{name}\0{content}\0{target}\n".encode(errors="surrogateescape"))
+        # Runs of before hold digests without the mark.
+        digest.update(f"{name}\0{content.removeprefix(OF_PIXELS)}\0{target}\n".encode(errors="surrogateescape"))
     if image_set.weights is not None:
         digest.update(b"weights\n" + image_set.weights.cpu().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
