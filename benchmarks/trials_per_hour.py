@@ -1,12 +1,14 @@
 """Trials per hour: one search with several workers beside as many searches of one process each, and over the workers.
 
     NETLOOM_DATA=… python -m benchmarks.trials_per_hour [--trials 16] [--epochs 1] [--jobs 1 2 4] [--rounds 1]
+        [--device auto]
 
 The network of `cifar10-bayes-cnn` on CIFAR-10, 40,000 training and 10,000 validation pictures, random search without
 pruning. `netloom tune --jobs J` is one driver with J workers. Beside it, in turn, are J processes begun at once that
 know nothing of each other, each a `netloom tune --jobs 1` with a J-th of the trials and a J-th of the processors: what
 the machine can do if nothing has to be shared or waited for. Whole processes, from start to end; the independent ones
-count until the last has ended. Linux only.
+count until the last has ended. On a GPU all share it: `--device cuda --jobs 1 2 4 8` tells what that is worth. Linux
+only.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from benchmarks.suite.machine import OtherWork
 from benchmarks.whole_programs import save
 
 
-def search(out: Path, *, trials: int, epochs: int, jobs: int, seed: int) -> list[str]:
+def search(out: Path, *, trials: int, epochs: int, jobs: int, seed: int, device: str) -> list[str]:
     return [
         *(sys.executable, "-m", "netloom", "tune", "cifar10", "--recipe", "cifar10-bayes-cnn"),
         *("--space", "dropout=0.1..0.5", "--space", "learning_rate=1e-4..1e-2", "--sampler", "random"),
         *("--pruner", "none", "--trials", str(trials), "--final-seeds", "0", "--jobs", str(jobs)),
         *("--set", f"seed={seed}", "--set", f"epochs={epochs}", "--out", str(out), "--quiet"),
+        *("--device", device),
     ]
 
 
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     found: dict[str, list[dict[str, float]]] = {}
@@ -62,7 +66,7 @@ def main() -> None:
                 if arguments.trials % jobs or jobs > len(cpus):
                     parser.error(f"{arguments.trials} trials on {len(cpus)} processors cannot be divided by {jobs}")
                 out = Path(scratch) / f"{number}-{jobs}"
-                common = {"epochs": arguments.epochs}
+                common = {"epochs": arguments.epochs, "device": arguments.device}
                 one = search(out / "one", trials=arguments.trials, jobs=jobs, seed=0, **common)
                 ways = {f"{jobs} workers": ([one], [cpus])}
                 if jobs > 1:
@@ -78,6 +82,8 @@ def main() -> None:
                     )
                     print(way, f"{seconds:.1f} s", flush=True)
     about = {"trials": arguments.trials, "epochs": arguments.epochs, "jobs": arguments.jobs}
+    if arguments.device != "auto":
+        about["device"] = arguments.device
     save("trials_per_hour", found, about, others)
 
 

@@ -1,6 +1,6 @@
 """Whole programs beside their peers: what is recorded of them, and their part of docs/performance.md.
 
-Each of the scripts `search`, `trials_per_hour`, `cross_validation` and `features` writes what it measured to
+Each of the scripts named as a section of the page (`search`, `trials_per_hour`, …) writes what it measured to
 docs/results/programs/NAME.json: `contenders` with a list of measurements each, in the order of the rounds.
 """
 
@@ -160,6 +160,17 @@ def _trials_per_hour(record: Record) -> Iterator[str]:
         yield _row(jobs, len(ours), f"{rate:.1f}", beside, share)
 
 
+def _search_overhead(record: Record) -> Iterator[str]:
+    about = record["about"]
+    yield _row("sampler and trials at once", "n", "seconds of a trial", "overhead a trial, ms", "processor, ms")
+    yield "|" + "---|" * 5
+    for way, found in _rounds(record).items():
+        sampler = way.partition(",")[0]
+        overhead, processor = _median(found, "overhead_ms"), _median(found, "driver_cpu_ms")
+        n = f"{len(found)} x {about['trials'][sampler]}"
+        yield _row(way, n, f"{about['seconds'][sampler]:g}", f"{overhead:.1f}", f"{processor:.1f}")
+
+
 def _cross_validation(record: Record) -> Iterator[str]:
     yield _row("folds", "n", "trainings at once", "threads each", "seconds", "mean accuracy")
     yield "|" + "---|" * 6
@@ -205,6 +216,13 @@ _SECTIONS = {
         "The same network, one epoch a trial, random search without pruning: `netloom tune --jobs N`, one driver with "
         "N workers, beside N searches that share nothing, each with an N-th of the trials and of the processors.",
         _trials_per_hour,
+    ),
+    "search_overhead": (
+        "The driver of a search",
+        "What a trial costs beside itself: the time in which a worker has none, with trials that only sleep, a "
+        "database, reports of five epochs and pruning. With Gaussian processes (`gp`) it is what their fits leave, "
+        "which are done while workers train; alone, there is nobody to train meanwhile.",
+        _search_overhead,
     ),
     "cross_validation": (
         "Cross-validation",

@@ -458,7 +458,7 @@ def test_a_failing_setting_does_not_end_a_search() -> None:
 
 
 def test_bayesian_search_of_scikit_optimize() -> None:
-    skopt = pytest.importorskip("skopt", reason="scikit-optimize is not installed, or not for this scikit-learn")
+    from skopt import BayesSearchCV
     from skopt.space import Categorical, Integer, Real
 
     space = {
@@ -467,7 +467,7 @@ def test_bayesian_search_of_scikit_optimize() -> None:
         "optimizer": Categorical(["adam", "adamw"]),
         "augmentation__rotation": Real(0, 30),
     }
-    search = skopt.BayesSearchCV(
+    search = BayesSearchCV(
         ImageClassifier(**QUICK), space, n_iter=4, cv=2, random_state=0, optimizer_kwargs={"n_initial_points": 2}
     )
     search.fit(PICTURES[:200], LABELS[:200])

@@ -180,7 +180,9 @@ class RunFolder:
 
     @property
     def pictures(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Digests of the pictures of each part, and the training part's pictures per class, int64; may be empty.
+        """Digests of the pictures of each part, the training part's pictures per class, and more, int64; may be empty.
+
+        See `workflows.remembered_pictures.pictures_to_remember`.
 
         Raises:
             RunError: The file is damaged.

@@ -48,6 +48,7 @@ class Result(_Values):
 
     status: str
     tests: Count
+    test_notes: list[str] = []
     parameters: Count | None = None
     kept_epoch: Count | None = None
     validation: Scores | UnlabelledScores | None = None

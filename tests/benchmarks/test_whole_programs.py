@@ -66,6 +66,12 @@ def test_trials_folds_and_features_are_told_by_medians(tmp_path: Path) -> None:
     lines = page(tmp_path, "trials_per_hour", {"trials": 16, "epochs": 1, "jobs": [1, 2]}, trials)
     assert "| 1 | 1 | 90.0 | – | – |" in lines
     assert "| 2 | 3 | 170.0 | 200.0 | 85% |" in lines
+    about = {"trials": {"gp": 40}, "seconds": {"gp": 1.0}}
+    overhead = {
+        "gp, 2 at once": [{"overhead_ms": 3.0, "driver_cpu_ms": 1.0}, {"overhead_ms": 5.0, "driver_cpu_ms": 2.0}]
+    }
+    lines = page(tmp_path, "search_overhead", about, overhead)
+    assert "| gp, 2 at once | 2 x 40 | 1 | 4.0 | 1.5 |" in lines
     one = {"jobs": 1, "threads": 4, "accuracy": 0.5}
     folds = {
         "one after the other": [{**one, "seconds": 100.0}],

@@ -161,7 +161,10 @@ def test_given_parts_that_share_pictures_are_kept_and_told() -> None:
     parts = ["train", "train", "validation", "test", "test", "validation"]
     split = make_split(targets=[0, 1, 0, 0, 1, 1], parts=parts, content_hashes=hashes, seed=0)
     assert split.test.tolist() == [3, 4]
-    assert any(note.startswith("1 of the 2 pictures of the given test part") for note in split.notes)
+    [note] = split.test_notes
+    assert note.startswith("1 of the 2 pictures of the given test part")
+    assert note in split.notes
+    assert Split.from_json(split.to_json("abcdef"), "abcdef").test_notes == (note,)
 
 
 def test_a_class_of_one_trains_and_is_told() -> None:

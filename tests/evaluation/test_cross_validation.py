@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, recall_score
 
-from netloom.evaluation.cross_validation import FoldOutcome, summarize_folds
-from netloom.metrics.intervals import mean_interval, resampled_mean_interval
+from netloom.evaluation.cross_validation import FoldOutcome, gain, summarize_folds
+from netloom.metrics.intervals import mean_interval, resampled_mean_interval, wilson_interval
 
 
 def outcomes(n_folds: int = 6, n: int = 40, *, n_classes: int = 3, seed: int = 0) -> list[FoldOutcome]:
@@ -69,6 +69,72 @@ def test_the_interval_holds_the_truth_more_often_than_the_uncorrected_one() -> N
         held["plain"] += low <= truth <= high
     assert abs(held["corrected"] / 2000 - 0.95) < 0.015
     assert held["plain"] / 2000 < 0.8
+
+
+def fold(*right: bool, units: np.ndarray | None = None) -> FoldOutcome:
+    """Pictures of two classes in turn, each taken for its own or for the other."""
+    targets = np.arange(len(right)) % 2
+    answers = np.where(right, targets, 1 - targets)
+    return FoldOutcome(np.eye(2, dtype=np.float32)[answers], targets, np.arange(4 * len(right)) % 2, units)
+
+
+def test_folds_that_score_alike_are_no_certainty() -> None:
+    """Five folds of 20 pictures: Wilson's intervals of 100 and of 50 answers."""
+    perfect = summarize_folds([fold(*[True] * 20)] * 5, 2)
+    assert perfect.accuracy.interval == pytest.approx(wilson_interval(100, 100))
+    assert perfect.macro_f1.interval == pytest.approx(wilson_interval(100, 100))
+    for scores in (perfect.recall, perfect.precision):
+        assert scores[0].interval == pytest.approx(wilson_interval(50, 50))
+    low = wilson_interval(50, 50).low
+    assert perfect.f1[1].interval == pytest.approx((2 * low / (1 + low), 1))
+    nearly = summarize_folds([fold(False, *[True] * 19)] * 5, 2)
+    assert nearly.accuracy.standard_deviation == 0
+    assert nearly.accuracy.interval == pytest.approx(wilson_interval(95, 100))
+    assert nearly.majority.interval == pytest.approx(wilson_interval(50, 100))
+    for spread in (nearly.macro_f1, *nearly.recall[:1], *nearly.precision[1:], *nearly.f1):
+        assert spread.interval.low < spread.mean - 0.01
+        assert spread.interval.high > spread.mean + 0.01
+
+
+def test_answers_to_one_picture_or_group_count_together() -> None:
+    """Four repeats ask 40 pictures, or ten patients of four pictures, over and over."""
+    for units, independent in ((np.arange(20), 40), (np.arange(20) // 4, 10)):
+        halves = [fold(*[True] * 20, units=units + half * 100) for half in (0, 1)]
+        scores = summarize_folds(halves * 4, 2)
+        assert scores.accuracy.interval == pytest.approx(wilson_interval(independent, independent))
+
+
+def test_a_gain_needs_pictures_beside_folds_that_agree() -> None:
+    """One more of 20 right in each of five folds: 5 to 0 is nothing to McNemar's exact test, 10 to 0 is (SciPy)."""
+    before = summarize_folds([fold(False, False, False, *[True] * 17)] * 5, 2)
+    after = [summarize_folds([fold(*[False] * (3 - more), *[True] * (17 + more))] * 5, 2) for more in (0, 1, 2)]
+    none, one, two = (gain(found, before) for found in after)
+    assert [found.mean for found in (none, one, two)] == pytest.approx([0, 0.05, 0.1])
+    assert [found.p_value for found in (none, one, two)] == pytest.approx(
+        [1, stats.binomtest(0, 5).pvalue, stats.binomtest(0, 10).pvalue]
+    )
+    assert [found.more_than_noise for found in (none, one, two)] == [False, False, True]
+    for found in (none, one, two):
+        assert found.interval.high - found.interval.low > 0.05
+    worse = gain(before, after[2])
+    assert (worse.mean, worse.more_than_noise) == (pytest.approx(-0.1), False)
+
+
+def test_a_gain_of_two_patients_is_noise() -> None:
+    units = np.repeat(np.arange(4), 5)
+    folds = [units + 10 * number for number in range(2)]
+    before = summarize_folds([fold(*[False] * 5, *[True] * 15, units=one) for one in folds], 2)
+    after = summarize_folds([fold(*[True] * 20, units=one) for one in folds], 2)
+    gained = gain(after, before)
+    assert (gained.p_value, gained.more_than_noise) == (0.5, False)
+    with pytest.raises(ValueError, match="same folds"):
+        gain(summarize_folds([fold(*[True] * 20)] * 2, 2), before)
+
+
+def test_the_interval_stays_nadeau_and_bengios_where_folds_differ() -> None:
+    scores = summarize_folds(outcomes(), 3)
+    found = resampled_mean_interval(np.array(scores.macro_f1.values), test_per_train=0.25)
+    assert scores.macro_f1.interval == pytest.approx(found)
 
 
 def test_intervals_end_where_the_scores_do() -> None:

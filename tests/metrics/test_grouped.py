@@ -21,7 +21,7 @@ from netloom.metrics.summary import score_probabilities
 
 
 def answers_in_groups(
-    n_tests: int, n_groups: int, per_group: int, *, mean: float, correlation: float, seed: int
+    n_tests: int, n_groups: int, per_group: int | list[int], *, mean: float, correlation: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Right answers bool `[n_tests, N]` whose groups have shares from a beta distribution, and the groups `[N]`."""
     random = np.random.default_rng(seed)
@@ -39,6 +39,42 @@ def test_intervals_hold_the_truth_as_often_as_they_promise(mean: float, correlat
     by_groups, by_pictures = (np.mean((ends[:, 0] <= mean) & (mean <= ends[:, 1])) for ends in (found, plain))
     assert 0.92 <= by_groups <= 0.98
     assert by_pictures < 0.65
+
+
+@pytest.mark.parametrize("sizes", [[100, 5, 5], [200, *[5] * 9], [60, 40], [5, 10, 20, 40, 80, 160]])
+@pytest.mark.parametrize(("mean", "correlation"), [(0.8, 0.3), (0.5, 0.5), (0.9, 0.1)])
+def test_groups_of_unequal_size_and_few_of_them(sizes: list[int], mean: float, correlation: float) -> None:
+    """A group that outweighs the others is nearly all that is known; the mean of few leaves wide room."""
+    tests, groups = answers_in_groups(300, len(sizes), sizes, mean=mean, correlation=correlation, seed=4)
+    found = np.array([grouped_share_interval(right, groups) for right in tests])
+    assert np.mean((found[:, 0] <= mean) & (mean <= found[:, 1])) >= 0.91
+    assert ((found[:, 1] - found[:, 0]) < 1).all()
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.7), (0.6, 0.4), (1, 0.5, 0), (1, 0), (1, 0.9), (1, 1, 0)])
+def test_two_or_three_groups_tell_little_but_something(shares: tuple[float, ...]) -> None:
+    """At least as much as that many pictures, whose interval is Wilson's."""
+    right = np.concatenate([np.arange(50) < 50 * share for share in shares])
+    groups = np.repeat(np.arange(len(shares)), 50)
+    low, high = grouped_share_interval(right, groups)
+    widest = wilson_interval(sum(shares), len(shares))
+    assert widest.low <= low + 1e-12 < right.mean() < high <= widest.high + 1e-12
+    assert high - low > 0.4
+
+
+def test_two_groups_of_one_class_each_are_scored() -> None:
+    """The baseline of always guessing is right on the one group and wrong on the other."""
+    groups = np.repeat([0, 1], 30)
+    predictions = np.where(np.arange(60) % 10, groups, 1 - groups)
+    probabilities = np.abs(np.eye(2)[predictions] - np.linspace(0.1, 0.4, 60)[:, None])
+    scores = score_probabilities(probabilities, groups, train_targets=groups, groups=groups)
+    assert scores.majority.interval == pytest.approx(wilson_interval(1, 2))
+    assert scores.accuracy.interval == pytest.approx(wilson_interval(1.8, 2))
+    assert np.isnan(scores.macro_f1.interval).all()
+    assert scores.log_loss.interval.low == 0.0
+    alone = score_probabilities(probabilities, groups, train_targets=groups, groups=np.zeros(60, dtype=int))
+    assert alone.accuracy.interval == wilson_interval(0.9, 1)
+    assert np.isnan([alone.macro_f1.interval, alone.log_loss.interval]).all()
 
 
 def test_log_loss_likewise() -> None:

@@ -167,6 +167,7 @@ def test_the_headline_names_the_best_the_fresh_seeds_their_difference_and_the_te
         # The mean's interval, 0.634 to 0.646, leaves 0.66 out; one more training may well reach it, up to 0.665.
         ({"standard_deviation": 0.005, "interval": [0.628, 0.652]}, "which 3 seeds cannot tell from noise"),
         ({"mean": 0.655, "interval": [0.64, 0.67]}, "0.5 points lower than as searched, which 3 seeds cannot tell"),
+        ({"values": [0.64] * 3, "standard_deviation": 0.0, "interval": None}, "all came out the same cannot tell luck"),
         ({"values": [0.64], "standard_deviation": None, "interval": [None, None]}, "one seed cannot tell luck"),
     ],
 )
@@ -308,6 +309,16 @@ def test_a_line_of_the_parallel_axes_passes_an_absent_key_below_the_axis() -> No
         heights[int(re.findall(r"trial (\d+)", path.findtext("title") or "")[0])] = points[column, 1]
     assert heights[0] > max(heights[1], heights[2])
     assert "not set" in [text.text for text in svg.iter("text")]
+
+
+def test_pictures_in_groups_are_told_beside_their_interval() -> None:
+    result = study([0.5, 0.6], validation_groups=25)
+    result["test"]["groups"] = 40
+    result["best"]["interval"] = None
+    page = Page(render_study(result))
+    for text in ("of 9,876 test pictures of 40 groups (95%", "n = 9,876 of 40 groups", "n = 10,000 of 25 groups"):
+        assert text in page.words
+    assert "10,000 pictures of 25 groups" in page.words
 
 
 def test_what_the_search_adds_is_shown() -> None:

@@ -38,6 +38,7 @@ def write_run(
     threads: int = 1,
     epochs: int = 3,
     groups: np.ndarray | None = None,
+    validation_groups: np.ndarray | None = None,
     **recipe: Any,
 ) -> Path:
     """A run that answered the test pictures `ids` of classes `targets` as `right` says; None for one not tested."""
@@ -66,6 +67,7 @@ def write_run(
             audit={},
         ),
         environment={"processor": "a processor"},
+        pictures=None if validation_groups is None else {"validation_groups": validation_groups},
     )
     folder.write_plan(ExecutionPlan("cpu", threads, "float32", "for a test"))
     with folder.metrics_path.open("w", newline="") as file:
@@ -218,6 +220,22 @@ def test_an_unfinished_run_is_compared_as_far_as_it_got(tmp_path: Path, status: 
     assert run["validation"]["interval"] == pytest.approx(list(wilson_interval(8, 10)))
     assert run["test"] is None
     assert any(words in note and "2 of 3 epochs" in note for note in found["notes"])
+
+
+def test_an_epoch_of_pictures_in_groups_has_no_interval(tmp_path: Path) -> None:
+    """How many answers were right is known, not of which groups."""
+    one = write_run(tmp_path / "one", right=answers())
+    unfinished = write_run(
+        tmp_path / "two", right=None, status="running", epochs=2, validation_groups=np.arange(10) // 5
+    )
+    validation = compare(one, unfinished)["runs"][1]["validation"]
+    assert (validation["accuracy"], validation["groups"]) == (pytest.approx(0.8), 2)
+    assert validation["interval"] == [None, None]
+    told = CliRunner().invoke(app, ["compare", str(one), str(unfinished)]).stdout
+    assert "80.0% of 10" in told
+    assert "2 groups" in told
+    assert "nan" not in told
+    assert "– to" not in told
 
 
 def test_runs_without_an_epoch_still_compare(tmp_path: Path) -> None:

@@ -64,8 +64,16 @@ def test_pictures_that_trained_are_counted_wherever_they_lie(run: netloom.Run, p
         own = run.evaluate(part=part)
         assert own["seen"] == {**dict.fromkeys(PARTS, 0), part: own["n"]}
         assert own["seen_in_training"] == (part == "train")
+        assert own["seen_in_validation"] == (part == "validation")
+        assert own["seen_by_earlier_runs"] == []
         assert not own["source_changed"]
     assert "says nothing of new ones" in said(run.path, "--part", "train")
+    assert "note: these pictures validated the training; what was chosen by them" in said(
+        run.path, "--part", "validation"
+    )
+    shutil.copy(photos / run.split["validation"][0], other / "across" / "one more.png")
+    assert run.evaluate(other)["seen_in_validation"]
+    assert "1 of these 9 pictures validated the training" in said(run.path, other)
     assert "note:" not in said(run.path)
 
 
@@ -130,6 +138,7 @@ def test_the_file_of_digests_is_small_and_checked(run: netloom.Run) -> None:
     with pytest.raises(RunError, match=r"pictures\.safetensors cannot be read"):
         run.evaluate()
     path.unlink()  # a run from before there was such a file
+    assert "note: these pictures validated the training" in said(run.path, "--part", "validation")
     scores = run.evaluate()
     assert (scores["seen"], scores["seen_in_training"], scores["accuracy"]) == (
         None,

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import netloom
 from html_page import Page
+from netloom.cli import app
 from netloom.errors import DataError
 from netloom.runtime import ExecutionPlan
 from picture_folders import write_folder
@@ -71,7 +73,27 @@ def test_test_pictures_that_a_run_was_trained_on_are_refused_with_their_number(
     assert 5 < n < len(again.split["test"])
     note = f"{n} of the {len(again.split['test'])} pictures of the test part were trained on with their labels"
     assert note in again.result["notes"][0]
-    assert note in Page(again.report_path.read_text(encoding="utf-8")).words
+    words = Page(again.report_path.read_text(encoding="utf-8")).words
+    assert note in words
+    assert "test pictures, not all of them known to be new to it (95% interval" in words
+    assert "never seen" not in words
+    assert "had no part in training" not in words
+    assert "Not all of these pictures are known to be new to the network" in words
+
+    def evaluated() -> str:
+        return " ".join(CliRunner().invoke(app, ["evaluate", str(again.path)]).stdout.split())
+
+    assert f"{n} of these {len(again.split['test'])} pictures were trained on by the network of {backbone.path}" in (
+        evaluated()
+    )
+    away = backbone.path.with_name("away")
+    backbone.path.rename(away)
+    assert note in evaluated()
+    away.rename(backbone.path)
+    honest = transfer(photos, backbone, tmp_path)
+    told = [text for text in netloom.compare([honest, again]).notes if "with their labels" in text]
+    assert told == [f"Run 2: {again.result['test_notes'][0]}"]
+    assert "test pictures it had never seen" in Page(honest.report_path.read_text(encoding="utf-8")).words
     with pytest.raises(
         DataError, match=rf"^{n} of the .* test part .*--set split_seed=5 --set test_fraction=0\.3 .*test_on_seen"
     ):
@@ -98,6 +120,26 @@ def test_pictures_are_known_by_their_content_in_another_source(
         assert str(backbone.path) in str(error.value)
 
 
+def test_a_score_on_pictures_of_a_run_it_started_from_says_so(
+    photos: Path, backbone: netloom.Run, pretrained: netloom.Run, tmp_path: Path
+) -> None:
+    """The run itself was made of other pictures."""
+    other = write_folder(tmp_path / "other", side=14, per_class=10)
+    for first, labelled, words in (
+        (backbone, True, "were trained on by the network of"),
+        (pretrained, False, "were learned from, without their labels, by the network of"),
+    ):
+        run = transfer(other, first, tmp_path / "runs")
+        scores = run.evaluate(photos)
+        n = len(first.split["train"])
+        assert scores["seen"] == {"train": 0, "validation": 0, "test": 0}
+        assert scores["seen_by_earlier_runs"] == [{"run": str(first.path), "labelled": labelled, "n": n}]
+        assert scores["seen_in_training"]
+        told = CliRunner().invoke(app, ["evaluate", str(run.path), str(photos)]).stdout
+        assert f"note: {n} of these 120 pictures {words} {first.path}" in told
+        assert not run.evaluate()["seen_in_training"]
+
+
 def test_runs_of_before_are_compared_by_names(photos: Path, backbone: netloom.Run, tmp_path: Path) -> None:
     """They tell no contents."""
     old = tmp_path / "old"
@@ -122,13 +164,17 @@ def test_validation_and_folds_are_told_of_not_refused(tmp_path: Path, capsys: py
     assert told in found.result["notes"][0]
     assert told in capsys.readouterr().err
     assert all(told in fold.result["notes"][-1] for fold in found.runs)
+    assert all("never seen" not in fold.report_path.read_text(encoding="utf-8") for fold in found.runs)
 
 
 def test_what_was_learned_without_labels_is_told(photos: Path, pretrained: netloom.Run, tmp_path: Path) -> None:
     run = transfer(photos, pretrained, tmp_path)
     assert run.split["test"] == pretrained.split["test"]
     assert run.result["notes"] == []
+    assert "never seen" in run.report_path.read_text(encoding="utf-8")
     other = transfer(photos, pretrained, tmp_path, split_seed=3)
+    assert "never seen" not in other.report_path.read_text(encoding="utf-8")
+    assert other.result["test_notes"] == other.result["notes"][:1]
     test, validation = (seen(other, pretrained, part) for part in ("test", "validation"))
     assert test
     of_test, of_validation = (len(other.split[part]) for part in ("test", "validation"))

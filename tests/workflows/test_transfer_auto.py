@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import netloom
 from netloom.errors import DataError, RecipeError, TrainingError
+from netloom.evaluation.cross_validation import FoldOutcome, summarize_folds
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.models.backbones import timm
 from netloom.progress import Reporter
@@ -44,6 +45,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def fold_of(accuracy: float) -> FoldOutcome:
+    """A hundred pictures that are held out, and four hundred that are not."""
+    targets = np.arange(100) % 2
+    answers = np.where(np.arange(100) < round(100 * accuracy), targets, 1 - targets)
+    return FoldOutcome(np.eye(2, dtype=np.float32)[answers], targets, np.arange(400) % 2)
+
+
 def auto(photos: Path, weights: Path, out: Path, **options: Any) -> netloom.Run:
     settings = {**QUICK, **options.pop("settings", {})}
     return netloom.transfer(
@@ -60,7 +68,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def cross_validate(pictures: Any, recipe: Any, **options: Any) -> Any:
             asked.append((pictures, recipe, options))
-            scores = SimpleNamespace(accuracy=SimpleNamespace(values=left.pop(0)), test_per_train=0.25)
+            scores = summarize_folds([fold_of(accuracy) for accuracy in left.pop(0)], 2)
             return SimpleNamespace(scores=scores, result={"seconds": 1.0}, path=Path(options["name"]))
 
         monkeypatch.setattr(transfer_auto, "cross_validate", cross_validate)
@@ -83,7 +91,13 @@ def test_climbs_as_long_as_the_gain_is_more_than_noise(
     assert "finetune gains no more than noise over frozen" in told["reason"]
     assert told["steps"][1]["gain"] == pytest.approx(0.1)
     differences = np.array(CLEARLY_BETTER) - np.array(LOW)
-    assert told["steps"][1]["interval"] == list(resampled_mean_interval(differences, test_per_train=0.25))
+    low, high = resampled_mean_interval(differences, test_per_train=0.25)
+    # All folds gain 10 points to the picture; what is left is the luck of which 500 pictures there are.
+    assert low == pytest.approx(high) == pytest.approx(0.1)
+    low, high = told["steps"][1]["interval"]
+    assert 0.07 < low < 0.08
+    assert 0.12 < high < 0.13
+    assert told["steps"][1]["p_value"] < 1e-10
     assert told == {**json.loads((Path(told["folder"]) / "transfer.json").read_text()), "folder": told["folder"]}
     assert [recipe.transfer.unfreeze for _, recipe, _ in asked] == ["all", "all", 1]
 
@@ -98,6 +112,17 @@ def test_stays_with_features_where_the_gain_may_be_luck(
     assert told["reason"] == "frozen gains no more than noise over features"
     assert len(asked) == 2
     assert told["steps"][1]["interval"][0] < 0
+
+
+def test_folds_that_gain_alike_are_not_taken_for_certainty(
+    photos: Path, weights: Path, tmp_path: Path, scripted: Any
+) -> None:
+    """One picture of a hundred in each of five folds."""
+    scripted(LOW, [value + 0.01 for value in LOW])
+    told = auto(photos, weights, tmp_path).result["transfer"]
+    assert told["chosen"] == "features"
+    assert told["reason"] == "frozen gains no more than noise over features"
+    assert told["steps"][1]["p_value"] == 0.0625
 
 
 def test_all_folds_leave_the_test_part_alone(photos: Path, weights: Path, tmp_path: Path, scripted: Any) -> None:

@@ -15,6 +15,7 @@ from html_page import Page
 from netloom.cli import app
 from netloom.data.imageset import ImageSet
 from netloom.errors import NetloomError, RecipeError, RunError, TrainingError
+from netloom.metrics.intervals import wilson_interval
 from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
 from netloom.workflows.study import Study
@@ -130,12 +131,34 @@ def test_the_report_and_the_figures_agree(study: Study) -> None:
 def test_folds_score_a_trial_without_the_test_part(photos: Path, tmp_path: Path) -> None:
     found = search(photos, tmp_path, cv=3, n_trials=2, final_seeds=1)
     assert found.result["validation_n"] == 48
+    assert found.result["best"]["interval"] is None  # the mean of three folds is no share of 48 pictures
     for trial in found.trials:
         assert len(trial["values"]) == 3
         assert trial["value"] == pytest.approx(np.mean(trial["values"]))
         assert trial["epochs"] == 6
     assert found.result["fresh"] is None
     assert found.result["test"]["n"] == 12
+
+
+def test_the_best_of_pictures_in_groups_has_no_interval_of_independent_ones(study: Study, tmp_path: Path) -> None:
+    n = study.result["validation_n"]
+    assert study.result["best"]["interval"] == list(wilson_interval(round(study.best_value * n), n))
+    assert study.result["validation_groups"] is None
+    images = ImageSet.from_arrays(
+        np.stack([stripes(i % 3, i) for i in range(60)]),
+        np.arange(60) % 3,
+        class_names=("across", "down", "plain"),
+        groups=[f"{i % 3} {i // 12}" for i in range(60)],
+    )
+    found = search(images, tmp_path, n_trials=1, final_seeds=1)
+    result = found.result
+    assert result["best"]["interval"] is None
+    assert result["validation_groups"] == 3
+    assert result["test"]["groups"] == 3
+    page = " ".join(Page((found.path / "report.html").read_text(encoding="utf-8")).text)
+    assert f"{result['test']['n']} test pictures of 3 groups" in page
+    assert found.run is not None
+    assert len(np.unique(found.run.pictures["validation_groups"])) == 3
 
 
 def test_loss_is_minimized(photos: Path, tmp_path: Path) -> None:

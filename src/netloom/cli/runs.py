@@ -63,15 +63,29 @@ def evaluate(
 
 def _notes(scores: Mapping[str, Any]) -> list[str]:
     """What makes the scores another thing than they seem, in words."""
-    notes = []
-    trained = None if scores["seen"] is None else scores["seen"]["train"]
-    if scores["seen_in_training"] and trained in (None, scores["n"]):
+    notes, n = [], scores["n"]
+    earlier = [run for run in scores["seen_by_earlier_runs"] if run["n"]]
+    trained, validated = (None if scores["seen"] is None else scores["seen"][part] for part in ("train", "validation"))
+    if trained == n or (trained is None and scores["seen_in_training"] and not earlier):
         notes.append("the network was trained on these pictures, so the score says nothing of new ones")
     elif trained:
+        notes.append(f"the network was trained on {trained:,} of these {n:,} pictures, so the score is too good")
+    for run in earlier:
+        how = "trained on" if run["labelled"] else "learned from, without their labels,"
+        so = "is too good" if run["labelled"] else "may be too good"
         notes.append(
-            f"the network was trained on {trained:,} of these {scores['n']:,} pictures, so the score is too good"
+            f"{run['n']:,} of these {n:,} pictures were {how} by the network of {run['run']}, from which this one "
+            f"started, so the score {so}"
         )
-    if scores["seen_in_training"] is None:
+    if not trained and not earlier:  # what is not there any more was counted by the training
+        notes += scores["test_notes"]
+    if scores["seen_in_validation"]:
+        which = "these pictures" if validated in (None, n) else f"{validated:,} of these {n:,} pictures"
+        notes.append(
+            f"{which} validated the training; what was chosen by them (the epoch that is kept, the settings) makes the "
+            "score a little too good"
+        )
+    if scores["seen_in_training"] is None and not scores["test_notes"]:
         notes.append("it is not known whether the network was trained on some of these pictures")
     if scores["source_changed"]:
         notes.append(

@@ -26,7 +26,8 @@ class Split:
     """Index arrays (int64, ascending) into an ImageSet, and how they were drawn.
 
     `method` is one of `given`, `stratified`, `given test, stratified validation`, `given validation, stratified test`
-    and `WITHOUT_TEST`; `notes` says in plain words what a user should know of this split.
+    and `WITHOUT_TEST`; `notes` says in plain words what a user should know of this split, `test_notes` holds those of
+    them by which pictures of the test part are not new to the network.
     The validation part may be empty, where nothing is chosen by it.
     Where `per_class` is a number, so many pictures of each class train, and the others of the training
     part are in no part.
@@ -39,6 +40,7 @@ class Split:
     seed: int
     notes: tuple[str, ...] = ()
     per_class: int | None = None
+    test_notes: tuple[str, ...] = ()
 
     def to_json(self, ids: Sequence[str]) -> dict[str, Any]:
         """The manifest: ids in place of indices, so that it outlives a new order."""
@@ -48,6 +50,7 @@ class Split:
             "seed": self.seed,
             "per_class": self.per_class,
             "notes": list(self.notes),
+            "test_notes": list(self.test_notes),
             **parts,
         }
 
@@ -56,6 +59,10 @@ class Split:
         joined = np.union1d(self.train, self.validation)
         method = f"{self.method}; the validation part trains, too"
         return replace(self, train=joined, validation=np.empty(0, dtype=np.int64), method=method)
+
+    def with_test_notes(self, notes: Sequence[str]) -> Split:
+        """The same split with notes by which its test pictures are not new to the network."""
+        return replace(self, notes=(*self.notes, *notes), test_notes=(*self.test_notes, *notes))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], ids: Sequence[str]) -> Split:
@@ -70,6 +77,7 @@ class Split:
             names = {part: [str(i) for i in value[part]] for part in PARTS}
             method, seed = str(value["method"]), int(value["seed"])
             notes = tuple(str(note) for note in value["notes"])
+            test_notes = tuple(str(note) for note in value.get("test_notes", ()))
             per_class = None if value.get("per_class") is None else int(value["per_class"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -82,7 +90,7 @@ class Split:
             part: np.sort(np.array([position[name] for name in members], dtype=np.int64))
             for part, members in names.items()
         }
-        return cls(**indices, method=method, seed=seed, notes=notes, per_class=per_class)
+        return cls(**indices, method=method, seed=seed, notes=notes, per_class=per_class, test_notes=test_notes)
 
 
 def _refuse_impossible_ids(
@@ -142,9 +150,9 @@ def make_split(
     side, method = _assign(labels, units, given, fractions, seed)
     names = class_names or [str(number) for number in range(int(labels.max()) + 1)]
     _check(labels, side, names, needed=("train", *fractions))
-    notes = _notes(labels, units, side, names)
+    notes, test_notes = _notes(labels, units, side, names)
     train, validation, test = (np.flatnonzero(side == number) for number in range(len(PARTS)))
-    split = Split(train, validation, test, method, seed, notes)
+    split = Split(train, validation, test, method, seed, notes, test_notes=test_notes)
     if per_class is None:
         return split
     return with_few_of_each(
@@ -267,8 +275,12 @@ def _check(labels: IntArray, side: IntArray, names: Sequence[str], *, needed: Se
         )
 
 
-def _notes(labels: IntArray, units: IntArray, side: IntArray, names: Sequence[str]) -> tuple[str, ...]:
-    notes = []
+def _notes(
+    labels: IntArray, units: IntArray, side: IntArray, names: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a user should know of a split, and what of that makes test pictures known ones."""
+    notes: list[str] = []
+    of_test: list[str] = []
     in_training = np.isin(units, units[side == 0])
     for number, part in ((1, "validation"), (2, "test")):
         if not (side == number).any():
@@ -278,12 +290,14 @@ def _notes(labels: IntArray, units: IntArray, side: IntArray, names: Sequence[st
             notes.append(f"The {part} part has no picture of {listed_classes(absent, names)}: too few.")
         straddling = int((in_training & (side == number)).sum())
         if straddling:
-            notes.append(
+            note = (
                 f"{straddling:,} of the {int((side == number).sum()):,} pictures of the given "
                 f"{part} part are also in training, or share a group with one there: its score "
                 "will be too good."
             )
-    return tuple(notes)
+            notes.append(note)
+            of_test += [note] if part == "test" else []
+    return tuple(notes), tuple(of_test)
 
 
 def listed_classes(classes: IntArray, names: Sequence[str]) -> str:

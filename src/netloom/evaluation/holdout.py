@@ -54,7 +54,7 @@ class Evaluation:
             "groups": scores.accuracy.groups,
             "interval": list(scores.accuracy.interval),
             "macro_f1": scores.macro_f1.value,
-            "macro_f1_interval": list(scores.macro_f1.interval),
+            "macro_f1_interval": [_number(end) for end in scores.macro_f1.interval],
             "log_loss": scores.log_loss.value,
             "log_loss_interval": [_number(end) for end in scores.log_loss.interval],
             "expected_calibration_error": bins.expected_calibration_error,
@@ -125,5 +125,5 @@ def evaluate_model(
 
 
 def _number(value: float) -> float | None:
-    """NaN, where a class was never predicted or never there, has no place in JSON."""
+    """NaN, where a class was never predicted or groups are too few for an interval, has no place in JSON."""
     return None if np.isnan(value) else float(value)

@@ -18,14 +18,17 @@ from netloom.metrics.intervals import Interval, bootstrap_interval, mean_interva
 from netloom.metrics.scores import f1_from_margins
 
 IntArray = npt.NDArray[np.integer[Any]]
+# Of G groups one resample in G^(G - 1) holds a single one; below this G that is more often than 1 in 40.
+_LEAST_RESAMPLED = 4
 
 
 def grouped_share_interval(right: npt.NDArray[np.bool_], groups: IntArray, *, confidence: float = 0.95) -> Interval:
     """Wilson's interval of a share such as accuracy for as many independent pictures as `groups` are worth, 0..1.
 
-    The variance of the share is that between groups (linearized, since groups differ in size), with the degrees of
-    freedom of their number. Never worth more than there are pictures; where all are right, or all wrong, nothing
-    is known of how alike the pictures of a group are, and each group counts as one picture.
+    The variance of the share is that between groups, with the degrees of freedom of their number; both take
+    into account that groups differ in size. Never worth more than there are pictures, nor less than there are groups,
+    since a group tells at least as much as one picture of it does. Where all are right, or all wrong, nothing is known
+    of how alike the pictures of a group are, and each group counts as one picture.
 
     Source: Korn and Graubard, "Confidence intervals for proportions with small expected number of positive counts
     estimated from survey data", Survey Methodology 24, 1998 (effective sample size); with Wilson's interval
@@ -43,7 +46,7 @@ def grouped_share_interval(right: npt.NDArray[np.bool_], groups: IntArray, *, co
     n = len(right)
     if n == 0:
         raise ValueError("The interval of a share needs at least one picture; found none.")
-    share, n_groups = float(right.mean()), len(np.unique(groups))
+    share, n_groups = float(right.mean()), _effective_groups(groups)
     if n_groups == n:
         return wilson_interval(int(right.sum()), n, confidence=confidence)
     variance = _variance_of_mean(right.astype(np.float64), groups)
@@ -51,7 +54,8 @@ def grouped_share_interval(right: npt.NDArray[np.bool_], groups: IntArray, *, co
         return wilson_interval(share * n_groups, n_groups, confidence=confidence)
     tail = 0.5 + confidence / 2
     freedom = (float(special.stdtrit(n - 1, tail)) / float(special.stdtrit(n_groups - 1, tail))) ** 2
-    worth = min(float(n), share * (1 - share) / variance * freedom)
+    # The variance of a share cannot exceed that of groups whose pictures all agree, which is the lower end here.
+    worth = max(min(float(n), share * (1 - share) / variance * freedom), n_groups)
     return wilson_interval(share * worth, worth, confidence=confidence)
 
 
@@ -63,13 +67,14 @@ def grouped_mean_interval(
     Source: Cochran, "Sampling techniques", 3rd edition 1977, section 9A (the ratio estimate for clusters of unequal
     size).
     """
-    n_groups = len(np.unique(groups))
+    n_groups = _effective_groups(groups)
     if n_groups == len(values):
         return mean_interval(values, confidence=confidence)
     if n_groups == 1:
         return Interval(math.nan, math.nan)
     mean = float(np.mean(values, dtype=np.float64))
-    quantile = float(special.stdtrit(n_groups - 1, 0.5 + confidence / 2))
+    # A group that outweighs all others leaves less than one degree of freedom, for which no interval is of any use.
+    quantile = float(special.stdtrit(max(n_groups - 1, 1.0), 0.5 + confidence / 2))
     half_width = quantile * math.sqrt(_variance_of_mean(values.astype(np.float64), groups))
     return Interval(mean - half_width, mean + half_width)
 
@@ -79,6 +84,9 @@ def grouped_macro_f1_interval(
 ) -> Interval:
     """Bootstrap interval of macro F1, groups drawn anew with replacement; that of the accuracy where F1 cannot vary.
 
+    NaN for fewer than four groups: one resample in 27 of three is a single group over and over, so that there is
+    nothing beyond to be the outer 2.5%.
+
     Source: Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8 (resampling clusters).
     """
     right = targets == predictions
@@ -86,6 +94,8 @@ def grouped_macro_f1_interval(
         return grouped_share_interval(right, groups)
     numbers = np.unique(groups, return_inverse=True)[1]
     n_groups = int(numbers.max()) + 1
+    if n_groups < _LEAST_RESAMPLED:
+        return Interval(math.nan, math.nan)
     by_true, by_predicted = (_counts(numbers, classes, n_groups, n_classes) for classes in (targets, predictions))
     by_correct = _counts(numbers[right], targets[right], n_groups, n_classes)
 
@@ -94,6 +104,21 @@ def grouped_macro_f1_interval(
         return np.asarray(np.nanmean(f1, axis=1))
 
     return bootstrap_interval(np.ones(n_groups, dtype=np.int64), macro_f1_of, seed=seed)
+
+
+def count_by_groups(
+    first_right: npt.NDArray[np.bool_], second_right: npt.NDArray[np.bool_], groups: IntArray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many more of its pictures the second got right, and how many pictures there are, of each group int64 `[G]`.
+
+    Args:
+        first_right: Whether the first classifier was right, `[N]`.
+        second_right: Whether the second was, on the same pictures in the same order.
+        groups: The group of each picture, `[N]`.
+    """
+    numbers = np.unique(groups, return_inverse=True)[1]
+    gained = np.bincount(numbers, weights=second_right.astype(np.int64) - first_right)
+    return gained.astype(np.int64), np.bincount(numbers).astype(np.int64)
 
 
 def sign_flip_p_value(differences: IntArray) -> float:
@@ -146,14 +171,31 @@ def grouped_difference_interval(
     )
 
 
+def _effective_groups(groups: IntArray) -> float:
+    """How many groups of one size say as much of a mean over all pictures, 1..G: the number G where all have one size.
+
+    Source: Kish, "Survey sampling", 1965 (the loss by weights that differ; a group weighs as much as it has pictures).
+    """
+    sizes = np.unique(groups, return_counts=True)[1]
+    return int(sizes.sum()) ** 2 / int(np.square(sizes).sum())
+
+
 def _variance_of_mean(values: npt.NDArray[np.float64], groups: IntArray) -> float:
-    """Of the mean over all pictures, from how the groups' sums differ from what their sizes let expect."""
-    numbers = np.unique(groups, return_inverse=True)[1]
-    n_groups = int(numbers.max()) + 1
+    """Of the mean over all pictures, from how it changes when a group is left out; NaN for a single group.
+
+    A large group draws the mean towards itself, so that its own deviation from it says too little.
+
+    Source: Bell and McCaffrey, "Bias reduction in standard errors for linear regression with multi-stage samples",
+    Survey Methodology 28, 2002 (the jackknife).
+    """
+    numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    n_groups = len(sizes)
     if n_groups == 1:
         return math.nan
-    residuals = np.bincount(numbers, weights=values - values.mean(), minlength=n_groups)
-    return float(n_groups / (n_groups - 1) * np.square(residuals).sum() / len(values) ** 2)
+    # Multiplied, not divided, so that groups of the very same share differ by nothing, not by a rounding error.
+    residuals = np.bincount(numbers, weights=values) * len(values) - sizes * values.sum()
+    changes = residuals / len(values) / (len(values) - sizes)
+    return float((n_groups - 1) / n_groups * np.square(changes).sum())
 
 
 def _counts(rows: IntArray, columns: IntArray, n_rows: int, n_columns: int) -> Any:

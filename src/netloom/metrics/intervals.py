@@ -23,6 +23,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def within(self, low: float = 0.0, high: float = 1.0) -> Interval:
+        """The part of it where a score can be; an end that is NaN stays so."""
+        # max and min let NaN through only as their first argument.
+        return Interval(min(max(self.low, low), high), max(min(self.high, high), low))
+
 
 class Estimate(NamedTuple):
     """A score with the number of pictures it was measured on and its confidence interval."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ def score_probabilities(
         intervals = (
             wilson_interval(int(correct.sum()), n),
             macro_f1_interval(confusion, seed=seed),
-            mean_interval(losses),
+            mean_interval(losses).within(high=math.inf),
             wilson_interval(int(guessed.sum()), n),
         )
     else:
@@ -89,7 +90,7 @@ def score_probabilities(
         intervals = (
             grouped_share_interval(correct, groups),
             grouped_macro_f1_interval(targets, predictions, groups, probabilities.shape[1], seed=seed),
-            grouped_mean_interval(losses, groups),
+            grouped_mean_interval(losses, groups).within(high=math.inf),
             grouped_share_interval(guessed, groups),
         )
     of_accuracy, of_f1, of_loss, of_majority = intervals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -278,7 +279,8 @@ def _accuracy_cell(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     of = f"{percent(estimate.value)} of {estimate.n:,}"
-    return f"{of}\n{percent_interval(estimate.interval)}{_of_groups(estimate.groups)}"
+    interval = "" if math.isnan(estimate.interval.low) else f"\n{percent_interval(estimate.interval)}"
+    return f"{of}{interval}{_of_groups(estimate.groups)}"
 
 
 def _of_groups(groups: int | None) -> str:

@@ -102,6 +102,8 @@ class ReportData:
     test: HeldOutScores | None = None
     tests: int = 1
     """How often the test part has been looked at, with training in between."""
+    test_notes: Sequence[str] = ()
+    """Those of `notes` by which test pictures are not new to the network."""
     mistakes: Sequence[Mistake] = ()
     """The most confident mistakes on the test part, most confident first."""
     recipe_yaml: str = ""

@@ -41,6 +41,7 @@ def _environment() -> Environment:
         wording.number_interval,
         duration,
         wording.counted,
+        wording.sample_size,
     ):
         environment.filters[function.__name__] = function
     return environment

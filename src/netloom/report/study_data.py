@@ -104,6 +104,8 @@ class TestFacts(NamedTuple):
     """Accuracy of each training with a fresh seed; empty where there was one only."""
     earlier_winners: int = 0
     """Of the same search when it was shorter, which were tested on the same pictures."""
+    groups: int | None = None
+    """How many groups the pictures come in; None where each stands for itself."""
 
 
 class Winner(NamedTuple):
@@ -129,6 +131,8 @@ class StudyFacts:
     pruner: str
     scheme: str
     validation_n: int | None
+    validation_groups: int | None
+    """How many groups these pictures come in; None where each stands for itself."""
     per_class: int | None
     """Pictures of each class that trials and winner train on; None for all."""
     keys: Sequence[SearchKey]
@@ -226,6 +230,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         pruner=str(result["pruner"] or "none"),
         scheme=str(result["scheme_in_words"]),
         validation_n=result.get("validation_n"),
+        validation_groups=result.get("validation_groups"),
         per_class=result.get("per_class"),
         keys=[_key(row) for row in result["space"]],
         trials=trials,
@@ -336,6 +341,7 @@ def _test(result: Mapping[str, Any]) -> TestFacts | None:
         _number(majority),
         seeds,
         int(result.get("earlier_winners", 0)),
+        test.get("groups"),
     )
 
 

@@ -12,7 +12,7 @@ from netloom.durations import duration
 from netloom.metrics.intervals import prediction_interval
 from netloom.report.axes import number_text, value_text
 from netloom.report.study_data import SearchKey, StudyFacts, read_study
-from netloom.report.wording import counted, percent, percent_interval, points
+from netloom.report.wording import counted, percent, percent_interval, pictures_in_words, points
 
 # Nearer to an end of its range than this part of it, the best value may lie beyond.
 _AT_THE_END = 0.03
@@ -123,6 +123,8 @@ def selection_luck(study: StudyFacts) -> str:
     lead = f"{_amount(study, gap)} {word} than as searched"
     if len(fresh.values) < 2 or math.isnan(fresh.standard_deviation):
         return f"{lead}; one seed cannot tell luck from noise"
+    if fresh.standard_deviation == 0:
+        return f"{lead}; seeds that all came out the same cannot tell luck from noise"
     # The searched figure is of one training, which scatters as each of the fresh ones does.
     expected = prediction_interval(fresh.mean, fresh.standard_deviation, len(fresh.values))
     if expected.low <= study.best.value <= expected.high:
@@ -146,7 +148,7 @@ def test_result(study: StudyFacts) -> str:
         winners = counted(test.earlier_winners, "earlier winner")
         looked = f"which met {winners} of this search, too: choosing by these figures would make them too good"
     return (
-        f"Right on {percent(test.accuracy)} of {counted(test.n, 'test picture')}{interval}, "
+        f"Right on {percent(test.accuracy)} of {pictures_in_words(test.n, test.groups, 'test picture')}{interval}, "
         f"{looked}{guessing}.{_test_over_seeds(test.over_seeds)}"
     )
 
@@ -201,7 +203,7 @@ def plan_in_words(plan: Mapping[str, Any]) -> str:
 
 def facts(study: StudyFacts) -> dict[str, str]:
     """How the search was made, by label."""
-    n = "" if study.validation_n is None else f", {counted(study.validation_n, 'picture')}"
+    n = "" if study.validation_n is None else f", {pictures_in_words(study.validation_n, study.validation_groups)}"
     listed = {
         "Recipe": study.recipe,
         "Scored by": f"{study.metric}, {study.scheme}{n}",

@@ -55,15 +55,22 @@ def pictures_in_words(n: int, groups: int | None, noun: str = "picture") -> str:
     return counted(n, noun) + ("" if groups is None else f" of {counted(groups, 'group')}")
 
 
+def sample_size(n: int, groups: int | None) -> str:
+    """`n = 1,000`, `n = 1,000 of 40 groups`: what stands beside an interval in a table or figure."""
+    return f"n = {n:,}" + ("" if groups is None else f" of {counted(groups, 'group')}")
+
+
 def headline(report: ReportData) -> str:
     """The answer first: how often it is right on new pictures, how sure that is, and guessing."""
     if report.test is not None:
         accuracy, majority = report.test.accuracy, report.test.majority
         guess = report.class_names[report.test.majority_class]
         pictures = pictures_in_words(accuracy.n, accuracy.groups, "test picture")
-        unknown = "it had never seen" if report.tests <= 1 else "it was not trained on"
+        unknown = " it had never seen" if report.tests <= 1 else " it was not trained on"
+        if report.test_notes:
+            unknown = ", not all of them known to be new to it"
         return (
-            f"Right on {percent(accuracy.value)} of {pictures} {unknown} (95% interval "
+            f"Right on {percent(accuracy.value)} of {pictures}{unknown} (95% interval "
             f"{percent_interval(accuracy.interval)}); always guessing “{guess}” would be right on "
             f"{percent(majority.value)}."
         )

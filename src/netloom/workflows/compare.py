@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,12 @@ import numpy.typing as npt
 
 from netloom.errors import RunError
 from netloom.files import write_atomically, writing
-from netloom.metrics.grouped import grouped_difference_interval, grouped_share_interval, sign_flip_p_value
+from netloom.metrics.grouped import (
+    count_by_groups,
+    grouped_difference_interval,
+    grouped_share_interval,
+    sign_flip_p_value,
+)
 from netloom.metrics.intervals import Estimate, Interval, wilson_interval
 from netloom.metrics.paired import (
     count_pairs,
@@ -169,13 +175,19 @@ class _Opened:
         )
 
     def _validation(self) -> Estimate | None:
-        """Of the kept weights; of the last epoch in a run that has not got to keeping any."""
+        """Of the kept weights; of the last epoch in a run that has not got to keeping any.
+
+        Such a run knows how many answers were right but not which: there is no interval where they come in groups.
+        """
         accuracy = self.history[-1].get("validation_accuracy") if self.history else None
         if "validation" in self.result or accuracy is None:
             return _estimate(self.result.get("validation"))
         n = len(self.split["validation"])
         if not (n and 0 <= accuracy <= 1):
             return None
+        groups = self.folder.pictures.get("validation_groups")
+        if groups is not None:
+            return Estimate(accuracy, n, Interval(math.nan, math.nan), len(np.unique(groups)))
         return Estimate(accuracy, n, wilson_interval(round(accuracy * n), n))
 
 
@@ -226,11 +238,9 @@ def _compare_pair(runs: Sequence[_Opened], first: int, second: int) -> ComparedP
     if groups is None:
         n_groups, interval, p_value = None, paired_difference_interval(counts), mcnemar_p_value(counts)
     else:
-        numbers = np.unique(groups, return_inverse=True)[1]
-        gained = other.answers.right.astype(np.int64) - one.answers.right
-        differences = np.bincount(numbers, weights=gained).astype(np.int64)
+        differences, sizes = count_by_groups(one.answers.right, other.answers.right, groups)
         n_groups, p_value = len(differences), sign_flip_p_value(differences)
-        interval = grouped_difference_interval(differences, np.bincount(numbers))
+        interval = grouped_difference_interval(differences, sizes)
     return ComparedPair(
         first=first,
         second=second,
@@ -289,6 +299,8 @@ def _notes(runs: Sequence[_Opened], pairs: Sequence[ComparedPair]) -> Iterator[s
             "needs several seeds of each: netloom train SOURCE --seeds 5."
         )
     for number, run in enumerate(runs, 1):
+        if "test" in run.result:
+            yield from (f"Run {number}: {note}" for note in run.result.get("test_notes", ()))
         if (tests := run.result.get("tests", 1)) > 1:
             yield f"Run {number} was tested {tests} times and trained on in between, so its test score may be too good."
     machines = {run.machine for run in runs if run.machine}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from netloom.data.folds import Fold, Scheme, make_folds
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import Split
+from netloom.data.splits import Split, groups_of
 from netloom.errors import DataError
 from netloom.evaluation.cross_validation import CrossValidationScores, FoldOutcome, summarize_folds
 from netloom.files import write_json
@@ -144,7 +144,7 @@ def cross_validate(
         Member(
             fold.name,
             chosen.replace(seed=chosen.seed + number),
-            replace(fold.split, notes=(*fold.split.notes, *on_backbone)),
+            fold.split.with_test_notes(on_backbone),
             {"repeat": fold.repeat, "fold": fold.fold},
         )
         for number, fold in enumerate(drawn)
@@ -253,7 +253,9 @@ def _finish(job: TrainingJob, scheme: Scheme, reporter: Reporter) -> CrossValida
     if not tested:
         first = _first(failures)
         raise FailedTrainingsError(f"All {len(job.runs)} trainings failed, the first of them so: {first}", first)
-    outcomes = [_outcome(run, job.image_set) for run in tested]
+    everything = np.arange(len(job.image_set))
+    groups = groups_of(job.image_set.groups, everything)
+    outcomes = [_outcome(run, job.image_set, everything if groups is None else groups) for run in tested]
     class_names = tuple(job.image_set.class_names)
     scores = summarize_folds(outcomes, len(class_names))
     result = {
@@ -286,11 +288,11 @@ def _first(failures: Mapping[str, str]) -> str:
     return f"{name}: {reason.rstrip('.')}."
 
 
-def _outcome(run: Run, image_set: ImageSet) -> FoldOutcome:
+def _outcome(run: Run, image_set: ImageSet, units: npt.NDArray[np.int64]) -> FoldOutcome:
     split = Split.from_json(run.split, image_set.ids)
     probabilities, targets = run.test_predictions()
     learned = np.concatenate([split.train, split.validation])
-    return FoldOutcome(probabilities, targets, image_set.targets.numpy()[learned])
+    return FoldOutcome(probabilities, targets, image_set.targets.numpy()[learned], units[split.test])
 
 
 def _facts(job: TrainingJob, scheme: Scheme, run: Run) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from netloom.workflows import builders
 from netloom.workflows.prepare import fingerprint, load_as_trained
 from netloom.workflows.remembered_pictures import already_seen, training_classes
 from netloom.workflows.runs import Run, load_classifier
+from netloom.workflows.seen_pictures import seen_by_earlier_runs
 
 PARTS = ("train", "validation", "test")
 
@@ -47,9 +48,12 @@ def evaluate(
 
     Returns:
         Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class;
-        `seen` says how many of the pictures, by content, are in each part of the run (null where that is not known),
-        `seen_in_training` whether any of them trained (or null), which makes the score too good, and `source_changed`
-        whether the run's own pictures are others than when it was trained.
+        `seen` says how many of the pictures, by content, are in each part of the run, `seen_by_earlier_runs` how many
+        the runs that it started from have learned from, `seen_in_training` whether the one or the other holds of any,
+        which makes the score too good, `seen_in_validation` whether any of them validated the training, so that they
+        may have chosen its epoch or recipe (each null where that is not known), `test_notes` what the training told of
+        its test part, if that is scored, and `source_changed` whether the run's own pictures are others than when it
+        was trained.
 
     Raises:
         RunError: The run is incomplete, its own data are no longer where they were, or a part is named beside a
@@ -64,14 +68,17 @@ def evaluate(
     if part not in PARTS:
         raise RunError(f"Part {part!r} is unknown: one of {', '.join(PARTS)}.")
     image_set, train_targets, indices = _pictures(opened, source, part, Reporter(quiet=quiet))
-    unchanged = fingerprint(image_set) == opened.data.fingerprint
+    found = fingerprint(image_set)
+    unchanged = found == opened.data.fingerprint
     watch = CallbackList(callbacks).call
     evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device, watch=watch)
     seen = already_seen(opened, image_set, indices)
-    if seen is not None:
-        in_training: bool | None = seen["train"] > 0
-    else:
-        in_training = (part == "train" or source is not None) if unchanged else None
+    earlier = seen_by_earlier_runs(opened.recipe, image_set, indices, fingerprint=found)
+    in_training, in_validation = _seen_in(opened, seen, None if source is not None else part, unchanged=unchanged)
+    if any(one["n"] for one in earlier):
+        in_training = True
+    elif earlier and not in_training:
+        in_training = None
     recorded = opened.result.get(part, {}).get("accuracy") if source is None else None
     return {
         "run": str(opened.path),
@@ -81,7 +88,10 @@ def evaluate(
         "test_time_augmentation": opened.recipe.test_time_augmentation,
         "recorded_accuracy": recorded,
         "seen": seen,
+        "seen_by_earlier_runs": earlier,
         "seen_in_training": in_training,
+        "seen_in_validation": in_validation,
+        "test_notes": list(opened.result.get("test_notes", ())) if source is None and part == "test" else [],
         "source_changed": not unchanged if source is None else None,
     }
 
@@ -116,6 +126,26 @@ def score(
         watch=watch,
         test_time_augmentation=recipe.test_time_augmentation,
     )
+
+
+def _seen_in(
+    run: Run, seen: Mapping[str, int] | None, part: str | None, *, unchanged: bool
+) -> tuple[bool | None, bool | None]:
+    """Whether any of the pictures are in the run's training part, and in its validation part; None where unknown.
+
+    Args:
+        run: That is scored.
+        seen: What `already_seen` says of the pictures.
+        part: Which part of its own they are, or None for those of a source that was named.
+        unchanged: Whether that source holds the very pictures of the run.
+    """
+    if seen is not None:
+        return seen["train"] > 0, seen["validation"] > 0
+    if not unchanged:
+        return None, part == "validation" or None
+    if part is None:
+        return True, bool(run.split["validation"])
+    return part == "train", part == "validation"
 
 
 def plan_for(run: RunFolder, device: str) -> ExecutionPlan:

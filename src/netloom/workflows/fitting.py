@@ -27,6 +27,7 @@ from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
 from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
+from netloom.training.step import TrainingStep
 from netloom.workflows import builders
 from netloom.workflows.starting_head import start_from_features, starts_from_features
 from netloom.workflows.starting_weights import initialize_from_weights
@@ -190,6 +191,15 @@ class Fitting:
     def step_options(self, learner: nn.Module) -> dict[str, Any]:
         """Further arguments of a training step, for the learner or a copy."""
         return builders.step_options(self.recipe, learner)
+
+    def training_step(self, learner: nn.Module, plan: ExecutionPlan) -> TrainingStep:
+        """A step of `learner`, which is this one's or a copy, as the last epoch takes it."""
+        freezing = builders.build_freezing(self.recipe, learner)
+        optimizer = builders.build_optimizer(self.recipe, learner, freezing)
+        if freezing is not None:
+            freezing.enter(learner, self.recipe.epochs - 1)
+        options = self.step_options(learner)
+        return TrainingStep(learner, self.heads, optimizer, plan=self.step_plan(plan), seed=self.recipe.seed, **options)
 
     def make_ready(self, plan: ExecutionPlan, interruption: Callable[[], str | None] = lambda: None) -> bool:
         """Do what comes before the first step; False if `interruption` had a reason, and it is not done.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, keep_freed_memory, resolve_device
 from netloom.training.lr_finder import RangeTest, find_learning_rate
-from netloom.training.step import TrainingStep
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
@@ -91,19 +91,11 @@ def lr_find(
     measured = plan or fitting.choose_plan(n_steps=n_steps)
     fitting.make_ready(measured)
 
-    def make_step(replica: nn.Module) -> TrainingStep:
-        freezing = builders.build_freezing(chosen, replica)
-        optimizer = builders.build_optimizer(chosen, replica, freezing)
-        if freezing is not None:
-            freezing.enter(replica, chosen.epochs - 1)
-        options, steps_plan = fitting.step_options(replica), fitting.step_plan(measured)
-        return TrainingStep(replica, heads, optimizer, plan=steps_plan, seed=chosen.seed, **options)
-
     with reporter.bar("Trying learning rates") as on_progress:
         found = find_learning_rate(
             fitting.learner,
             train=fitting.learned_from(),
-            make_step=make_step,
+            make_step=functools.partial(fitting.training_step, plan=measured),
             min_rate=min_rate,
             max_rate=max_rate,
             n_steps=n_steps,

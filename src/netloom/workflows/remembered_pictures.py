@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from netloom.data.fingerprint import OF_PIXELS
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import PARTS, Split
+from netloom.data.splits import PARTS, Split, groups_of
 from netloom.run import RunFolder
 
 _DIGEST_BYTES = 8  # a million pictures against another million: one false match in 10 million such comparisons
@@ -21,12 +21,16 @@ def pictures_to_remember(
 ) -> dict[str, npt.NDArray[np.int64]]:
     """A digest of each picture's content by part, int64 `[n]`, and `train_counts`, int64 `[K]`: pictures per class.
 
-    Without labels there are no counts. `of_pixels`, int64 `[1]`, is 1 where the digests are of pixels, 0 of files.
+    Without labels there are no counts. Where pictures that validate share groups, `validation_groups`, int64 `[n]`, is
+    the group of each, since an epoch's accuracy says nothing of that. `of_pixels`, int64 `[1]`, is 1 where the digests
+    are of pixels, 0 of files.
     """
     found = {}
     if labelled:
         targets = image_set.targets.cpu().numpy()[split.train]
         found["train_counts"] = np.bincount(targets, minlength=len(image_set.class_names)).astype(np.int64)
+        if (groups := groups_of(image_set.groups, split.validation)) is not None:
+            found["validation_groups"] = groups
     if image_set.content_hashes is not None:
         digests = _digests(image_set.content_hashes)
         found |= {part: np.sort(digests[getattr(split, part)]) for part in PARTS}

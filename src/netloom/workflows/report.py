@@ -69,6 +69,7 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         ),
         test=None if test is None else test.scores,
         tests=result["tests"],
+        test_notes=split.test_notes,
         mistakes=() if test is None else _mistakes(image_set, split, test),
         recipe_yaml=recipe.to_yaml(),
         environment=environment_facts(folder),

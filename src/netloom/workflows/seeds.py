@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def _finish(job: TrainingJob, reporter: Reporter) -> dict[str, Any]:
 
 
 def summarize_seeds(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
-    """Mean, standard deviation and 95% interval over runs that differ in their seed."""
+    """Mean, standard deviation and 95% interval over runs that differ in their seed, see `spread`."""
     results = [run.result for run in runs]
     return {
         "folder": str(folder),
@@ -147,8 +148,8 @@ def summarize_seeds(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
         "test_accuracy": spread([r["test"]["accuracy"] for r in results]),
         **_validation([r["validation"] for r in results if "validation" in r]),
         "epochs": [r["epochs"] for r in results],
-        "train_seconds": spread([r["train_seconds"] for r in results]),
-        "train_images_per_second": spread([r["train_images_per_second"] for r in results]),
+        "train_seconds": spread([r["train_seconds"] for r in results], highest=math.inf),
+        "train_images_per_second": spread([r["train_images_per_second"] for r in results], highest=math.inf),
     }
 
 
@@ -163,16 +164,27 @@ def _validation(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation, n and the 95% t-interval of the mean."""
+def spread(values: Sequence[float], *, highest: float = 1.0) -> dict[str, Any]:
+    """Mean, sample standard deviation, n and the 95% t-interval of the mean, within 0 and `highest`.
+
+    The interval is None where all values are the same: how far seeds scatter is then not known.
+    """
     array = np.asarray(values, dtype=np.float64)
+    alike = bool((array == array[0]).all())
     return {
         "mean": float(array.mean()),
         "standard_deviation": float(array.std(ddof=1)),
         "n": len(values),
-        "interval": list(mean_interval(array)),
+        "interval": None if alike else list(mean_interval(array).within(high=highest)),
         "values": list(values),
     }
+
+
+def _interval_in_words(interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return "no interval, since all seeds came out the same"
+    low, high = interval
+    return f"95% interval of the mean over seeds {low:.2%} to {high:.2%}"
 
 
 def describe_seeds(summary: Mapping[str, Any]) -> list[str]:
@@ -182,11 +194,10 @@ def describe_seeds(summary: Mapping[str, Any]) -> list[str]:
         if f"{part}_n" not in summary:
             continue
         figures = summary[f"{part}_accuracy"]
-        low, high = figures["interval"]
         values = ", ".join(f"{value:.2%}" for value in figures["values"])
         lines.append(
             f"{part.capitalize()} accuracy over {figures['n']} seeds: mean {figures['mean']:.2%}, standard deviation "
-            f"{figures['standard_deviation']:.2%}, 95% interval of the mean {low:.2%} to {high:.2%} ({values}; "
+            f"{figures['standard_deviation']:.2%}, {_interval_in_words(figures['interval'])} ({values}; "
             f"{summary[f'{part}_n']:,} pictures, the same in every run)"
         )
     return [*lines, f"Runs: {summary['folder']}"]

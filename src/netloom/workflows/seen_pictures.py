@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,17 +61,17 @@ def with_notes_on_backbone(recipe: Recipe, image_set: ImageSet, split: Split, *,
         DataError: Pictures of the test part were trained on with their labels, and the recipe does not allow that
             (`transfer.test_on_seen`).
     """
-    notes = []
     for earlier in _earlier_runs(recipe, image_set, fingerprint):
         if n := earlier.count(split.test):
             if earlier.labelled and recipe.transfer is not None and not recipe.transfer.test_on_seen:
                 raise DataError(_refusal(earlier, n, len(split.test)))
-            notes.append(_note(earlier, n, len(split.test), "the test part"))
+            split = split.with_test_notes([_note(earlier, n, len(split.test), "the test part")])
         if n := earlier.count(split.validation):
-            notes.append(_note(earlier, n, len(split.validation), "the validation part"))
+            note = _note(earlier, n, len(split.validation), "the validation part")
+            split = replace(split, notes=(*split.notes, note))
         if earlier.seen is None:
-            notes.append(_note_of_unknown(earlier))
-    return replace(split, notes=(*split.notes, *notes))
+            split = split.with_test_notes([_note_of_unknown(earlier)])
+    return split
 
 
 def notes_on_folds(recipe: Recipe, image_set: ImageSet, pool: npt.NDArray[np.int64], *, fingerprint: str) -> list[str]:
@@ -84,6 +85,28 @@ def notes_on_folds(recipe: Recipe, image_set: ImageSet, pool: npt.NDArray[np.int
         for earlier in _earlier_runs(recipe, image_set, fingerprint)
         if (n := earlier.count(pool)) or earlier.seen is None
     ]
+
+
+def seen_by_earlier_runs(
+    recipe: Recipe, image_set: ImageSet, indices: npt.NDArray[np.int64], *, fingerprint: str
+) -> list[dict[str, Any]]:
+    """Which runs that a trained one started from have learned from `image_set[indices]`, plain values.
+
+    Other arguments are those of `with_notes_on_backbone`.
+
+    Returns:
+        Of each such run `run` (its folder), `labelled` (whether it looked at labels) and `n` (of how many pictures;
+        None where that is not known).
+    """
+    found = (
+        {
+            "run": str(earlier.path),
+            "labelled": earlier.labelled,
+            "n": None if earlier.seen is None else earlier.count(indices),
+        }
+        for earlier in _earlier_runs(recipe, image_set, fingerprint)
+    )
+    return [one for one in found if one["n"] != 0]
 
 
 def _earlier_runs(recipe: Recipe, image_set: ImageSet, fingerprint: str) -> Iterator[_Earlier]:

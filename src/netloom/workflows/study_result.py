@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def study_result(
     *,
     source: str,
     validation_n: int,
+    validation_groups: int | None,
     records: Sequence[TrialRecord],
     best: TrialRecord | None,
     best_recipe: Recipe | None,
@@ -44,6 +46,7 @@ def study_result(
         recipe: What its trials changed.
         source: Name of the pictures' source.
         validation_n: Pictures that a trial is scored on.
+        validation_groups: How many groups these come in; None where each stands for itself.
         records: All trials.
         best: The best of them; None where none is complete.
         best_recipe: Its recipe.
@@ -66,6 +69,7 @@ def study_result(
         "pruner": manifest.pruner,
         "scheme_in_words": "validation part" if manifest.cv is None else f"{manifest.cv} folds",
         "validation_n": validation_n,
+        "validation_groups": validation_groups,
         "per_class": recipe.per_class,
         "space": [dimension.to_json() for dimension in manifest.space],
         "base": values_of(recipe, manifest.space),
@@ -80,7 +84,7 @@ def study_result(
         else {
             "number": best.number,
             "value": best.value,
-            "interval": _interval(best.value, validation_n, manifest.objective),
+            "interval": _interval(best.value, validation_n, manifest) if validation_groups is None else None,
             "overrides": dict(best.overrides),
         },
         "fresh": _fresh(runs, fresh_values, manifest),
@@ -106,9 +110,7 @@ def _fresh(runs: Sequence[Run], values: Sequence[float], manifest: StudyManifest
         return None
     found: dict[str, Any] = {"mean": values[0], "standard_deviation": None, "interval": None}
     if len(values) > 1:
-        found = spread(values)
-        if manifest.objective != "validation_loss":
-            found["interval"] = [min(max(end, 0.0), 1.0) for end in found["interval"]]
+        found = spread(values, highest=math.inf if manifest.objective == "validation_loss" else 1.0)
     return {**found, "values": list(values), "n": len(values), "seeds": [run.recipe.seed for run in runs]}
 
 
@@ -150,8 +152,9 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return {first: _nested(rest, value) if rest else value}
 
 
-def _interval(value: float | None, n: int, objective: str) -> list[float] | None:
-    if value is None or objective != "validation_accuracy":
+def _interval(value: float | None, n: int, manifest: StudyManifest) -> list[float] | None:
+    """Wilson's, of one training scored on `n` independent pictures; None for what that formula does not hold for."""
+    if value is None or manifest.objective != "validation_accuracy" or manifest.cv is not None:
         return None
     return list(wilson_interval(round(float(np.clip(value, 0, 1)) * n), n))
 

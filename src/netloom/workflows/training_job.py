@@ -139,7 +139,16 @@ def start_job(
     first, image_set, facts = members[0], data.image_set, data.facts
     network, heads = checked_network(first.recipe, data, model)
     plan, jobs = plan_trainings(
-        first.recipe, data, network, heads, n_trainings=len(members), jobs=jobs, device=device, plan=plan
+        first.recipe,
+        data,
+        network,
+        heads,
+        n_trainings=len(members),
+        jobs=jobs,
+        device=device,
+        plan=plan,
+        model=model,
+        reporter=reporter,
     )
     reporter.say(describe_plan(first.recipe, network, plan, jobs))
     splits = [member.split for member in members]
@@ -243,5 +252,7 @@ def resume_job(
         jobs=jobs_for_model(model, parse_jobs(jobs), reporter),
         device=plan.device,
         plan=plan,
+        model=model,
+        reporter=reporter,
     )
     return TrainingJob(folder, runs, about, manifest, plan, at_once, data.image_set, data.pixels_file, model)

@@ -228,6 +228,7 @@ class TrainingRun:
             "test_time_augmentation": self.recipe.test_time_augmentation,
             "tests": self.earlier_tests,
             "notes": list(self.data.split.notes),
+            "test_notes": list(self.data.split.test_notes),
             **self.fitting.about(),
         }
 
@@ -242,6 +243,8 @@ class TrainingRun:
             f"(95% interval {low:.2%} to {high:.2%}); always guessing {test['majority_baseline']['class']!r}: "
             f"{test['majority_baseline']['accuracy']:.2%}; {chosen}{by}"
         )
+        for note in result["test_notes"]:
+            self.reporter.say(f"  note: {note}")
         if self.recipe.test_time_augmentation != "none":
             self.reporter.say(
                 f"  note: outputs were averaged over versions of each picture "

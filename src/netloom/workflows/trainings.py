@@ -25,6 +25,7 @@ from netloom.training.callbacks.progress import figures_in_words
 from netloom.training.planning import seconds_by_threads
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
+from netloom.workflows.card_sharing import trainings_per_card
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.interruption import exit_code_of, listening
 from netloom.workflows.prepare import PreparedData
@@ -91,11 +92,14 @@ def plan_trainings(
     device: str,
     plan: ExecutionPlan | None,
     most: int | None = None,
+    model: CustomModel | None = None,
+    reporter: Reporter | None = None,
 ) -> tuple[ExecutionPlan, int]:
     """The one execution plan of all trainings, and how many of them run at once.
 
     On a CPU, a step is timed with several numbers of threads, and the one is taken with which all trainings together
-    should end the soonest. On an accelerator they run one after the other unless `jobs` says otherwise.
+    should end the soonest. How many share a CUDA device is tried out (`card_sharing.py`) unless `jobs` says it; on
+    other accelerators they run one after the other.
 
     Args:
         recipe: Of the trainings.
@@ -107,14 +111,23 @@ def plan_trainings(
         device: A torch device name.
         plan: To be followed; None to measure.
         most: At once at the most, where `jobs` says nothing; None for any number, where none depends on another.
+        model: The function making the network, where it is the user's own.
+        reporter: Tells a person what is tried out.
     """
+    by_features = builders.learns_from_features(recipe)
+
+    def sharing(chosen: ExecutionPlan) -> int:
+        if chosen.torch_device.type != "cuda" or by_features:
+            return 1
+        return trainings_per_card(
+            recipe, data, chosen, n_trainings=n_trainings, most=most, model=model, reporter=reporter
+        )
+
     if plan is not None:
-        room = min(most or n_trainings, max(1, usable_cpus() // plan.cpus)) if plan.device == "cpu" else 1
-        return plan, min(n_trainings, jobs or room)
-    if builders.learns_from_features(recipe):
+        room = min(most or n_trainings, max(1, usable_cpus() // plan.cpus)) if plan.device == "cpu" else None
+        return plan, min(n_trainings, jobs or room or sharing(plan))
+    if by_features:
         return _plan_by_features(recipe, data, network, heads, n_trainings=n_trainings, jobs=jobs, device=device)
-    if device != "cpu":
-        jobs = jobs or 1
     fitting = Fitting.prepare(
         recipe,
         network,
@@ -135,6 +148,8 @@ def plan_trainings(
             seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs, most=most, independent=most is None
         )
     measured = fitting.choose_plan(threads=None if jobs == 1 else threads)
+    if device != "cpu":
+        return measured, min(n_trainings, jobs or sharing(measured))
     return measured, min(n_trainings, jobs or min(most or n_trainings, max(1, cpus // measured.cpus)))
 
 

@@ -16,8 +16,8 @@ from netloom.data.imageset import ImageSet
 from netloom.data.units import tie_into_units
 from netloom.durations import duration
 from netloom.errors import DataError, TrainingError
+from netloom.evaluation.cross_validation import Gain, gain
 from netloom.files import write_json
-from netloom.metrics.intervals import resampled_mean_interval
 from netloom.parallel.planning import candidate_threads, choose_jobs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
@@ -50,7 +50,8 @@ class Step:
         mode: `features`, `frozen` or `finetune`.
         accuracy: Mean over the folds, 0..1.
         gain: Over the mode before it, the mean of the folds' differences; None for the first.
-        interval: 95% of the gain, corrected for overlapping training parts; None for the first.
+        interval: 95% of the gain, see `evaluation.cross_validation.Gain`; None for the first.
+        p_value: Of the exact test that as many held-out answers were right before; None for the first.
         seconds: What the cross-validation took.
         folder: Where it is.
     """
@@ -59,6 +60,7 @@ class Step:
     accuracy: float
     gain: float | None
     interval: tuple[float, float] | None
+    p_value: float | None
     seconds: float
     folder: str
 
@@ -78,8 +80,9 @@ def climb(
     """Cross-validate one mode after the other, and train the last one that was worth it.
 
     A mode is worth it where its gain over the one before is more than noise: the 95% interval of the folds'
-    differences in accuracy, corrected for overlapping training parts (Nadeau and Bengio 2003), lies above zero. All
-    modes meet the same folds, of all pictures but those of the test part, which the last training meets once.
+    differences in accuracy, corrected for overlapping training parts (Nadeau and Bengio 2003), lies above zero, and an
+    exact test finds that more of the held-out pictures are right. All modes meet the same folds, of all pictures but
+    those of the test part, which the last training meets once.
 
     Args:
         source: As for `train`.
@@ -132,10 +135,10 @@ def climb(
             if before is None:
                 raise TrainingError(reason) from error
             break
-        step = _step(mode, found, before)
-        steps.append(step)
-        reporter.say(_in_words(step, steps))
-        if step.interval is not None and not step.interval[0] > 0:
+        gained = None if before is None else gain(found.scores, before.scores)
+        steps.append(_step(mode, found, gained))
+        reporter.say(_in_words(steps))
+        if gained is not None and not gained.more_than_noise:
             reason = f"{mode} gains no more than noise over {best}"
             break
         best, before = mode, found
@@ -192,15 +195,16 @@ def _interrupted(mode: str, reason: str) -> str:
     )
 
 
-def _step(mode: str, found: CrossValidation, before: CrossValidation | None) -> Step:
-    accuracy = np.array(found.scores.accuracy.values)
-    gain, interval = None, None
-    if before is not None:
-        gains = accuracy - np.array(before.scores.accuracy.values)
-        gain = float(gains.mean())
-        low, high = resampled_mean_interval(gains, test_per_train=found.scores.test_per_train)
-        interval = (low, high)
-    return Step(mode, float(accuracy.mean()), gain, interval, float(found.result["seconds"]), str(found.path))
+def _step(mode: str, found: CrossValidation, gained: Gain | None) -> Step:
+    return Step(
+        mode=mode,
+        accuracy=found.scores.accuracy.mean,
+        gain=None if gained is None else gained.mean,
+        interval=None if gained is None else (gained.interval.low, gained.interval.high),
+        p_value=None if gained is None else gained.p_value,
+        seconds=float(found.result["seconds"]),
+        folder=str(found.path),
+    )
 
 
 def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: int = DEFAULT_FOLDS) -> float:
@@ -254,9 +258,14 @@ def _too_slow(mode: str, expected: float, left: float) -> str:
     )
 
 
-def _in_words(step: Step, steps: Sequence[Step]) -> str:
+def _in_words(steps: Sequence[Step]) -> str:
+    """The last of them, beside the one before it."""
+    step = steps[-1]
     text = f"  {step.mode}: accuracy {step.accuracy:.2%} in {duration(step.seconds)}"
-    if step.gain is None or step.interval is None:
+    if step.gain is None or step.interval is None or step.p_value is None:
         return text
     low, high = step.interval
-    return f"{text}; gain over {steps[-2].mode} {step.gain:+.2%} (95% interval {low:+.2%} to {high:+.2%})"
+    return (
+        f"{text}; gain over {steps[-2].mode} {step.gain:+.2%} (95% interval {low:+.2%} to {high:+.2%}; exact test of "
+        f"the held-out answers: p = {step.p_value:.2g})"
+    )

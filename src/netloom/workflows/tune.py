@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from netloom.data.imageset import ImageSet
+from netloom.data.splits import groups_of
 from netloom.durations import parse_duration
 from netloom.errors import TrainingError
 from netloom.files import write_atomically, write_json, writing
@@ -176,6 +177,8 @@ def tune(
         device=asked.device,
         plan=plan,
         most=most_at_once(sampler, n_trials),
+        model=asked.model,
+        reporter=reporter,
     )
     reporter.say(describe_plan(chosen, network, plan, n_jobs).replace("training", "trial"))
     for kind, _ in pictures.kinds if builders.learns_from_features(chosen) else ():
@@ -306,6 +309,8 @@ def resume_tune(
             device=manifest.plan.device,
             plan=manifest.plan,
             most=most_at_once(changed.sampler, changed.n_trials),
+            model=model,
+            reporter=reporter,
         )
         if changed != manifest:
             changed.write(run_folder.path)
@@ -359,15 +364,17 @@ def _report(
     runs: Sequence[Run],
 ) -> dict[str, Any]:
     """Write figures and page."""
-    n = len(search.pictures.data.split.validation)
+    scored = search.pictures.data.split.validation
     if search.manifest.cv is not None:
-        n = sum(len(split.test) for split in search.splits)
+        scored = np.concatenate([split.test for split in search.splits])
+    groups = groups_of(search.pictures.data.image_set.groups, scored)
     result = study_result(
         search.folder,
         search.manifest,
         search.recipe,
         source=search.pictures.data.facts.source_name,
-        validation_n=n,
+        validation_n=len(scored),
+        validation_groups=None if groups is None else len(np.unique(groups)),
         records=records,
         best=best,
         best_recipe=best_recipe,
