@@ -116,7 +116,12 @@ def test_pixels_are_not_taken_for_other_pictures_than_their_files(before: bool, 
     assert "it is not known whether the network was trained on some of these pictures" in said(run.path, photos)
     assert already_seen(run, arrays, np.arange(len(arrays))) == {part: len(run.split[part]) for part in PARTS}
     further = netloom.transfer(photos, run.path, out=tmp_path / "runs", plan=PLAN, quiet=True)
-    assert any("It is not known whether the network of" in note for note in further.result["notes"])
+    assert "It is not known whether the network of" in further.result["test_notes"][0]
+    assert "test pictures, not all of them known to be new to it" in further.report_path.read_text(encoding="utf-8")
+    own = further.evaluate()
+    assert own["seen_by_earlier_runs"] == [{"run": str(run.path), "labelled": True, "n": None}]
+    assert (own["seen"]["train"], own["seen_in_training"]) == (0, None)
+    assert said(further.path).count("not known whether") == 1
     of_files = netloom.train(photos, **options)
     assert already_seen(of_files, arrays, np.arange(len(arrays))) is None
     assert already_seen(of_files, pictures, np.arange(len(pictures))) == {p: len(of_files.split[p]) for p in PARTS}
