@@ -345,3 +345,64 @@ def test_a_recipe_key_given_as_an_option_is_told_how_to_be_set() -> None:
 
 def test_a_profile_of_several_seeds_is_refused() -> None:
     assert "--profile traces one training" in fail("train", "digits", "--seeds", "2", "--profile")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_streams_that_are_closed_end_nothing() -> None:
+    command = [sys.executable, "-m", "netloom", "audit", "digits", "--json"]
+    without = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *command], capture_output=True, check=False, timeout=300)
+    assert without.returncode == 0
+    assert json.loads(without.stdout)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe without a reader is another error on Windows")
+@pytest.mark.parametrize(("stream", "code"), [("stderr", 2), ("stdout", 1)])
+def test_a_reader_that_is_gone_leaves_a_clean_exit(stream: str, code: int) -> None:
+    arguments = ["predict", "nothing", "here"] if stream == "stderr" else ["recipes", "--json"]
+    command = [sys.executable, "-m", "netloom", *arguments]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        other = "stdout" if stream == "stderr" else "stderr"
+        result = subprocess.run(command, **{stream: write, other: subprocess.PIPE}, check=False, timeout=300)
+    finally:
+        os.close(write)
+    assert result.returncode == code
+    assert not getattr(result, other)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--resume", "runs/a", "--out", "elsewhere"),
+        ("cv", "--resume", "runs/a", "--out", "elsewhere"),
+        ("pretrain", "--resume", "runs/a", "--out", "elsewhere"),
+        ("pretrain", "--resume", "runs/a", "--recipe", "pretrain"),
+        ("tune", "--dashboard", "runs/a", "--jobs", "2"),
+        ("tune", "--dashboard", "runs/a", "--device", "cpu"),
+        ("tune", "--dashboard", "runs/a", "--quiet"),
+        ("tune", "digits", "--port", "8000"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments: tuple[str, ...]) -> None:
+    message = fail(*arguments)
+    assert "can be given" in message or "--port is for the dashboard" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "nosuchrun", "--json"), "pictures"),
+        (("evaluat", "runs/a", "--json"), "No such command 'evaluat'"),
+        (("--cloud", "train", "--json"), "--cloud"),
+        (("train", "digits", "--batch-size", "3", "--json"), "write: --set batch_size=VALUE"),
+        (("lr-find", "digits", "--steps", "many", "--json"), "'--steps'"),
+    ],
+)
+def test_a_mistaken_command_line_is_one_json_object_too(arguments: tuple[str, ...], message: str) -> None:
+    result = netloom(*arguments)
+    assert result.exit_code == 2
+    assert message.casefold() in json.loads(result.stdout)["error"]["message"].casefold()
+    assert "Error: " in result.stderr
+    fail(*arguments[:-1])

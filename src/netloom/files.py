@@ -93,16 +93,19 @@ def _flush_folder(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Keep a file of the user's from being replaced unasked; called before the work that would be lost.
+def prepare_to_write(path: Path, *, force: bool) -> None:
+    """Refuse to replace a file of the user's unasked, and make its folder; called before the work that would be lost.
 
     Raises:
-        RunError: There is something of that name, and `force` does not allow to replace it.
+        RunError: There is something of that name, and `force` does not allow to replace it, or the folder cannot be
+            made.
     """
     if path.is_dir():
         raise RunError(f"{path} is a folder; give the name of a file in it.")
     if path.exists() and not force:
         raise RunError(f"{path} exists already. Give another name, or --force to replace it.")
+    with writing(path.parent, "Give the name of a file in another folder."):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def safe_name(name: str) -> str:

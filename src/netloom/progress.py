@@ -8,6 +8,10 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OnProgress = Callable[[int, int], None]
 
@@ -15,6 +19,8 @@ OnProgress = Callable[[int, int], None]
 _SECONDS_PER_LINE = 10.0
 # A bar for something shorter than this only flickers.
 _SECONDS_BEFORE_BAR = 0.5
+# What a stream raises that has lost its reader (a pipe, a terminal that was closed), or was closed itself.
+_UNREAD = (OSError, ValueError)
 
 
 _UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -59,18 +65,25 @@ class Bars:
 class Reporter:
     """Tells a person what happens; a quiet one says nothing.
 
+    No work ends because nobody listens: without a stderr, or once its reader is gone, a reporter is quiet.
+
     Args:
         quiet: Say nothing at all.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.interactive = not quiet and sys.stderr.isatty()
+        self.interactive = not quiet and _is_terminal(sys.stderr)
 
     def say(self, text: str) -> None:
         """One line."""
-        if not self.quiet:
-            print(printable_lines(text), file=sys.stderr, flush=True)  # noqa: T201
+        stream: TextIO | None = sys.stderr  # None in services and other programs without a console
+        if self.quiet or stream is None:
+            return
+        try:
+            print(printable_lines(text), file=stream, flush=True)
+        except _UNREAD:
+            self.quiet, self.interactive = True, False
 
     @contextlib.contextmanager
     def bar(self, description: str) -> Iterator[OnProgress]:
@@ -104,9 +117,43 @@ class Reporter:
         return update
 
 
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except _UNREAD:
+        return False
+
+
+class _Forgiving:
+    """A stream that takes what is written, also when nobody reads it any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(*_UNREAD):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(*_UNREAD):
+            self._stream.flush()
+
+
+def _console() -> Console:
+    """For bars on stderr, which are drawn by a thread of their own."""
+    from rich.console import Console
+
+    # While bars are shown, `sys.stderr` is a stand-in that prints above them.
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    return Console(file=cast("TextIO", _Forgiving(stream)))
+
+
 @contextlib.contextmanager
 def _terminal_bar(description: str) -> Iterator[OnProgress]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -120,7 +167,7 @@ def _terminal_bar(description: str) -> Iterator[OnProgress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=_console(),
         transient=True,
     )
     started, shown = time.monotonic(), False
@@ -141,7 +188,6 @@ def _terminal_bar(description: str) -> Iterator[OnProgress]:
 
 class _TerminalBars(Bars):
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
         # While it runs, what is said on stderr appears above the bars.
@@ -149,7 +195,7 @@ class _TerminalBars(Bars):
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[text]}", markup=False),
-            console=Console(stderr=True),
+            console=_console(),
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}

@@ -82,6 +82,7 @@ def study(values: list[float | None] | None = None, **changes: Any) -> dict[str,
     result = {
         "study": "runs/2026-study",
         "source": "cifar10",
+        "source_location": "cifar10",
         "recipe": "cifar10-bayes-cnn",
         "model": "convnet",
         "objective": "validation_accuracy",
@@ -237,12 +238,14 @@ def test_the_table_holds_every_trial_the_best_first() -> None:
 
 
 def test_names_make_no_element_and_nothing_is_requested() -> None:
-    html = render_study(study(source="<b>꽃</b>", recipe="<u>r</u>", model="<s>m</s>", study="runs/<em>x"))
+    html = render_study(
+        study(source="<b>꽃</b>", source_location="/<b>꽃</b>", recipe="<u>r</u>", model="<s>m</s>", study="runs/<em>x")
+    )
     page = Page(html)
     for text in ("<b>꽃</b>", "<u>r</u>", "<s>m</s>", "<em>x", NASTY):
         assert text in page.words
     assert {"b", "u", "s", "em"}.isdisjoint(tag for tag, _ in page.tags)
-    assert "netloom train '<b>꽃</b>' --recipe best.yaml" in page.words
+    assert "netloom train '/<b>꽃</b>' --recipe best.yaml" in page.words
     assert not re.search(r"https?:|@import|url\(|xmlns", html)
     for tag, attributes in page.tags:
         assert tag not in {"link", "iframe", "object", "form", "base", "img"}
@@ -338,6 +341,14 @@ def test_what_the_search_adds_is_shown() -> None:
     assert "Save the recipe" not in page.words
     assert "Settings chosen by Bayesian search" in page.words
     assert "right on 25.0%. Over all 3 fresh seeds the mean is 64.0% ± 1.0." in page.words
+
+
+@pytest.mark.parametrize("changes", [{"source_location": ""}, {"custom_model": "my_network"}])
+def test_what_a_shell_has_no_pictures_or_network_for_is_no_command(changes: dict[str, Any]) -> None:
+    words = Page(render_study(study([0.5, 0.6], **changes))).words
+    assert "The winning recipe" in words
+    assert "netloom train" not in words
+    assert "To train it yourself" not in words
 
 
 def test_folds_are_called_so_and_trials_that_have_not_ended_are_left_out() -> None:

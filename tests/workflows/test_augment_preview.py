@@ -92,6 +92,21 @@ def test_a_new_file_is_made_and_none_is_replaced_unasked(
     assert Path(names[0]).read_bytes() != before
 
 
+def test_its_folder_is_made_and_one_that_cannot_be_is_told_before_the_work(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = netloom.augment_preview(photos, plot=tmp_path / "a" / "b" / "x.png")
+    assert Path(found["plot"]).is_file()
+
+    def working(*_: object) -> None:
+        raise AssertionError("nothing is read before the file is looked at")
+
+    monkeypatch.setattr("netloom.workflows.augment_preview.prepare_data", working)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=r"Cannot write .*file"):
+        netloom.augment_preview(photos, plot=tmp_path / "file" / "x.png")
+
+
 def test_what_cannot_be_shown_is_told(photos: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"plot": tmp_path / "x.png"}
     with pytest.raises(RecipeError, match=r"has no augmentation.*--set augmentation\.rotation=15.*horizontal_flip"):

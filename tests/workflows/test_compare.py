@@ -307,6 +307,36 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         netloom.compare([one, two])
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("page.html", "exists already. Give another name, or --force"), ("thesis.txt", r"expected a name that ends in")],
+)
+def test_a_file_of_the_users_is_not_replaced_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    runs = [write_run(tmp_path / name, right=answers()) for name in "ab"]
+    mine = tmp_path / name
+    mine.write_text("mine")
+
+    def comparing(*_: object) -> None:
+        raise AssertionError("nothing is compared before the file is looked at")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("netloom.workflows.compare._compare_pair", comparing)
+        result = CliRunner().invoke(app, ["compare", *map(str, runs), "--out", str(mine)])
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        with pytest.raises(RunError, match=message):
+            netloom.compare(runs, out=mine)
+    assert mine.read_text() == "mine"
+    result = CliRunner().invoke(app, ["compare", *map(str, runs), "--out", str(mine), "--force"])
+    if mine.suffix == ".html":
+        assert result.exit_code == 0, result.output
+        assert "more than noise" in Page(mine.read_text(encoding="utf-8")).words
+    else:
+        assert (result.exit_code, mine.read_text()) == (2, "mine")
+
+
 def test_the_terminal_shows_every_part(tmp_path: Path) -> None:
     one = write_run(tmp_path / "고양이 [bold]", right=answers(range(30)))
     two = write_run(tmp_path / "two", right=answers(), dropout=0.5)

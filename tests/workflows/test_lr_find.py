@@ -118,6 +118,23 @@ def test_mistakes_are_told_before_anything_is_computed(photos: Path, tmp_path: P
     assert "min_rate < max_rate" in lr_find(photos, "--min-rate", 1, "--max-rate", 0.1).stderr
 
 
+def test_the_plots_folder_is_made_and_one_that_cannot_be_is_told_before_the_work(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lr_find(photos, "--plot", tmp_path / "missing" / "rates.svg").exit_code == 0
+    assert (tmp_path / "missing" / "rates.svg").is_file()
+
+    def working(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is computed before the file is looked at")
+
+    monkeypatch.setattr("netloom.workflows.lr_find.find_learning_rate", working)
+    monkeypatch.setattr("netloom.workflows.lr_find.prepare_data", working)
+    (tmp_path / "file").write_text("mine")
+    result = lr_find(photos, "--plot", tmp_path / "file" / "rates.svg")
+    assert result.exit_code == 2, result.exception
+    assert f"Cannot write {tmp_path / 'file'}" in result.stderr
+
+
 def test_a_head_on_features_is_tested_on_them(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is trained: one pass through the network, in evaluation mode, and no augmented picture."""
     quick = {"filters": [4, 8], "head_pooling": "average", "epochs": 1, "precision": "float32", "shards": 0}

@@ -102,6 +102,16 @@ def test_the_study_says_on_what_and_how_long(study: Study, photos: Path, tmp_pat
     assert "Nothing is left to validate on" in result.stderr
 
 
+def test_no_command_is_said_to_give_a_winner_of_both_parts_again(study: Study) -> None:
+    """`train` with its recipe would set a validation part aside."""
+    assert study.run is not None
+    page = (study.run.path / "report.html").read_text(encoding="utf-8").partition('id="made"')[2]
+    assert "How to get the same again" in page
+    assert "<code>netloom" not in page
+    assert "netloom train" not in page
+    assert "--final-on train+validation" in page
+
+
 def test_a_length_that_differs_changes_what_depends_on_it(study: Study, tmp_path: Path, photos: Path) -> None:
     """A schedule over the epochs is recomputed for those that are trained, so that it ends at its end."""
     assert study.run is not None

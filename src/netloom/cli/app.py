@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+from netloom.cli.output import print_json
+
+_ARGUMENTS = "netloom.arguments"
+
+
+class Verbs(TyperGroup):
+    """All verbs. What is wrong with a command line is told as one JSON object, too, where `--json` is in it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what is in front of the verb.
+
+        Raises:
+            UsageError: It is not understood.
+        """
+        ctx.meta[_ARGUMENTS] = tuple(args)
+        with _mistakes_told(args):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse what is behind the verb, and run it.
+
+        Raises:
+            UsageError: It is not understood, or there is no such verb.
+        """
+        with _mistakes_told(ctx.meta[_ARGUMENTS]):
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _mistakes_told(arguments: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # UsageError is click's or, of later versions, a private one of Typer's
+        if "--json" in arguments and hasattr(error, "format_message"):
+            print_json({"error": {"kind": type(error).__name__, "message": error.format_message()}})
+        raise
+
 
 app = typer.Typer(
     name="netloom",
+    cls=Verbs,
     help="From labelled pictures to a classifier you can trust.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

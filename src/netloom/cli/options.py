@@ -60,6 +60,10 @@ PerClass = Annotated[
     typer.Option("--per-class", metavar="N", help="Train on N pictures of each class, drawn once."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run's folder.")]
+OutUnlessResumed = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for the run's folder.", show_default="runs")
+]
+DEFAULT_OUT = Path("runs")
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run, after its time.", show_default=False)]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 Jobs = Annotated[

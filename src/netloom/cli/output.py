@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterable
@@ -20,7 +21,8 @@ def fail(message: str, code: int, *, as_json: bool, kind: str) -> NoReturn:
     """Tell what went wrong and exit with `code`."""
     if as_json:
         print_json({"error": {"kind": kind, "message": message}})
-    say(f"Error: {message}" if code == 2 else message, err=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody may be reading; the exit code tells it, too
+        say(f"Error: {message}" if code == 2 else message, err=True)
     raise typer.Exit(code)
 
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from netloom.cli.app import RecipeCommand, app
-from netloom.cli.options import AsJSON, Device, DeviceOption, Name, Out, Quiet, Settings, TimeLimit, changes_of
+from netloom.cli.options import (
+    DEFAULT_OUT,
+    AsJSON,
+    Device,
+    DeviceOption,
+    Name,
+    OutUnlessResumed,
+    Quiet,
+    Settings,
+    TimeLimit,
+    changes_of,
+)
 from netloom.cli.output import show, told
 from netloom.errors import DataError, RecipeError
+
+_DEFAULT_RECIPE = "pretrain"
 
 
 @app.command(cls=RecipeCommand)
@@ -30,11 +42,17 @@ def pretrain(
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a YAML file, with self_supervised.")
-    ] = "pretrain",
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="A shipped recipe's name or a YAML file, with self_supervised.",
+            show_default=_DEFAULT_RECIPE,
+        ),
+    ] = None,
     settings: Settings = None,
     time_limit: TimeLimit = None,
-    out: Out = Path("runs"),
+    out: OutUnlessResumed = None,
     name: Name = None,
     device: DeviceOption = Device.auto,
     as_json: AsJSON = False,
@@ -48,7 +66,8 @@ def pretrain(
 
     overrides = changes_of(settings, time_limit=time_limit)
     if resume is not None:
-        if source or model or name or overrides or device is not Device.auto:
+        begun = (source, model, recipe, settings, time_limit, out, name)
+        if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError("--resume goes on with what the run holds; nothing else can be given beside it.")
         run = workflow.resume_pretraining(resume, quiet=quiet)
     elif source is None:
@@ -57,6 +76,12 @@ def pretrain(
         if model is not None:
             overrides = {"model": model, **overrides}
         run = workflow.pretrain(
-            source, recipe, out=out, name=name, device=device.value, quiet=quiet, settings=overrides
+            source,
+            recipe or _DEFAULT_RECIPE,
+            out=out or DEFAULT_OUT,
+            name=name,
+            device=device.value,
+            quiet=quiet,
+            settings=overrides,
         )
     show(run.result, [str(run.path)] if quiet else [], as_json=as_json)

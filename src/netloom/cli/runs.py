@@ -13,6 +13,7 @@ from netloom.cli.options import (
     AsJSON,
     Device,
     DeviceOption,
+    Force,
     Part,
     Quiet,
     RunArgument,
@@ -107,13 +108,14 @@ def compare(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE.html", help="Write a page with the curves of all runs."),
     ] = None,
+    force: Force = False,
     as_json: AsJSON = False,
 ) -> None:
     """Compare runs: what differs, what came out, and which differences are more than noise."""
     from netloom.report.comparison import headline, pairs_table, recipes_table, runs_table
     from netloom.workflows.compare import compare as run_comparison
 
-    found = run_comparison(runs, out=out)
+    found = run_comparison(runs, out=out, force=force)
     if as_json:
         print_json({**found.to_json(), "page": None if out is None else str(out)})
         return

@@ -9,12 +9,13 @@ import typer
 
 from netloom.cli.app import RecipeCommand, app
 from netloom.cli.options import (
+    DEFAULT_OUT,
     AsJSON,
     Device,
     DeviceOption,
     Force,
     Name,
-    Out,
+    OutUnlessResumed,
     PerClass,
     PlanOf,
     Quiet,
@@ -37,7 +38,7 @@ def train(
     settings: Settings = None,
     per_class: PerClass = None,
     time_limit: TimeLimit = None,
-    out: Out = Path("runs"),
+    out: OutUnlessResumed = None,
     name: Name = None,
     device: Annotated[
         Device | None,
@@ -76,10 +77,11 @@ def train(
         from netloom.workflows.seeds import describe_seeds, resume_seeds
         from netloom.workflows.training_job import is_job
 
-        started_anew = source or recipe or name or seeds or like
+        started_anew = source or recipe or name or out or seeds or like
         if started_anew or set(overrides) - {"epochs"}:
             raise RecipeError(
-                "--resume goes on with what the run holds; besides it only --set epochs=N and --device can be given."
+                "--resume goes on with what the run holds; besides it only --set epochs=N, --device and --profile can "
+                "be given."
             )
         if is_job(resume, "seeds"):
             if overrides or profile or device:
@@ -101,7 +103,7 @@ def train(
     if source is None:
         raise DataError("Say what to train on: netloom train SOURCE, or --resume RUN to go on with a run.")
     shared: dict[str, Any] = {
-        "out": out,
+        "out": out or DEFAULT_OUT,
         "name": name,
         "device": (device or Device.auto).value,
         "quiet": quiet,

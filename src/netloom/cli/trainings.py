@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from netloom.cli.app import RecipeCommand, app
 from netloom.cli.options import (
+    DEFAULT_OUT,
     AsJSON,
     Device,
     DeviceOption,
     Jobs,
     Name,
-    Out,
+    OutUnlessResumed,
     PerClass,
     PlanOf,
     Quiet,
@@ -45,7 +45,7 @@ def cv(
     settings: Settings = None,
     per_class: PerClass = None,
     jobs: Jobs = "auto",
-    out: Out = Path("runs"),
+    out: OutUnlessResumed = None,
     name: Name = None,
     device: DeviceOption = Device.auto,
     like: PlanOf = None,
@@ -61,7 +61,7 @@ def cv(
     from netloom.workflows.runs import load
 
     if resume is not None:
-        begun = (source, recipe, folds, repeats, holdout, settings, per_class, name, like)
+        begun = (source, recipe, folds, repeats, holdout, settings, per_class, out, name, like)
         if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError("--resume goes on with what the folder holds; besides it only --jobs can be given.")
         found = resume_cross_validation(resume, jobs=jobs, quiet=quiet)
@@ -75,7 +75,7 @@ def cv(
             repeats=(1 if holdout is None else 5) if repeats is None else repeats,
             holdout=holdout,
             jobs=jobs,
-            out=out,
+            out=out or DEFAULT_OUT,
             name=name,
             device=device.value,
             quiet=quiet,

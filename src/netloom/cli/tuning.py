@@ -148,8 +148,15 @@ def tune(
         typer.Option("--dashboard", metavar="STUDY", help="Show this study, also while it runs, in a browser."),
     ] = None,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Of the dashboard, on this machine alone; 0 for any.")
-    ] = DEFAULT_PORT,
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Of the dashboard, on this machine alone; 0 for any.",
+            show_default=str(DEFAULT_PORT),
+        ),
+    ] = None,
     as_json: AsJSON = False,
     quiet: Quiet = False,
 ) -> None:
@@ -166,10 +173,15 @@ def tune(
         from netloom.progress import Reporter
         from netloom.workflows.study_views import serve_dashboard
 
-        if any(value is not None for value in (*begun, resume, trials, time_limit, final_on, ray)) or as_json:
+        of_search = (*begun, resume, trials, time_limit, final_on, ray)
+        how = jobs != "auto" or device is not Device.auto or as_json or quiet
+        if any(value is not None for value in of_search) or how:
             raise RecipeError("--dashboard shows a study; beside it only --port and --storage can be given.")
-        serve_dashboard(dashboard, port=port, storage=storage, reporter=Reporter())
+        served_at = DEFAULT_PORT if port is None else port
+        serve_dashboard(dashboard, port=served_at, storage=storage, reporter=Reporter())
         return
+    if port is not None:
+        raise RecipeError("--port is for the dashboard of a study: --dashboard STUDY --port N.")
     if resume is not None:
         if any(value is not None for value in begun) or device is not Device.auto:
             raise RecipeError(

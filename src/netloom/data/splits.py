@@ -17,6 +17,10 @@ from netloom.data.units import IntArray, draw_parts, fill_empty_parts, part_quot
 from netloom.errors import DataError
 
 PARTS = ("train", "validation", "test")
+DRAWN_AT_ONCE = ("given", "stratified", "given test, stratified validation", "given validation, stratified test")
+"""Methods of `make_split`, which gives the same split again for the same pictures and options."""
+VALIDATION_TRAINS = "the validation part trains, too"
+"""In the method of a split that has joined two of its parts."""
 WITHOUT_TEST = "without classes"
 """Method of a split of pictures without classes, which need no test part."""
 
@@ -25,9 +29,9 @@ WITHOUT_TEST = "without classes"
 class Split:
     """Index arrays (int64, ascending) into an ImageSet, and how they were drawn.
 
-    `method` is one of `given`, `stratified`, `given test, stratified validation`, `given validation, stratified test`
-    and `WITHOUT_TEST`; `notes` says in plain words what a user should know of this split, `test_notes` holds those of
-    them by which pictures of the test part are not new to the network.
+    `method` is one of `DRAWN_AT_ONCE` or `WITHOUT_TEST`, or says in words what else was done, by folds say; `notes`
+    says in plain words what a user should know of this split, `test_notes` holds those of them by which pictures of the
+    test part are not new to the network.
     The validation part may be empty, where nothing is chosen by it.
     Where `per_class` is a number, so many pictures of each class train, and the others of the training
     part are in no part.
@@ -57,7 +61,7 @@ class Split:
     def with_validation_trained(self) -> Split:
         """The same test part; what validated trains, too."""
         joined = np.union1d(self.train, self.validation)
-        method = f"{self.method}; the validation part trains, too"
+        method = f"{self.method}; {VALIDATION_TRAINS}"
         return replace(self, train=joined, validation=np.empty(0, dtype=np.int64), method=method)
 
     def with_test_notes(self, notes: Sequence[str]) -> Split:

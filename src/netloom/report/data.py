@@ -111,4 +111,6 @@ class ReportData:
     """Label and value: versions, device, precision, threads."""
     command: str = ""
     """What to type to repeat the run."""
+    command_note: str = ""
+    """What to know of that, or why there is no such command, as sentences."""
     notes: Sequence[str] = ()

@@ -102,7 +102,7 @@ def render_study(result: Mapping[str, Any]) -> str:
         study=study,
         wording=wording,
         settings=[_setting(study, key) for key in study.keys] if study.best else [],
-        command=f"netloom train {shlex.quote(study.source)} --recipe {shlex.quote(study.recipe_file or _RECIPE_FILE)}",
+        command=_command(study),
         recipe_file=_RECIPE_FILE,
         importances=_importances(study),
         history=draw_history(study),
@@ -122,6 +122,13 @@ def render_study(result: Mapping[str, Any]) -> str:
         sort_script=SORT_SCRIPT,
         sort_source=SORT_SOURCE,
     )
+
+
+def _command(study: StudyFacts) -> str:
+    """What trains the winning recipe; empty where a shell has no pictures or no network for it."""
+    if not study.source_location or study.has_own_network:
+        return ""
+    return shlex.join(["netloom", "train", study.source_location, "--recipe", study.recipe_file or _RECIPE_FILE])
 
 
 def trial_rows(study: StudyFacts) -> list[TrialRow]:

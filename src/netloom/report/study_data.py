@@ -123,8 +123,12 @@ class StudyFacts:
 
     folder: str
     source: str
+    source_location: str
+    """Where the pictures are, an absolute path or a named set; empty where they are not on the disk."""
     recipe: str
     model: str
+    has_own_network: bool
+    """Whether the network is the user's own, of which no recipe holds the code."""
     objective: str
     maximize: bool
     sampler: str
@@ -222,8 +226,10 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
     return StudyFacts(
         folder=str(result["study"]).replace("\\", "/").rstrip("/").rpartition("/")[2],
         source=str(result["source"]),
+        source_location=str(result.get("source_location") or ""),
         recipe=str(result["recipe"]),
         model=str(result["model"]),
+        has_own_network=bool(result.get("custom_model")),
         objective=str(result["objective"]),
         maximize=result["direction"] == "maximize",
         sampler=str(result.get("sampler_in_words") or result["sampler"]),

@@ -14,7 +14,7 @@ import torch
 from netloom.data.augment import Augmenter
 from netloom.data.imageset import ImageSet
 from netloom.errors import DataError, RecipeError, RunError, did_you_mean
-from netloom.files import refuse_existing, safe_name, write_atomically
+from netloom.files import prepare_to_write, safe_name, write_atomically
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.recipe.groups import Augmentation
@@ -46,7 +46,8 @@ def augment_preview(
         picture: Id of a training picture, or its number among them, counted from 1; the first without it.
         rows: Of the grid, at least 1.
         columns: Of the grid, at least 2.
-        plot: The `.png` file; a new `augmented-<source>.png` in the current folder without it.
+        plot: The `.png` file; a new `augmented-<source>.png` in the current folder without it. Its folder is
+            made.
         force: Replace `plot` if it exists.
         quiet: Say nothing while pictures are read.
         settings: Recipe keys to change, dotted ones too.
@@ -91,7 +92,7 @@ def augment_preview(
 def _checked(path: Path, *, force: bool) -> Path:
     if path.suffix.lower() != ".png":
         raise RunError(f"--plot {path}: expected a name that ends in .png.")
-    refuse_existing(path, force=force)
+    prepare_to_write(path, force=force)
     return path
 
 

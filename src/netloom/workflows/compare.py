@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netloom.errors import RunError
-from netloom.files import write_atomically, writing
+from netloom.files import prepare_to_write, write_atomically
 from netloom.metrics.grouped import (
     count_by_groups,
     grouped_difference_interval,
@@ -37,12 +37,14 @@ from netloom.run import RunFolder
 _RUNS_IN_ALL_PAIRS = 5
 # These keys say nothing about the training.
 _LABELS = ("name", "description")
+_PAGES = (".html", ".htm")
 
 
 def compare(
     runs: Iterable[str | Path | RunFolder],
     *,
     out: str | Path | None = None,
+    force: bool = False,
 ) -> Comparison:
     """Compare runs with each other.
 
@@ -52,13 +54,15 @@ def compare(
 
     Args:
         runs: Two or more.
-        out: An HTML file to write, with the curves of all runs side by side.
+        out: An `.html` file to write, with the curves of all runs side by side; its folder is made.
+        force: Replace `out` if it exists.
 
     Raises:
-        RunError: There are fewer than two runs, one is named twice or is none, or `out` cannot be written.
+        RunError: There are fewer than two runs, one is named twice or is none, or `out` exists or cannot be written.
     """
     named = [runs] if isinstance(runs, (str, Path, RunFolder)) else list(runs)
     opened = _open(named)
+    page = None if out is None else _checked(Path(out), force=force)
     pairs = [_compare_pair(opened, first, second) for first, second in _pairs(len(opened))]
     comparison = Comparison(
         runs=[run.describe() for run in opened],
@@ -66,8 +70,8 @@ def compare(
         pairs=_with_holm(pairs),
         notes=list(_notes(opened, pairs)),
     )
-    if out is not None:
-        _write(Path(out), render_comparison(comparison))
+    if page is not None:
+        write_atomically(page, render_comparison(comparison))
     return comparison
 
 
@@ -344,9 +348,10 @@ def _data_notes(runs: Sequence[_Opened], pairs: Sequence[ComparedPair]) -> Itera
         )
 
 
-def _write(path: Path, html: str) -> None:
+def _checked(path: Path, *, force: bool) -> Path:
     if path.is_dir():
         raise RunError(f"{path} is a folder; give the name of an HTML file, such as {path / 'comparison.html'}.")
-    with writing(path.parent, "Choose another place with --out."):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, html)
+    if path.suffix.lower() not in _PAGES:
+        raise RunError(f"--out {path}: expected a name that ends in {' or '.join(_PAGES)}.")
+    prepare_to_write(path, force=force)
+    return path

@@ -12,7 +12,7 @@ from torch import nn
 
 from netloom.data.imageset import ImageSet
 from netloom.errors import RecipeError, RunError
-from netloom.files import refuse_existing, write_atomically
+from netloom.files import prepare_to_write, write_atomically
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, keep_freed_memory, resolve_device
@@ -61,7 +61,7 @@ def lr_find(
         max_rate: Learning rate of the last step.
         n_steps: Optimizer steps, at least 50; the test ends sooner where the loss shoots up.
         max_seconds: Fewer steps are taken where they would take longer than this, but not below 50.
-        plot: An `.svg`, `.png` or `.html` file to draw the curve into.
+        plot: An `.svg`, `.png` or `.html` file to draw the curve into; its folder is made.
         force: Replace `plot` if it exists.
         device: `auto`, `cpu`, `cuda` or `mps`.
         plan: Execute it so, and on this plan's device; None measures.
@@ -113,7 +113,7 @@ def _checked(path: Path, *, force: bool) -> Path:
     known = [f".{name}" for name in FORMATS]
     if path.suffix.lower() not in known:
         raise RunError(f"--plot {path}: expected a name that ends in {', '.join(known)}.")
-    refuse_existing(path, force=force)
+    prepare_to_write(path, force=force)
     return path
 
 

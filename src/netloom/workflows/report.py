@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from netloom.report.report import render_report
 from netloom.report.wording import counted
 from netloom.run import RunFolder
 from netloom.workflows import builders
+from netloom.workflows.repetition import how_to_repeat
 
 _MISTAKES_SHOWN = 24
 _HOW_SPLIT = {
@@ -40,6 +40,7 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         test: The result on the test part; None for a run that did not get there.
     """
     result, facts, recipe = folder.result, folder.data, folder.recipe
+    repetition = how_to_repeat(folder, split)
     report = ReportData(
         title=facts.source_name,
         run_name=folder.name,
@@ -73,7 +74,8 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
         mistakes=() if test is None else _mistakes(image_set, split, test),
         recipe_yaml=recipe.to_yaml(),
         environment=environment_facts(folder),
-        command=_command(folder),
+        command=repetition.command,
+        command_note=repetition.note,
         notes=[
             *split.notes,
             *_how_few(split),
@@ -198,13 +200,3 @@ def environment_facts(folder: RunFolder) -> Mapping[str, str]:
         "System": environment["system"],
         **{f"{name} version": version for name, version in environment["versions"].items()},
     }
-
-
-def _command(folder: RunFolder) -> str:
-    """What repeats the run, from its own recipe file."""
-    source = folder.data.source_location
-    return (
-        shlex.join(["netloom", "train", source, "--recipe", str(folder.recipe_path), "--plan-of", str(folder.path)])
-        if source
-        else ""
-    )

@@ -27,6 +27,7 @@ def study_result(
     recipe: Recipe,
     *,
     source: str,
+    source_location: str,
     validation_n: int,
     validation_groups: int | None,
     records: Sequence[TrialRecord],
@@ -45,6 +46,7 @@ def study_result(
         manifest: What it is.
         recipe: What its trials changed.
         source: Name of the pictures' source.
+        source_location: Where that is; empty for pictures in memory.
         validation_n: Pictures that a trial is scored on.
         validation_groups: How many groups these come in; None where each stands for itself.
         records: All trials.
@@ -60,8 +62,10 @@ def study_result(
     return {
         "study": str(folder),
         "source": source,
+        "source_location": source_location,
         "recipe": recipe.name,
         "model": recipe.custom_model or recipe.model,
+        "custom_model": recipe.custom_model,
         "objective": manifest.objective,
         "direction": manifest.direction,
         "sampler": manifest.sampler,

@@ -190,11 +190,16 @@ def damaged_manifest(folder: Path, why: str) -> RunError:
 
 def is_job(path: str | Path, kind: Kind) -> bool:
     """Whether a folder holds a job of that kind."""
+    return job_manifest(path, kind) is not None
+
+
+def job_manifest(path: str | Path, kind: Kind) -> dict[str, Any] | None:
+    """The manifest of a job, as it was written; None where the folder holds no job of that kind."""
     try:
         manifest = read_json(Path(path) / _MANIFEST)
     except NetloomError:
-        return False
-    return isinstance(manifest, dict) and manifest.get("kind") == kind
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("kind") == kind else None
 
 
 def resume_job(

@@ -373,6 +373,7 @@ def _report(
         search.manifest,
         search.recipe,
         source=search.pictures.data.facts.source_name,
+        source_location=search.pictures.data.facts.source_location,
         validation_n=len(scored),
         validation_groups=None if groups is None else len(np.unique(groups)),
         records=records,
