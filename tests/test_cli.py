@@ -315,7 +315,7 @@ def test_a_resumed_run_keeps_its_recipe(run: dict[str, Any]) -> None:
 
 def test_a_lack_of_memory_is_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exception is the real one: torch asks the system for 2^60 bytes."""
-    monkeypatch.setattr("netloom.workflows.builders.build_model", lambda *_, **__: torch.empty(2**58))
+    monkeypatch.setattr("netloom.workflows.builders.models.build_model", lambda *_, **__: torch.empty(2**58))
     assert "not enough memory" in fail("train", photos, "--out", tmp_path, "--quiet")
 
 
