@@ -26,6 +26,14 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether Python, torch's CPU allocator or an accelerator's has no memory left; torch has no class for all."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
+
+
 def memory_limit_bytes() -> int:
     """How much memory this process may use: the machine's, cut to its container's and its own limits.
 

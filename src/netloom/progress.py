@@ -48,8 +48,22 @@ def _escaped(text: str) -> str:
 
 
 def table_row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """A row of a table of plain text: each cell to the right of its column, and cut to that column's width."""
-    return f"| {' | '.join(cell[:width].rjust(width) for cell, width in zip(cells, widths, strict=True))} |"
+    """A row of a table of plain text: each cell to the right of its column; what is too long ends with `…`."""
+    return f"| {' | '.join(_cut(cell, width).rjust(width) for cell, width in zip(cells, widths, strict=True))} |"
+
+
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}…"
+
+
+def number_cell(value: float, width: int, form: str = ".4g") -> str:
+    """A number for a cell of such a table: in that form or, where it is too long, with as many digits as fit.
+
+    A number that is cut would be another one: `123456789.25` in 8 characters is `1.23e+08`, not `12345678`.
+    """
+    forms = [form, *(f".{digits}g" for digits in range(width, 0, -1))]
+    texts = [format(value, each) for each in forms]
+    return next((text for text in texts if len(text) <= width), texts[-1])
 
 
 class Bars:

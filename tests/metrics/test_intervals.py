@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -12,6 +14,7 @@ from netloom.metrics.intervals import (
     macro_f1_interval,
     mean_interval,
     prediction_interval,
+    resampled_prediction_interval,
     wilson_interval,
 )
 from netloom.metrics.scores import confusion_matrix, macro_f1
@@ -124,3 +127,38 @@ def test_one_more_value_falls_into_the_prediction_interval_as_often_as_it_says()
     assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
     with pytest.raises(ValueError, match="at least two"):
         prediction_interval(1.0, 0.0, 1)
+
+
+def test_another_mean_of_as_many_falls_into_the_interval_as_often_as_it_says() -> None:
+    """Of independent values, which is what no overlap of the training parts comes to."""
+    drawn = np.random.default_rng(0).normal(2.0, 0.5, (4000, 2, 4))
+    inside = [
+        low <= more.mean() <= high
+        for known, more in drawn
+        for low, high in [resampled_prediction_interval(known.mean(), known.std(ddof=1), 4, test_per_train=1e-12)]
+    ]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
+    low, high = resampled_prediction_interval(0.0, 1.0, 4, test_per_train=1e-12)
+    wide = resampled_prediction_interval(0.0, 1.0, 4, test_per_train=0.25)
+    assert wide == pytest.approx((math.sqrt(2) * low, math.sqrt(2) * high))
+    with pytest.raises(ValueError, match="found 1"):
+        resampled_prediction_interval(1.0, 0.1, 1, test_per_train=0.5)
+    with pytest.raises(ValueError, match="positive"):
+        resampled_prediction_interval(1.0, 0.1, 2, test_per_train=0.0)
+
+
+def test_another_draw_of_folds_falls_into_it_at_least_as_often() -> None:
+    """Of one set of numbers whose mean is learned; scored by how far the held-out ones are from it."""
+    generator = np.random.default_rng(0)
+
+    def by_folds(pool: np.ndarray, k: int) -> np.ndarray:
+        folds = generator.permutation(pool).reshape(k, -1)
+        return np.array([np.mean((folds[i] - np.delete(folds, i, axis=0).mean()) ** 2) for i in range(k)])
+
+    inside = []
+    for _ in range(400):
+        pool = generator.normal(size=20)
+        known, more = by_folds(pool, 5), by_folds(pool, 5)
+        low, high = resampled_prediction_interval(known.mean(), known.std(ddof=1), 5, test_per_train=0.25)
+        inside.append(low <= more.mean() <= high)
+    assert np.mean(inside) >= 0.95

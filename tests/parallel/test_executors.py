@@ -154,6 +154,38 @@ def test_tasks_are_taken_when_a_worker_is_idle(make: Callable[..., Executor]) ->
     assert known_when_taken[-1] >= 6
 
 
+def test_what_runs_is_heard_while_the_next_task_is_not_decided(make: Callable[..., Executor]) -> None:
+    """None stands for such a task; here the end of the first decides on the second."""
+    finished: list[str] = []
+
+    def tasks() -> Iterator[Task | None]:
+        yield None
+        yield Task("first", work.square, {"number": 2.0})
+        while not finished:
+            yield None
+        yield Task("second", work.square, {"number": 3.0})
+
+    with make() as executor:
+        executor.run(tasks(), lambda event: finished.append(event.task.name) if isinstance(event, Finished) else None)
+    assert finished == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("python", ""), ("torch", " (DefaultCPUAllocator: can't allocate memory")],
+    ids=["python", "torch"],
+)
+def test_a_task_that_runs_out_of_memory_says_what_to_do(make: Callable[..., Executor], kind: str, said: str) -> None:
+    tasks = [Task("large", work.run_out_of_memory, {"kind": kind}), Task("good", work.square, {"number": 2.0})]
+    events = run(make(), tasks)
+    (failed,) = (event for event in events if isinstance(event, Failed))
+    assert failed.reason.startswith(f"Memory ran out{said}")
+    assert failed.reason.endswith(". A smaller batch_size, image_size or network needs less, as do fewer --jobs.")
+    assert not failed.died
+    assert not failed.details
+    assert values(events) == {"good": 4.0}
+
+
 def test_workers_are_reused() -> None:
     found = values(run(make_local(), [Task(str(i), work.process) for i in range(8)]))
     assert len(set(found.values())) == 2
@@ -170,6 +202,48 @@ def test_the_task_of_a_killed_worker_is_started_once_more(tmp_path: Path, number
     assert [event.attempt for event in events if isinstance(event, Started) and event.task == killed] == [1, 2]
     assert values(events)["killed"] == "second time"
     assert len(values(events)) == 7
+
+
+@LINUX
+def test_the_place_of_a_killed_worker_is_taken_again_when_some_tasks_have_returned(tmp_path: Path) -> None:
+    """With its CPU; after another death soon after that, when twice as many have."""
+    available = sorted(os.sched_getaffinity(0))
+    cpus = [[available[0]], [available[-1]]]
+    said: list[str] = []
+    at_once: list[tuple[int, int]] = []
+    executor = LocalExecutor(2, cpus=cpus, say=said.append)
+
+    def tasks() -> Iterator[Task]:
+        for n in (1, 2):
+            yield Task(f"killed {n}", work.kill_first, {"marker": str(tmp_path / f"{n}"), "number": signal.SIGKILL})
+            for i in range(40):
+                yield Task(f"{n} {i}", work.process)
+                if len(said) == 2 * n:
+                    break
+        for i in range(4):
+            yield Task(f"CPU {i}", work.affinity)
+
+    def note(event: Event) -> None:
+        if isinstance(event, Finished):
+            at_once.append((len(said), len(executor.workers)))
+        events.append(event)
+
+    events: list[Event] = []
+    with executor:
+        executor.run(tasks(), note)
+    assert said == [
+        "1 at once for now instead of 2; one more again when 3 have ended well",
+        "2 at once again",
+        "1 at once for now instead of 2; one more again when 6 have ended well",
+        "2 at once again",
+    ]
+    assert {n for words, n in at_once if words in (1, 3)} == {1}
+    assert at_once[-1] == (4, 2)
+    found = values(events)
+    assert found["killed 1"] == found["killed 2"] == "second time"
+    assert sorted({tuple(cpus) for name, cpus in found.items() if name.startswith("CPU")}) == sorted(
+        {(available[0],), (available[-1],)}
+    )
 
 
 @POSIX

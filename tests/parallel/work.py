@@ -71,6 +71,22 @@ def kill_always(context: TaskContext) -> None:
     signal.raise_signal(signal.SIGSEGV)
 
 
+def run_out_of_memory(context: TaskContext, *, kind: str) -> None:
+    """As Python and torch's CPU allocator say it."""
+    if kind == "python":
+        raise MemoryError
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000 bytes.\nException")
+
+
+def talk(context: TaskContext, *, seconds: float) -> dict[str, Any]:
+    """Reports a hundred times a second, and is then a complete trial."""
+    started = time.monotonic()
+    while (passed := time.monotonic() - started) < seconds:
+        context.report({"at": passed})
+        time.sleep(0.01)
+    return {"state": "complete", "value": 0.5}
+
+
 def until_stopped(context: TaskContext) -> str:
     """Works until it is asked to stop, telling its process."""
     context.report({"process": os.getpid()})

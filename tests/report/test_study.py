@@ -178,6 +178,76 @@ def test_luck_is_only_claimed_where_the_seeds_show_it(changes: dict[str, Any], w
     assert words in describe_study(result)[1]
 
 
+def by_folds(**changes: Any) -> dict[str, Any]:
+    """A study whose trials were scored by folds, and whose winner by others."""
+    result = study([0.60, 0.66, 0.55], scheme_in_words="3 folds", **changes)
+    result["fresh"] = {
+        "values": [0.61, 0.64, 0.67],
+        "mean": 0.64,
+        "standard_deviation": 0.03,
+        "interval": [0.572, 0.708],
+        "n": 3,
+        "seeds": [1, 2, 3],
+        "folds": 3,
+        "held_out_n": 4321,
+        "test_per_train": 0.5,
+    }
+    return result
+
+
+def test_fresh_folds_stand_beside_those_of_the_search() -> None:
+    result = by_folds()
+    page = Page(render_study(result))
+    for text in (
+        "The same recipe by 3 folds drawn anew, with fresh seeds, reached 64.0% ± 3.0 from fold to fold, 2.0 points "
+        "lower than as searched, which 3 folds cannot tell from noise.",
+        "On fresh folds 64.0% 3 trainings, n = 4,321",
+        "57.2% to 70.8%",
+        "Fresh folds take out the luck of the seed and of how the pictures were divided, not what was learned",
+    ):
+        assert text in page.words
+    assert "fresh seeds take" not in page.words.lower()
+    assert describe_study(result)[1] in page.words
+    both = describe_study({**result, "final": {"on": "train+validation", "train_n": 5000, "epochs": 7}})[1]
+    assert both == (
+        f"{describe_study(result)[1]} For the test it was trained anew on 5,000 pictures, of training and validation "
+        "part together, for 7 epochs, as many as the winning trial kept."
+    )
+    result["fresh"] = {**result["fresh"], "mean": 0.66}
+    assert "no worse than as searched: the choice owes nothing to lucky folds" in describe_study(result)[1]
+
+
+@pytest.mark.parametrize(("deviation", "known"), [(0.001, True), (0.003, True), (0.004, False), (0.0, False)])
+def test_luck_is_claimed_of_folds_where_another_draw_would_hardly_give_it(deviation: float, known: bool) -> None:
+    """0.66 lies outside of 0.64 ± t(2) s sqrt(2 (1/3 + 1/2)) = 0.64 ± 5.55 s for s below 0.0036."""
+    result = by_folds()
+    result["fresh"]["standard_deviation"] = deviation
+    assert ("so much of that figure was the luck" in describe_study(result)[1]) is known
+
+
+def test_seeds_that_happen_to_agree_are_no_certainty() -> None:
+    result = study([0.60, 0.66])
+    result["fresh"].update(values=[0.64, 0.64], standard_deviation=1e-17)
+    assert "seeds that all came out the same cannot tell luck from noise" in describe_study(result)[1]
+
+
+def test_a_winner_that_was_trained_again_is_not_said_to_be_without() -> None:
+    """As searches by folds left it before there were fresh folds."""
+    tested: dict[str, Any] = {
+        "fresh": None,
+        "final": {"on": "train", "train_n": 4000, "epochs": 7},
+        "test_over_seeds": {"values": [0.62, 0.63, 0.64]},
+    }
+    result = study([0.60, 0.66], scheme_in_words="3 folds", **tested)
+    page = Page(render_study(result)).words
+    for told in (" ".join(describe_study(result)), page):
+        assert "not trained again" not in told
+        assert "trained again on fresh seeds and tested, but not scored as the trials were" in told
+        assert "Over all 3 fresh seeds the mean is 63.0%" in told
+    untouched = study([0.60, 0.66], fresh=None, final=None, test=None, final_run=None)
+    assert "The winning recipe was not trained again on fresh seeds" in " ".join(describe_study(untouched))
+
+
 def test_a_loss_is_better_when_lower() -> None:
     losses = [0.9, 0.7, 1.4, 2.0]
     result = study(losses, objective="validation_loss", direction="minimize")
@@ -460,6 +530,7 @@ def edge_cases() -> dict[str, dict[str, Any]]:
             importances=None, space=[key(f"k{i}.x", "float", 0, 1) for i in range(22)] + copy.deepcopy(SPACE)
         ),
         "no plan": study(plan=None, pruner=None),
+        "folds": by_folds(),
         "unknown times": study(
             trials=[{**trial(n, 0.5 + n / 10), "seconds": None, "finished_after": None} for n in range(3)]
         ),

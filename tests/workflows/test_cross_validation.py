@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 import netloom
 from html_page import Page
 from netloom.cli import app
+from netloom.data.folds import Scheme
 from netloom.data.imageset import ImageSet
-from netloom.errors import NetloomError
+from netloom.errors import DataError, NetloomError
 from netloom.runtime import ExecutionPlan
 from parallel import work
 from picture_folders import stripes, write_folder
@@ -254,6 +255,30 @@ def test_repeated_hold_out(tmp_path: Path) -> None:
     assert found.scores.test_per_train == pytest.approx(1 / 3)
     seeds = [run.recipe.seed for run in found.runs]
     assert seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({}, Scheme(5)),
+        ({"folds": 3}, Scheme(3)),
+        ({"repeats": 2}, Scheme(5, 2)),
+        ({"holdout": 0.2}, Scheme(None, 5, 0.2)),
+        ({"holdout": 0.2, "repeats": 7}, Scheme(None, 7, 0.2)),
+    ],
+)
+def test_what_is_not_said_of_the_scheme_is_the_same_for_every_caller(
+    given: dict[str, Any], meant: Scheme, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(scheme: Scheme, **_: Any) -> None:
+        assert scheme == meant
+        raise DataError("It is the one that was meant.")
+
+    monkeypatch.setattr("netloom.workflows.cross_validate.make_folds", drawn)
+    with pytest.raises(DataError, match="the one that was meant"):
+        netloom.cross_validate(photos, out=tmp_path, quiet=True, **given)
+    options = [item for key, value in given.items() for item in (f"--{key}", str(value))]
+    assert "the one that was meant" in fail(photos, *options, "--out", tmp_path, "--quiet")
 
 
 def test_one_failing_fold_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

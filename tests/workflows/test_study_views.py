@@ -46,6 +46,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     )
 
 
+def event_files(path: Path) -> Any:
+    """What TensorBoard reads of a trial."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(path))
+    events.Reload()
+    return events
+
+
 @contextlib.contextmanager
 def served(path: Path) -> Iterator[str]:
     with dashboard_server(path, host="127.0.0.1", port=0, storage=None) as (url, serve):
@@ -104,18 +112,39 @@ def test_what_is_no_study_has_no_dashboard(study: Study, tmp_path: Path, monkeyp
 
 
 def test_tensorboard_gets_the_values_and_scores_of_each_trial(study: Study) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    from tensorboard.plugins.hparams import plugin_data_pb2
-
+    plugin_data_pb2 = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
     folders = sorted((study.path / "tensorboard").iterdir())
     assert [f.name for f in folders] == ["trial-0000", "trial-0001"]
     for folder in folders:
         trial = study.trials[int(folder.name[-4:])]
-        events = accumulator.EventAccumulator(str(folder))
-        events.Reload()
+        events = event_files(folder)
         assert [e.value for e in events.Scalars("epoch/validation_accuracy")] == pytest.approx(trial["values"])
         assert events.Scalars("validation_accuracy")[-1].value == pytest.approx(trial["value"])
         content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         found = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
         assert found["filters"].string_value == trial["overrides"]["filters"]
         assert found["momentum"].number_value == trial["overrides"]["momentum"]
+
+
+def test_scores_of_folds_are_not_taken_for_those_of_epochs(tmp_path: Path) -> None:
+    pixels = np.stack([stripes(i % 3, i) for i in range(45)])
+    found = netloom.tune(
+        ImageSet.from_arrays(pixels, np.arange(45) % 3, class_names=("across", "down", "plain")),
+        space={"dropout": "0..0.5"},
+        sampler="random",
+        n_trials=1,
+        cv=2,
+        final_seeds=0,
+        jobs=1,
+        plan=ExecutionPlan("cpu", 1, "float32"),
+        out=tmp_path,
+        quiet=True,
+        settings={**SETTINGS, "tensorboard": True},
+    )
+    events = event_files(found.path / "tensorboard" / "trial-0000")
+    written = [(e.step, e.value) for e in events.Scalars("fold/validation_accuracy")]
+    assert written == [(fold, pytest.approx(value)) for fold, value in enumerate(found.trials[0]["values"], 1)]
+    assert len(written) == 2
+    assert found.result["fresh"] is None
+    assert not list(found.path.glob("*-fresh-folds"))  # nothing is trained where no winner is
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("epoch/")]

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import netloom
@@ -25,7 +26,9 @@ from netloom.errors import NetloomError, RunError, TrainingError
 from netloom.runtime import ExecutionPlan
 from netloom.tuning.own_database import lock_file
 from netloom.tuning.study import SearchStudy
-from netloom.workflows import trial_task
+from netloom.workflows import search as search_module
+from netloom.workflows import trial_folder, trial_task
+from netloom.workflows.trainings import InterruptedTrainingsError
 from postgresql_server import PASSWORD, new_database, postgresql_server
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
@@ -42,8 +45,8 @@ QUICK: dict[str, Any] = {
 }
 SPACE = {"learning_rate": "1e-4..1e-1:log", "dropout": "0.0..0.6"}
 LONGER = {"epochs": 60}
-N_LONG = 20
-GRID = {"learning_rate": "0.001,0.003,0.01,0.03,0.05", "dropout": "0.0,0.2,0.4,0.5"}
+N_LONG = 56
+GRID = {"learning_rate": "0.001,0.002,0.003,0.005,0.01,0.02,0.03,0.05", "dropout": "0.0,0.1,0.2,0.3,0.4,0.5,0.6"}
 """As many combinations as `N_LONG`."""
 
 
@@ -188,8 +191,8 @@ def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     [
         (SearchStudy, "ask", 3),
         (SearchStudy, "complete", 2),
-        (trial_task._TrialFolder, "write", 3),
-        (trial_task._TrialFolder, "finish", 2),
+        (trial_folder.TrialFolder, "write", 3),
+        (trial_folder.TrialFolder, "finish", 2),
         (trial_task._Reports, "on_epoch_end", 4),
         (trial_task.Fitting, "fit", 4),
     ],
@@ -307,7 +310,112 @@ def test_a_damaged_study_is_refused(photos: Path, tmp_path: Path) -> None:
         netloom.resume_tune(folder, quiet=True)
 
 
+# Trials that end their process
+
+
+def in_trial(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], Any]) -> None:
+    """Have that trial do something with each of its steps."""
+    on_batch_end, name = trial_task._Reports.on_batch_end, trial_folder.trial_name(number)
+
+    def called(self: Any, state: Any) -> None:
+        if self._score.trial.path.name == name:
+            do()
+        on_batch_end(self, state)
+
+    monkeypatch.setattr(trial_task._Reports, "on_batch_end", called)
+
+
+def failing(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_a_trial_in_which_the_driver_dies_three_times_fails_alone(
+    photos: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_trial(monkeypatch, 1, failing(DeathError()))
+    monkeypatch.setattr(search_module._TrialFolders, "forgive", lambda self: None)  # a dead driver cannot
+    with pytest.raises(DeathError):
+        tune(photos, tmp_path)
+    for _ in range(2):
+        with pytest.raises(DeathError):
+            netloom.resume_tune(the_folder(tmp_path), jobs=1, quiet=True)
+    found = table(netloom.resume_tune(the_folder(tmp_path), jobs=1, quiet=True).result)
+    assert [row["state"] for row in found] == ["complete", "failed", "complete", "complete"]
+    assert found[1]["reason"].startswith("Its process died each of the 3 times that it was begun, perhaps because mem")
+    assert [found[n] for n in (0, 2, 3)] == [undisturbed[n] for n in (0, 2, 3)]
+
+
+def test_interruptions_are_no_deaths(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often Ctrl-C is pressed before an epoch has ended."""
+    given: dict[str, Any] = {"n_trials": 2, "settings": {**QUICK, "batch_size": 4}}
+    with monkeypatch.context() as patched:
+        in_trial(patched, 1, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(InterruptedTrainingsError):
+            tune(photos, tmp_path / "cut", **given)
+        for _ in range(4):
+            with pytest.raises(InterruptedTrainingsError):
+                netloom.resume_tune(the_folder(tmp_path / "cut"), jobs=1, quiet=True)
+    found = netloom.resume_tune(the_folder(tmp_path / "cut"), jobs=1, quiet=True)
+    assert table(found.result) == table(tune(photos, tmp_path / "whole", **given).result)
+
+
+def test_a_trial_may_be_begun_three_times_for_each_epoch_and_fold(tmp_path: Path) -> None:
+    def begun(epoch: int, fold: int = 0) -> None:
+        trial = trial_folder.TrialFolder(tmp_path / "trial-0007", {"dropout": 0.25})
+        trial.scores = [{"value": 0.5, "epochs": 2}] * fold
+        trial.begin(epoch)
+
+    for epoch, fold in ((0, 0), (1, 0), (4, 0), (0, 1)):
+        for _ in range(3):
+            begun(epoch, fold)
+    begun(1, 1)
+    begun(0, 1)  # its checkpoint was damaged meanwhile, which is no progress
+    begun(0, 1)
+    with pytest.raises(TrainingError, match=r"died each of the 3 times that it was begun, perhaps"):
+        begun(0, 1)
+    with pytest.raises(TrainingError, match=r"died each of the 3 times that it was begun after epoch 1, perhaps"):
+        begun(1, 1)
+    trial_folder.forgive_beginnings(tmp_path / "trial-0007")
+    begun(1, 1)
+    trial_folder.forgive_beginnings(tmp_path / "there is none")
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_search_gets_past_a_trial_that_ends_its_process(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deadly"
+    arguments: dict[str, Any] = options(photos, out, n_trials=3)
+    for _ in range(3):
+        with search(out, {**arguments, "deadly": 1}) as driver:
+            driver.finish(3)
+        arguments = {"folder": str(the_folder(out)), "jobs": 1}
+    with search(out, {**arguments, "deadly": 1}) as driver:
+        driver.finish()
+    found = json.loads((the_folder(out) / "tune.json").read_text(encoding="utf-8"))
+    assert [trial["state"] for trial in found["trials"]] == ["complete", "failed", "complete"]
+    assert "died each of the 3 times" in found["trials"][1]["reason"]
+
+
 # Trials that fail
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "(CUDA out of mem"), (MemoryError(), "")],
+    ids=["GPU", "Python"],
+)
+def test_a_trial_for_which_memory_does_not_suffice_fails_alone(
+    photos: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    in_trial(monkeypatch, 1, failing(error))
+    found = table(tune(photos, tmp_path).result)
+    assert [row["state"] for row in found] == ["complete", "failed", "complete", "complete"]
+    assert found[1]["reason"].startswith(f"Memory ran out {said}".rstrip())
+    assert "smaller batch_size" in found[1]["reason"]
+    assert [found[n] for n in (0, 2, 3)] == [undisturbed[n] for n in (0, 2, 3)]
 
 
 def test_trials_that_fail_are_told_with_their_reasons_and_the_others_go_on(photos: Path, tmp_path: Path) -> None:
@@ -386,11 +494,11 @@ def test_a_killed_driver_is_gone_on_with(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "drivers", "workers"), [("random", 4, 10), ("grid", 3, 10), ("qmc", 3, 10)])
 def test_random_kills_change_nothing(photos: Path, tmp_path: Path, sampler: str, drivers: int, workers: int) -> None:
-    """Ten kills of drivers and thirty of workers over three studies."""
+    """Ten kills of drivers and thirty of workers, of which two or more work, over three studies."""
     chance = random.Random(sampler)
     out, given = tmp_path / "killed", {"space": GRID if sampler == "grid" else SPACE, "sampler": sampler}
     given = {**given, "n_trials": N_LONG, "settings": {**QUICK, "epochs": 100}}
-    arguments: dict[str, Any] = options(photos, out, **given, jobs=2)
+    arguments: dict[str, Any] = options(photos, out, **given, jobs=4)
     kills = [0, 0]
     for life in range(drivers + 1):
         with search(out, arguments) as driver:
@@ -405,7 +513,7 @@ def test_random_kills_change_nothing(photos: Path, tmp_path: Path, sampler: str,
             else:
                 driver.finish()
         if out.exists() and list(out.glob("*-study/study.json")):
-            arguments = {"folder": str(the_folder(out)), "jobs": 2}
+            arguments = {"folder": str(the_folder(out)), "jobs": 4}
     assert kills == [drivers, workers]
     whole = tune(photos, tmp_path / "whole", **given)
     found = json.loads((the_folder(out) / "tune.json").read_text(encoding="utf-8"))
@@ -414,11 +522,14 @@ def test_random_kills_change_nothing(photos: Path, tmp_path: Path, sampler: str,
 
 
 def kill_workers(driver: Search, n: int, chance: random.Random) -> int:
-    """Kill so many at random moments, none with a trial whose worker died before; how many it were."""
+    """Kill so many at random moments, none with a trial whose worker died before; how many it were.
+
+    At least two live when one is killed: its place stays empty for a while, but not all of four do.
+    """
     killed = 0
     while killed < n and driver.process.poll() is None:
         time.sleep(chance.uniform(0, 0.5))
-        if driver.workers():
+        if len(driver.workers()) >= 2:
             seen = len(driver.retried())
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(driver.workers()), signal.SIGKILL)

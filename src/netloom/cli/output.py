@@ -12,6 +12,7 @@ import typer
 
 from netloom.errors import NetloomError
 from netloom.files import json_text
+from netloom.memory import is_lack_of_memory
 from netloom.progress import printable_lines
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
@@ -24,16 +25,6 @@ def fail(message: str, code: int, *, as_json: bool, kind: str) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):  # nobody may be reading; the exit code tells it, too
         say(f"Error: {message}" if code == 2 else message, err=True)
     raise typer.Exit(code)
-
-
-def _is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether Python, torch's CPU allocator or a GPU's has no memory left; torch has no class for the second."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-        or "not enough memory" in str(error)
-    )
 
 
 def told(verb: Verb) -> Verb:
@@ -49,7 +40,7 @@ def told(verb: Verb) -> Verb:
         except KeyboardInterrupt:
             fail("Interrupted.", 130, as_json=as_json, kind="Interrupted")
         except (MemoryError, RuntimeError) as error:
-            if not _is_lack_of_memory(error):
+            if not is_lack_of_memory(error):
                 raise
             fail(
                 "There is not enough memory for this. Use a smaller batch_size, image_size or network. "

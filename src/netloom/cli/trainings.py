@@ -72,7 +72,7 @@ def cv(
             source,
             recipe,
             folds=folds,
-            repeats=(1 if holdout is None else 5) if repeats is None else repeats,
+            repeats=repeats,
             holdout=holdout,
             jobs=jobs,
             out=out or DEFAULT_OUT,

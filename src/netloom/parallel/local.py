@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -16,14 +17,17 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any
 
 from netloom.parallel.pool import SECONDS_TO_END, Worker, WorkerPool
-from netloom.parallel.tasks import name_of
+from netloom.parallel.tasks import Event, Finished, Interruption, OnEvent, Task, name_of, uninterrupted
 
 _LAST_WORDS = 40
 """Lines of a worker's standard error that are kept."""
+
+_TASKS_UNTIL_MORE = 3
+"""So many tasks must return after a worker was killed, before its place is taken again."""
 
 _BOOTSTRAP = (
     "import json, sys; options = json.loads(sys.argv[1]); sys.path[:] = options.pop('path'); "
@@ -34,12 +38,17 @@ _BOOTSTRAP = (
 class LocalExecutor(WorkerPool["_Process"]):
     """Runs up to `jobs` tasks at once, each in a process of its own.
 
+    A worker that was killed leaves its place empty for a while: what the system kills for want of memory would be
+    killed again in as large a company. The place is taken again when some tasks have returned, since a person may have
+    killed it, or others needed the memory. Where another is killed soon after that, it stays empty for twice as long.
+
     Args:
         jobs: Processes at most; each is started when there is work for it, and then reused.
         cpus: The CPUs of each of them, in their order; none to leave that to the system.
         setup: Makes, in each process, what tasks find as `context.shared`.
         arguments: Plain arguments of `setup`.
         remove: Folders that the workers remove should this process die, which else removes them itself.
+        say: Tells a person when fewer run at once, and when more do again.
     """
 
     def __init__(
@@ -50,10 +59,15 @@ class LocalExecutor(WorkerPool["_Process"]):
         setup: Callable[..., Any] | None = None,
         arguments: Mapping[str, Any] | None = None,
         remove: Sequence[str] = (),
+        say: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(jobs)
         self._setup = {"function": None if setup is None else name_of(setup), "arguments": dict(arguments or {})}
-        self._cpus, self._remove = list(cpus), list(remove)
+        self._cpus, self._remove = [*cpus, *[()] * (jobs - len(cpus))], list(remove)
+        self._say = say or (lambda _: None)
+        self._empty: list[Sequence[int]] = []  # places that are not taken for a while, by their CPUs
+        self._until_more = _TASKS_UNTIL_MORE
+        self._returned = math.inf  # tasks since a worker was killed
         self._inbox: queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]] = queue.SimpleQueue()
 
     @property
@@ -62,8 +76,7 @@ class LocalExecutor(WorkerPool["_Process"]):
         return [worker.pid for worker in self._living()]
 
     def _start(self, slot: int) -> _Process:
-        cpus = self._cpus[slot] if slot < len(self._cpus) else ()
-        return _Process(cpus, self._remove, self._setup, self._inbox)
+        return _Process(self._cpus[slot], self._remove, self._setup, self._inbox)
 
     def _listen(self, seconds: float) -> list[tuple[_Process, dict[str, Any] | None]]:
         try:
@@ -71,14 +84,40 @@ class LocalExecutor(WorkerPool["_Process"]):
         except queue.Empty:
             return []
 
-    def _vacate(self, worker: _Process) -> None:
+    def run(
+        self, tasks: Iterable[Task | None], on_event: OnEvent, *, interruption: Interruption = uninterrupted
+    ) -> None:
+        """Have all tasks done; see `Executor.run`."""
+
+        def told(event: Event) -> None:
+            on_event(event)
+            if isinstance(event, Finished):
+                self._count_return()
+
+        super().run(tasks, told, interruption=interruption)
+
+    def _bury(self, worker: _Process, on_event: OnEvent, *, last: bool) -> None:
         slot = self._slots.index(worker)
-        super()._vacate(worker)
-        if worker.killed and len(self._slots) > 1:
-            # What the system kills for want of memory would be killed again in as large a company.
-            del self._slots[slot]
-            if slot < len(self._cpus):
-                del self._cpus[slot]
+        super()._bury(worker, on_event, last=last)
+        if worker.killed and len(self._slots) > 1 and not last:
+            self._leave_empty(slot)
+
+    def _leave_empty(self, slot: int) -> None:
+        del self._slots[slot]
+        self._empty.append(self._cpus.pop(slot))
+        killed_soon = self._returned < 2 * self._until_more
+        self._until_more = 2 * self._until_more if killed_soon else _TASKS_UNTIL_MORE
+        self._returned = 0
+        n = len(self._slots)
+        self._say(f"{n} at once for now instead of {n + 1}; one more again when {self._until_more} have ended well")
+
+    def _count_return(self) -> None:
+        """A task has returned: take an empty place again, if enough have."""
+        self._returned += 1
+        if self._empty and self._returned % self._until_more == 0:
+            self._slots.append(None)
+            self._cpus.append(self._empty.pop())
+            self._say(f"{len(self._slots)} at once again")
 
 
 class _Process(Worker):

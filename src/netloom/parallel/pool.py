@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from netloom.errors import NetloomError
 from netloom.parallel.tasks import (
+    SECONDS_UNTIL_ASKED_AGAIN,
     Event,
     Executor,
     Failed,
@@ -95,6 +96,7 @@ class WorkerPool(Executor, Generic[AnyWorker]):
         self._slots: list[AnyWorker | None] = [None] * jobs
         self._again: deque[tuple[Task, int]] = deque()
         self._no_more = False  # whether the tasks have all been taken
+        self._undecided = False  # whether a worker is idle since the next task is not decided yet
         self._proven = False  # whether a worker could ever be set up
 
     @abstractmethod
@@ -105,7 +107,9 @@ class WorkerPool(Executor, Generic[AnyWorker]):
     def _listen(self, seconds: float) -> Sequence[tuple[AnyWorker, dict[str, Any] | None]]:
         """What workers said, None if one ended; waits no longer than that for the first word."""
 
-    def run(self, tasks: Iterable[Task], on_event: OnEvent, *, interruption: Interruption = uninterrupted) -> None:
+    def run(
+        self, tasks: Iterable[Task | None], on_event: OnEvent, *, interruption: Interruption = uninterrupted
+    ) -> None:
         """Have all tasks done; see `Executor.run`."""
         waiting = iter(tasks)
         out_of_time: float | None = None
@@ -127,7 +131,7 @@ class WorkerPool(Executor, Generic[AnyWorker]):
                     return
                 if not self._tasks_left:
                     return
-            for worker, message in self._listen(_POLL_SECONDS):
+            for worker, message in self._listen(SECONDS_UNTIL_ASKED_AGAIN if self._undecided else _POLL_SECONDS):
                 self._take(worker, message, on_event, last=out_of_time is not None)
 
     def stop(self, name: str, reason: str) -> None:
@@ -162,8 +166,9 @@ class WorkerPool(Executor, Generic[AnyWorker]):
             worker.kill()
         self._free(0)
 
-    def _hand_out(self, waiting: Iterator[Task], on_event: OnEvent) -> None:
+    def _hand_out(self, waiting: Iterator[Task | None], on_event: OnEvent) -> None:
         """Give every idle worker a task, as long as there are any."""
+        self._undecided = False
         for slot in sorted(range(len(self._slots)), key=lambda slot: self._slots[slot] is None):
             worker = self._slots[slot]
             if worker is not None and (worker.task is not None or not worker.placed):
@@ -176,11 +181,17 @@ class WorkerPool(Executor, Generic[AnyWorker]):
             worker.give(task, attempt)
             on_event(Started(task, attempt))
 
-    def _next_task(self, waiting: Iterator[Task]) -> tuple[Task | None, int]:
+    def _next_task(self, waiting: Iterator[Task | None]) -> tuple[Task | None, int]:
         if self._again:
             return self._again.popleft()
-        task = None if self._no_more else next(waiting, None)
-        self._no_more = task is None
+        if self._no_more:
+            return None, 1
+        try:
+            task = next(waiting)
+        except StopIteration:
+            self._no_more = True
+            return None, 1
+        self._undecided = task is None
         return task, 1
 
     def _take(self, worker: AnyWorker, message: dict[str, Any] | None, on_event: OnEvent, *, last: bool) -> None:
@@ -208,7 +219,7 @@ class WorkerPool(Executor, Generic[AnyWorker]):
         if not worker.ready and (unable := worker.why_not_started()):
             self._give_up(worker, unable, on_event)
             return
-        self._vacate(worker)
+        self._slots[self._slots.index(worker)] = None
         task, attempt = worker.task, worker.attempt
         if task is None:
             return
@@ -217,10 +228,6 @@ class WorkerPool(Executor, Generic[AnyWorker]):
             on_event(Retried(task, reason))
         else:
             on_event(Failed(task, reason, worker.last_words(), died=True))
-
-    def _vacate(self, worker: AnyWorker) -> None:
-        """The place of a dead worker is free for another."""
-        self._slots[self._slots.index(worker)] = None
 
     def _give_up(self, worker: AnyWorker, reason: str, on_event: OnEvent) -> None:
         """A worker cannot work: that is the end of all where none ever could, else of its task."""

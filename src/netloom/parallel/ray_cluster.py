@@ -106,7 +106,7 @@ class RayExecutor(WorkerPool["_Actor"]):
                 "See whether its head node still runs."
             ) from error
 
-    def _hand_out(self, waiting: Iterator[Task], on_event: OnEvent) -> None:
+    def _hand_out(self, waiting: Iterator[Task | None], on_event: OnEvent) -> None:
         if self._tasks_left:
             self._slots = [self._start(slot) if worker is None else worker for slot, worker in enumerate(self._slots)]
             self._say_if_waiting()

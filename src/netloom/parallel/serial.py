@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netloom.parallel.tasks import (
+    SECONDS_UNTIL_ASKED_AGAIN,
     Executor,
     Failed,
     Finished,
@@ -31,11 +33,16 @@ class SerialExecutor(Executor):
         self._shared = shared
         self._asked: dict[str, str] = {}
 
-    def run(self, tasks: Iterable[Task], on_event: OnEvent, *, interruption: Interruption = uninterrupted) -> None:
+    def run(
+        self, tasks: Iterable[Task | None], on_event: OnEvent, *, interruption: Interruption = uninterrupted
+    ) -> None:
         """Have all tasks done, in their order; see `Executor.run`."""
         for task in tasks:
             if interruption() is not None:
                 return
+            if task is None:
+                time.sleep(SECONDS_UNTIL_ASKED_AGAIN)
+                continue
             on_event(Started(task, 1))
             context = _Context(task, self._shared, on_event, interruption, self._asked)
             try:

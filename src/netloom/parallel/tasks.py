@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from netloom.errors import NetloomError
+from netloom.memory import is_lack_of_memory
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ class Failed(Event):
 OnEvent = Callable[[Event], None]
 Interruption = Callable[[], str | None]
 
+SECONDS_UNTIL_ASKED_AGAIN = 0.01
+"""For a task that is not decided yet."""
+
 
 def uninterrupted() -> str | None:
     """Nobody asks for an end."""
@@ -115,11 +119,14 @@ class Executor(ABC):
     """Runs tasks, several at once where it can. Use it as a context manager: leaving it ends all that it started."""
 
     @abstractmethod
-    def run(self, tasks: Iterable[Task], on_event: OnEvent, *, interruption: Interruption = uninterrupted) -> None:
+    def run(
+        self, tasks: Iterable[Task | None], on_event: OnEvent, *, interruption: Interruption = uninterrupted
+    ) -> None:
         """Have all tasks done.
 
         Args:
-            tasks: The next one is taken whenever a worker is idle, so a generator can decide late.
+            tasks: The next one is taken whenever a worker is idle, so a generator can decide late. None stands for
+                one that is not decided yet: it is asked for again a moment later, and meanwhile what runs is heard.
             on_event: Called in this thread with every event. It may call `stop`.
             interruption: Asked many times a second; once it gives a reason, every running task is asked to stop, no
                 other is started, and `run` returns when all have ended or their time is up.
@@ -182,4 +189,7 @@ def what_went_wrong(error: Exception) -> tuple[str, str]:
     if isinstance(error, NetloomError):
         return str(error), ""
     text = f"{error}".strip().splitlines()
+    if is_lack_of_memory(error):
+        said = f" ({text[0][:300]})" if text else ""
+        return f"Memory ran out{said}. A smaller batch_size, image_size or network needs less, as do fewer --jobs.", ""
     return f"{type(error).__name__}: {text[0] if text else 'without a message'}"[:500], traceback.format_exc()

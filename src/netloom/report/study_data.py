@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from netloom.errors import NetloomError
-from netloom.metrics.intervals import Interval
+from netloom.metrics.intervals import Interval, prediction_interval, resampled_prediction_interval
 from netloom.report.axes import identity, number_text, value_text
 from netloom.report.wording import percent
 
@@ -71,8 +71,8 @@ class TrialFacts:
     """`sampler`, `recipe`, or `study FOLDER`, whose best trials were tried first."""
 
 
-class FreshSeeds(NamedTuple):
-    """The winning recipe, trained again with other seeds."""
+class FreshScores(NamedTuple):
+    """The winning recipe, trained again with other seeds, or on other folds."""
 
     values: Sequence[float]
     mean: float
@@ -80,6 +80,27 @@ class FreshSeeds(NamedTuple):
     """NaN for a single seed."""
     interval: Interval | None
     """Of the mean."""
+    held_out_n: int | None = None
+    """Of folds, the pictures that they hold out together; None where the validation part scores all seeds."""
+    test_per_train: float = math.nan
+    """Of folds, the pictures held out from a training for each that it is given."""
+
+    @property
+    def by_fold(self) -> bool:
+        """Whether the values are those of folds, not of seeds."""
+        return self.held_out_n is not None
+
+    @property
+    def one_more(self) -> Interval | None:
+        """Where the searched figure would lie, had nothing been chosen by it; None where that cannot be told."""
+        n, deviation = len(self.values), self.standard_deviation
+        # Of figures that happen to be alike nobody knows how they scatter; their deviation may be a rounding error.
+        if n < 2 or min(self.values) == max(self.values) or not deviation > 0:
+            return None
+        if self.by_fold:
+            return resampled_prediction_interval(self.mean, deviation, n, test_per_train=self.test_per_train)
+        # The searched figure is of one training, which scatters as each of the fresh ones does.
+        return prediction_interval(self.mean, deviation, n)
 
 
 class FinalTraining(NamedTuple):
@@ -149,7 +170,7 @@ class StudyFacts:
     importances: Mapping[str, float]
     """0..1 by key; empty where trials were too few to tell."""
     best: Winner | None
-    fresh: FreshSeeds | None
+    fresh: FreshScores | None
     final: FinalTraining | None
     test: TestFacts | None
     final_run: str
@@ -314,13 +335,19 @@ def _winner(best: Mapping[str, Any] | None) -> Winner | None:
     return Winner(int(best["number"]), value, _interval(best.get("interval")), best["overrides"] or {})
 
 
-def _fresh(fresh: Mapping[str, Any] | None) -> FreshSeeds | None:
+def _fresh(fresh: Mapping[str, Any] | None) -> FreshScores | None:
     values = [_number(value) for value in (fresh or {}).get("values") or ()]
     there = [value for value in values if math.isfinite(value)]
     if fresh is None or not there:
         return None
-    return FreshSeeds(
-        there, _number(fresh["mean"]), _number(fresh.get("standard_deviation")), _interval(fresh.get("interval"))
+    by_fold = fresh.get("folds") is not None
+    return FreshScores(
+        there,
+        _number(fresh["mean"]),
+        _number(fresh.get("standard_deviation")),
+        _interval(fresh.get("interval")),
+        int(fresh["held_out_n"]) if by_fold else None,
+        _number(fresh["test_per_train"]) if by_fold else math.nan,
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netloom.durations import duration
-from netloom.metrics.intervals import prediction_interval
 from netloom.report.axes import number_text, value_text
 from netloom.report.study_data import SearchKey, StudyFacts, read_study
 from netloom.report.wording import counted, percent, percent_interval, pictures_in_words, points
@@ -21,7 +20,7 @@ _REASONS = 5
 
 
 def describe_study(result: Mapping[str, Any]) -> list[str]:
-    """A search for the terminal, a line each: the best as searched, the same on fresh seeds, the test.
+    """A search for the terminal, a line each: the best as searched, the same on fresh seeds or folds, the test.
 
     Args:
         result: As `tune.json` holds it.
@@ -30,7 +29,7 @@ def describe_study(result: Mapping[str, Any]) -> list[str]:
         NetloomError: Something that every search has is missing.
     """
     study = read_study(result)
-    return [line for line in (headline(study), fresh_seeds(study), test_result(study)) if line]
+    return [line for line in (headline(study), fresh_scores(study), test_result(study)) if line]
 
 
 def headline(study: StudyFacts) -> str:
@@ -82,23 +81,60 @@ def trials_in_words(study: StudyFacts) -> str:
     return f"{words}, of {study.planned:,} planned" if len(study.trials) < study.planned else words
 
 
-def fresh_seeds(study: StudyFacts) -> str:
-    """The same recipe on seeds that the search had not seen; the difference is selection luck."""
+def fresh_scores(study: StudyFacts) -> str:
+    """The same recipe on seeds or folds that the search had not seen; the difference is selection luck."""
     if study.best is None:
         return ""
-    if study.fresh is None and study.final is not None and study.final.on != "train":
-        return (
-            f"The same recipe was trained anew on {counted(study.final.n, 'picture')}, of training and validation part "
-            f"together, for {counted(study.final.epochs, 'epoch')}, as many as the winning trial kept. Nothing is left "
-            "to validate on, so the share of luck in the searched figure is not known."
-        )
     if study.fresh is None:
-        return "The winning recipe was not trained again on fresh seeds, so its share of luck is not known."
-    fresh = study.fresh
-    spread = "" if math.isnan(fresh.standard_deviation) else f" ± {_amount(study, fresh.standard_deviation, '')}"
+        return _without_fresh_scores(study)
+    fresh, n = study.fresh, len(study.fresh.values)
+    on, among = f"on {counted(n, 'fresh seed')}", ""
+    if fresh.by_fold:
+        on, among = f"by {counted(n, 'fold')} drawn anew, with fresh seeds,", " from fold to fold"
+    known = not math.isnan(fresh.standard_deviation)
+    spread = f" ± {_amount(study, fresh.standard_deviation, '')}{among}" if known else ""
+    told = f"The same recipe {on} reached {study.score(fresh.mean)}{spread}, {selection_luck(study)}."
+    return f"{told} {_trained_on_both(study)}." if _on_both_parts(study) else told
+
+
+def _without_fresh_scores(study: StudyFacts) -> str:
+    """Why the share of luck is not known."""
+    if _on_both_parts(study):
+        return (
+            f"{_trained_on_both(study)}. Nothing is left to validate on, so the share of luck in the searched figure "
+            "is not known."
+        )
+    if study.test is not None or study.final is not None:
+        return (
+            "The winning recipe was trained again on fresh seeds and tested, but not scored as the trials were, so its "
+            "share of luck is not known."
+        )
+    return "The winning recipe was not trained again on fresh seeds, so its share of luck is not known."
+
+
+def _on_both_parts(study: StudyFacts) -> bool:
+    return study.final is not None and study.final.on != "train"
+
+
+def _trained_on_both(study: StudyFacts) -> str:
+    assert study.final is not None
     return (
-        f"The same recipe on {counted(len(fresh.values), 'fresh seed')} reached "
-        f"{study.score(fresh.mean)}{spread}, {selection_luck(study)}."
+        f"{'For the test it' if study.fresh else 'The same recipe'} was trained anew on "
+        f"{counted(study.final.n, 'picture')}, of training and validation part together, for "
+        f"{counted(study.final.epochs, 'epoch')}, as many as the winning trial kept"
+    )
+
+
+def left_by_fresh_scores(study: StudyFacts) -> str:
+    """Which luck fresh scores do not take out."""
+    if study.fresh is not None and study.fresh.by_fold:
+        return (
+            "Fresh folds take out the luck of the seed and of how the pictures were divided, not what was learned of "
+            "these pictures by choosing; only the test does that."
+        )
+    return (
+        "Fresh seeds take out the luck of the seed, not what was learned of the validation pictures by choosing; only "
+        "the test does that."
     )
 
 
@@ -112,23 +148,24 @@ def without_importance(study: StudyFacts) -> list[str]:
 
 
 def selection_luck(study: StudyFacts) -> str:
-    """How the fresh seeds compare with the searched figure, and what that says."""
+    """How the fresh seeds or folds compare with the searched figure, and what that says."""
     if study.best is None or study.fresh is None:
         return ""
     fresh = study.fresh
     gap = study.advantage(study.best.value, fresh.mean)
+    what = "fold" if fresh.by_fold else "seed"
     if gap <= 0:
-        return "no worse than as searched: the choice owes nothing to a lucky seed"
+        lucky = "lucky folds" if fresh.by_fold else "a lucky seed"
+        return f"no worse than as searched: the choice owes nothing to {lucky}"
     word = "lower" if study.maximize else "higher"
     lead = f"{_amount(study, gap)} {word} than as searched"
-    if len(fresh.values) < 2 or math.isnan(fresh.standard_deviation):
-        return f"{lead}; one seed cannot tell luck from noise"
-    if fresh.standard_deviation == 0:
-        return f"{lead}; seeds that all came out the same cannot tell luck from noise"
-    # The searched figure is of one training, which scatters as each of the fresh ones does.
-    expected = prediction_interval(fresh.mean, fresh.standard_deviation, len(fresh.values))
+    if len(fresh.values) < 2:
+        return f"{lead}; one {what} cannot tell luck from noise"
+    expected = fresh.one_more
+    if expected is None:
+        return f"{lead}; {what}s that all came out the same cannot tell luck from noise"
     if expected.low <= study.best.value <= expected.high:
-        return f"{lead}, which {counted(len(fresh.values), 'seed')} cannot tell from noise"
+        return f"{lead}, which {counted(len(fresh.values), what)} cannot tell from noise"
     return f"{lead}: so much of that figure was the luck of being chosen"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,9 @@ _PRUNED = "pruned"
 TIME_LIMIT = "time limit"
 
 _FIRST_TO_FAIL, _FAILURES_IN_A_ROW = 5, 10
+
+_MOMENT = 0.05
+"""Seconds that asking may take before those who run are listened to meanwhile; most samplers need less."""
 
 _WORTHWHILE = 0.02
 """A proposal is asked for ahead, while trials run, if asking takes more than this share of a trial: it then cannot know
@@ -89,7 +93,6 @@ class Driver:
         seconds_before: That the search took in earlier processes, to tell when in its course a trial ended; None where
             other drivers are at work, and the clock on the wall tells.
         watcher: Is told how it goes.
-        most_at_once: Trials that ran at once, at the most; known after `run`.
         gave_up: Why it did, after `run`; empty if it did not.
     """
 
@@ -103,8 +106,8 @@ class Driver:
     gives_up: bool = False
     seconds_before: float | None = None
     watcher: Watcher = field(default_factory=Watcher)
-    most_at_once: int = field(default=0, init=False)
     gave_up: str = field(default="", init=False)
+    _beside: Counter[int] = field(default_factory=Counter, init=False)  # beginnings, by how many trials ran then
 
     def run(self, *, interruption: Interruption = uninterrupted) -> None:
         """Ask, run and tell until the budget is used up, or `interruption` gives a reason.
@@ -122,27 +125,46 @@ class Driver:
         self._out_of_time = False
         self._ask_seconds, self._trial_seconds = 0.0, 0.0
         self._interruption = interruption
-        self._ahead: Future[Proposal] | None = None
+        self._asked: Future[Proposal] | None = None
+        self._beside.clear()
         with ThreadPoolExecutor(1, thread_name_prefix="netloom-ask") as self._thread, self.study.alive():
             self.executor.run(self._tasks(), self._on_event, interruption=self._look)
             self._give_back()
 
-    def _tasks(self) -> Iterator[Task]:
+    @property
+    def ran_at_once(self) -> int:
+        """How many trials ran when most of them began, itself included, the larger of equals; 0 where none has begun.
+
+        Less than there are workers where a cluster had no room for all, or where some died.
+        """
+        return max(self._beside, key=lambda n: (self._beside[n], n), default=0)
+
+    def _tasks(self) -> Iterator[Task | None]:
         left = None if self.n_trials is None else self.n_trials - self.study.n_asked()
         for proposal in self.study.unfinished():
             yield self._task(proposal)
         while (left is None or left > 0) and not self._is_over() and not self.gave_up:
+            if self.at_once and not self._has_asked():
+                yield None
+                continue
             try:
-                proposal = self._ask() if self._ahead is None else self._ahead.result()
+                proposal = self._ask() if self._asked is None else self._asked.result()
             except ExhaustedError:
                 return
             finally:
-                self._ahead = None
+                self._asked = None
             if left is not None:
                 left -= 1
             if self.at_once and left != 0 and self._ask_seconds > _WORTHWHILE * self._trial_seconds > 0:
-                self._ahead = self._thread.submit(self._ask)
+                self._asked = self._thread.submit(self._ask)
             yield self._task(proposal)
+
+    def _has_asked(self) -> bool:
+        """Whether the next proposal is there; it is asked for in a thread, so that trials are heard meanwhile."""
+        if self._asked is None:
+            self._asked = self._thread.submit(self._ask)
+            wait([self._asked], timeout=_MOMENT)
+        return self._asked.done()
 
     def _ask(self) -> Proposal:
         started = time.perf_counter()
@@ -188,7 +210,7 @@ class Driver:
         proposal = self._proposals[name]
         if isinstance(event, Started):
             self._begun[name] = time.monotonic()
-            self.most_at_once = max(self.most_at_once, len(self._begun))
+            self._beside[len(self._begun)] += 1
             if self._out_of_time:
                 self._stop(name, TIME_LIMIT)
             if event.attempt == 1:
@@ -250,13 +272,13 @@ class Driver:
         self.watcher.ended(TrialEnd(proposal.number, state, value, proposal.overrides, outcome))
 
     def _give_back(self) -> None:
-        """End a trial that was asked for ahead and then not wanted any more."""
-        if self._ahead is None:
+        """End a trial that was asked for and then not wanted any more, unless the next process is to do it."""
+        if self._asked is None:
             return
         try:
-            proposal = self._ahead.result()
+            proposal = self._asked.result()
         except ExhaustedError:
             return
-        if self._interruption() is None:
+        if self._interruption() is None and not self.gave_up:
             outcome = {"reason": f"{TIME_LIMIT}, before it began", **self._course()}
             self.study.prune(proposal.number, outcome)

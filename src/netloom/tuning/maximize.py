@@ -91,7 +91,7 @@ def maximize(
         best = results[-1] if best is None or better else best
         if verbose > 1 or better:
             values = [target, *(proposal.overrides.get(d.key) for d in dimensions)]
-            cells = [str(len(results)), *map(cell_of, values)]
+            cells = [str(len(results)), *map(cell_of, values, widths[1:])]
             reporter.say(table_row(cells, widths) + (" *" if better else ""))
     assert best is not None
     return Maximum(best, tuple(results))

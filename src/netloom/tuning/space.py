@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from netloom.errors import RecipeError, did_you_mean
+from netloom.progress import number_cell
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -174,9 +175,11 @@ def label_of(choice: Any) -> str:
     return str(choice)
 
 
-def cell_of(value: Any) -> str:
-    """A value in a table that a person reads while a search runs: numbers with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else label_of(value)
+def cell_of(value: Any, width: int) -> str:
+    """A value in a table that a person reads while a search runs: numbers with four digits, fewer where need be."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return label_of(value)
+    return number_cell(value, width, ".4g" if isinstance(value, float) else "d")
 
 
 def values_of_dimension(dimension: Dimension) -> list[Any]:

@@ -33,6 +33,7 @@ from netloom.workflows.trainings import FailedTrainingsError
 RESULT_FILE = "cv.json"
 REPORT_FILE = "report.html"
 DEFAULT_FOLDS = 5
+DEFAULT_HOLDOUTS = 5
 _NOTES_SHOWN = 10
 
 
@@ -78,7 +79,7 @@ def cross_validate(
     recipe: str | Path | Recipe | None = None,
     *,
     folds: int | None = None,
-    repeats: int = 1,
+    repeats: int | None = None,
     holdout: float | None = None,
     jobs: int | str = "auto",
     model: CustomModel | str | None = None,
@@ -101,7 +102,7 @@ def cross_validate(
         source: As for `train`.
         recipe: As for `train`.
         folds: At least 2; 5 where neither they nor a holdout is given.
-        repeats: How often all is drawn anew.
+        repeats: How often all is drawn anew; once where it is not given, 5 times with a holdout.
         holdout: In place of folds: the fraction that is held out at random in each of at least 2 repeats.
         jobs: Trainings at once; `auto` measures with which number and threads all of them end the soonest.
         model: The name of a model, or a function making one, as for `train`. A function that other processes cannot
@@ -119,7 +120,7 @@ def cross_validate(
             the others are in the folder all the same.
         InterruptedTrainingsError: Ctrl-C or SIGTERM; `resume_cross_validation` goes on.
     """
-    scheme = Scheme(DEFAULT_FOLDS if folds is None and holdout is None else folds, repeats, holdout)
+    scheme = _scheme(folds, repeats, holdout)
     asked = request_for(
         source,
         recipe,
@@ -202,6 +203,17 @@ def resume_cross_validation(
     reporter = Reporter(quiet=quiet)
     job = resume_job(folder, "cross-validation", source=source, jobs=jobs, model=model, reporter=reporter)
     return _finish(job, _scheme_of(job), reporter)
+
+
+def _scheme(folds: int | None, repeats: int | None, holdout: float | None) -> Scheme:
+    """The scheme that a user means, who need not say all of it.
+
+    Raises:
+        DataError: There is none such.
+    """
+    if repeats is None:
+        repeats = 1 if holdout is None else DEFAULT_HOLDOUTS
+    return Scheme(DEFAULT_FOLDS if folds is None and holdout is None else folds, repeats, holdout)
 
 
 def _scheme_of(job: TrainingJob) -> Scheme:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,22 @@ OF_USER = "user"
 _NOT_IN_GRID = "it is none of the grid's combinations"
 
 
-def checked_first(first: Sequence[Mapping[str, Any]], dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
-    """The values that a user wants tried first, as the space has them.
+def checked_first(
+    first: Mapping[str, Any] | Sequence[Mapping[str, Any]], dimensions: Sequence[Dimension]
+) -> list[dict[str, Any]]:
+    """The values that a user wants tried first, as the space has them; one mapping is a list of one.
 
     Raises:
-        RecipeError: A key is not searched over, or a value lies outside of the space.
+        RecipeError: It holds no values by key, a key is not searched over, or a value lies outside of the space.
     """
     known = {dimension.key: dimension for dimension in dimensions}
     checked = []
-    for values in first:
+    for values in [first] if isinstance(first, Mapping) or not isinstance(first, Iterable) else first:
+        if not isinstance(values, Mapping):
+            shown = first if isinstance(first, str) else values
+            raise RecipeError(
+                f"first takes values by key, such as {{'dropout': 0.3}}, or a list of such, not {shown!r}."
+            )
         found: dict[str, Any] = {}
         for key, value in values.items():
             if key not in known:
@@ -81,6 +88,22 @@ def _parsed(part: str) -> tuple[str, Any]:
         return key.strip(), parse_yaml(value)
     except ValueError as error:
         raise RecipeError(f"The value of --try {part!r} is not valid YAML: {error}.") from error
+
+
+def listed_studies(studies: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """The folders of earlier studies that a user names; one alone is a list of one.
+
+    Raises:
+        RunError: It is something else.
+    """
+    folders = list(studies) if isinstance(studies, Iterable) and not isinstance(studies, str) else [studies]
+    for folder in folders:
+        if not isinstance(folder, str | Path):
+            raise RunError(
+                f"warm_start takes the folders of earlier studies, not {type(folder).__name__}. Of a study that is "
+                "loaded it is its path."
+            )
+    return folders
 
 
 def best_of_earlier(folder: str | Path) -> list[tuple[str, Mapping[str, Any]]]:

@@ -22,15 +22,9 @@ from netloom.workflows.study_manifest import StudyManifest
 from netloom.workflows.study_pictures import StudyPictures
 from netloom.workflows.study_views import HParamsLog, Watchers
 from netloom.workflows.trainings import InterruptedTrainingsError, executor_for, name_for_workers
+from netloom.workflows.trial_folder import forgive_beginnings, remove_checkpoints, trial_name
 from netloom.workflows.trial_table import TrialTable
-from netloom.workflows.trial_task import (
-    TrialResources,
-    plain_resources,
-    remove_checkpoints,
-    run_trial,
-    set_up,
-    trial_name,
-)
+from netloom.workflows.trial_task import TrialResources, plain_resources, run_trial, set_up
 
 TRIALS_FOLDER = "trials"
 
@@ -126,12 +120,14 @@ class Search:
         if n is not None and self.study.n_asked() >= n and not self._any_open():
             return
         before, started = self._seconds_before(), time.perf_counter()
+        folders = _TrialFolders(self.folder / TRIALS_FOLDER)
         try:
             with listening() as interruption:
-                self._drive(before, interruption)
+                self._drive(before, interruption, folders)
         except StorageLostError as error:
             raise RunError(f"{error} Go on with: {self.how_to_go_on()}") from error
         finally:
+            folders.forgive()
             self.note(seconds=before + time.perf_counter() - started)
 
     def _seconds_before(self) -> float:
@@ -147,7 +143,7 @@ class Search:
     def _any_open(self) -> bool:
         return any(record.state == "running" for record in self.study.records())
 
-    def _drive(self, seconds_before: float, interruption: Interruption) -> None:
+    def _drive(self, seconds_before: float, interruption: Interruption, folders: _TrialFolders) -> None:
         resources = TrialResources(
             [kind for kind, _ in self.pictures.kinds], self.recipe, self.splits, self.manifest.objective, self.model
         )
@@ -177,9 +173,10 @@ class Search:
                 earlier=self.study.records(),
                 n_ended=self.study.n_ended(),
             )
-            watchers: list[Watcher] = [table, _Cleaner(self.folder / TRIALS_FOLDER)]
+            watchers: list[Watcher] = [table, folders]
             if self.recipe.tensorboard:
-                watchers.append(HParamsLog(self.folder / "tensorboard", self.manifest.objective))
+                by_fold = self.manifest.cv is not None
+                watchers.append(HParamsLog(self.folder / "tensorboard", self.manifest.objective, by_fold=by_fold))
             driver = Driver(
                 study=self.study,
                 executor=executor,
@@ -196,7 +193,7 @@ class Search:
             try:
                 driver.run(interruption=interruption)
             finally:
-                self.note(jobs=self.jobs if self.cluster is None else max(1, driver.most_at_once))
+                self.note(jobs=driver.ran_at_once or self.manifest.jobs)
             if (reason := interruption()) is not None:
                 raise InterruptedTrainingsError(
                     f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: {self.how_to_go_on()}",
@@ -218,8 +215,8 @@ class Search:
         return Task(name, run_trial, arguments)
 
 
-class _Cleaner(Watcher):
-    """Removes the checkpoints of trials that were pruned or failed, and will not go on.
+class _TrialFolders(Watcher):
+    """Keeps what trials leave for going on as long as they may go on.
 
     Args:
         folder: Of all trials.
@@ -227,8 +224,19 @@ class _Cleaner(Watcher):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._open: set[int] = set()
+
+    def started(self, proposal: Proposal) -> None:
+        """Note that it has no end yet."""
+        self._open.add(proposal.number)
 
     def ended(self, end: TrialEnd) -> None:
-        """Remove what the trial has left for going on."""
+        """Remove the checkpoints of a trial that was pruned or failed."""
+        self._open.discard(end.number)
         if end.state != "complete":
             remove_checkpoints(self._folder / trial_name(end.number))
+
+    def forgive(self) -> None:
+        """Tell the trials without an end that it was not one of them that ended this process."""
+        for number in self._open:
+            forgive_beginnings(self._folder / trial_name(number))

@@ -64,7 +64,7 @@ class StudyManifest:
         final_on: What they are trained on.
         searched: The search has ended by its number of trials or its time, so that the winner's trainings are next.
         seconds: That it has taken so far, without pauses between two processes.
-        jobs: Trials at once in the latest of them.
+        jobs: Trials that ran at once in the latest of them, see `Driver.ran_at_once`.
     """
 
     study: str

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from netloom.metrics.intervals import wilson_interval
+from netloom.metrics.intervals import resampled_mean_interval, wilson_interval
 from netloom.recipe import Recipe
 from netloom.report.study_wording import describe_study
 from netloom.tuning.samplers import describe_sampler
 from netloom.tuning.space import Dimension
 from netloom.tuning.study import TrialRecord
+from netloom.workflows.fresh_scores import FreshScores
 from netloom.workflows.runs import Run
 from netloom.workflows.seeds import spread, summarize_seeds
 from netloom.workflows.study import REPORT_FILE
@@ -35,7 +36,7 @@ def study_result(
     best_recipe: Recipe | None,
     best_recipe_file: Path,
     runs: Sequence[Run],
-    fresh_values: Sequence[float],
+    fresh: FreshScores | None,
     earlier_winners: int,
     importances: Mapping[str, float] | None,
 ) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def study_result(
         best_recipe: Its recipe.
         best_recipe_file: Where that is.
         runs: Of the winner, with fresh seeds.
-        fresh_values: What each of them scores on the validation part; none where there is none.
+        fresh: What the winner scores where it was not chosen; None where that is not known.
         earlier_winners: Of this search when it was shorter, which were tested on the same pictures.
         importances: Of the dimensions.
     """
@@ -91,7 +92,7 @@ def study_result(
             "interval": _interval(best.value, validation_n, manifest) if validation_groups is None else None,
             "overrides": dict(best.overrides),
         },
-        "fresh": _fresh(runs, fresh_values, manifest),
+        "fresh": _fresh_scores(fresh, manifest),
         "final": _final(runs, manifest),
         "test": dict(runs[0].result["test"]) if runs else None,
         "earlier_winners": earlier_winners,
@@ -106,6 +107,38 @@ def study_result(
 def _at_random(records: Sequence[TrialRecord]) -> int:
     """Trials that the sampler did not take from a model."""
     return sum(record.origin == "sampler" and not record.modelled for record in records)
+
+
+def _fresh_scores(fresh: FreshScores | None, manifest: StudyManifest) -> dict[str, Any] | None:
+    if fresh is None:
+        return None
+    if fresh.held_out is None or fresh.given is None:
+        return _fresh(fresh.runs, fresh.values, manifest)
+    return {
+        **_fresh_folds(fresh.values, fresh.held_out, fresh.given, manifest),
+        "seeds": [run.recipe.seed for run in fresh.runs],
+    }
+
+
+def _fresh_folds(
+    values: Sequence[float], held_out: Sequence[int], given: Sequence[int], manifest: StudyManifest
+) -> dict[str, Any]:
+    """What the winner scores on folds that the search has not seen; the interval is that of a cross-validation."""
+    scores = np.array(values, dtype=np.float64)
+    test_per_train = float(np.mean(np.array(held_out) / np.array(given)))
+    highest = math.inf if manifest.objective == "validation_loss" else 1.0
+    interval = resampled_mean_interval(scores, test_per_train=test_per_train).within(high=highest)
+    return {
+        "mean": float(scores.mean()),
+        "standard_deviation": float(scores.std(ddof=1)),
+        # Folds that happen to score alike do not say how far such a mean can be from the truth.
+        "interval": list(interval) if len(set(values)) > 1 else None,
+        "values": list(values),
+        "n": len(values),
+        "folds": manifest.cv,
+        "held_out_n": int(sum(held_out)),
+        "test_per_train": test_per_train,
+    }
 
 
 def _fresh(runs: Sequence[Run], values: Sequence[float], manifest: StudyManifest) -> dict[str, Any] | None:

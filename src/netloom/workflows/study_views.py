@@ -147,13 +147,15 @@ class HParamsLog(Watcher):
     Args:
         folder: For the event files, one folder for each trial.
         objective: Name of the score.
+        by_fold: The values on a trial's way are those of folds, not of epochs.
 
     Raises:
         NetloomError: The package tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path, objective: str) -> None:
+    def __init__(self, folder: Path, objective: str, *, by_fold: bool) -> None:
         self._folder, self._objective = folder, objective
+        self._tag = f"{'fold' if by_fold else 'epoch'}/{objective}"
         self._open_writer = require_tensorboard()
 
     def ended(self, end: TrialEnd) -> None:
@@ -167,5 +169,5 @@ class HParamsLog(Watcher):
             writer = self._open_writer(str(self._folder / f"trial-{end.number:04d}"))
             with contextlib.closing(writer):
                 writer.add_hparams(settings, {self._objective: score}, run_name=".", global_step=len(values))
-                for epoch, value in enumerate(values, 1):
-                    writer.add_scalar(f"epoch/{self._objective}", value, epoch)
+                for step, value in enumerate(values, 1):
+                    writer.add_scalar(self._tag, value, step)

@@ -32,7 +32,8 @@ from netloom.workflows.trainings import (
 )
 
 _MANIFEST = "trainings.json"
-Kind = Literal["cross-validation", "seeds"]
+# A cross-validation draws from all that is no test part of the source; fresh folds from what a search did not test on.
+Kind = Literal["cross-validation", "seeds", "fresh folds"]
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,7 @@ def run_trainings(
             here=Resources(image_set, model),
             setup=set_up,
             arguments={"model": name_for_workers(model, min(jobs, len(tasks)))},
+            reporter=reporter,
         ) as executor,
     ):
         teller = _Teller(reporter, bars)
@@ -286,7 +287,7 @@ def executor_for(
         setup: Makes the same in another, from what `received_pictures` takes, and `arguments`.
         arguments: Plain ones.
         cluster: Address of a Ray cluster, see `RayExecutor`; `jobs` is then the most, 0 for as many as it has room for.
-        reporter: Told when the cluster has no room.
+        reporter: Told when the cluster has no room, and when fewer run at once since one was killed.
 
     Raises:
         NetloomError: The cluster cannot be used.
@@ -317,6 +318,7 @@ def executor_for(
             setup=setup,
             arguments={"pictures": [shared.to_json() for shared in pictures], **arguments},
             remove=[shared.folder for shared in pictures],
+            say=None if reporter is None else reporter.say,
         ) as executor,
     ):
         yield executor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +75,14 @@ def score_of(evaluation: Evaluation, objective: Objective) -> float:
     return float(scores.accuracy.value if objective == "validation_accuracy" else scores.log_loss.value)
 
 
-def score_of_run(run: Run, image_set: ImageSet, split: Split, objective: Objective) -> float:
+def score_of_run(
+    run: Run,
+    image_set: ImageSet,
+    split: Split,
+    objective: Objective,
+    *,
+    part: Literal["validation", "test"] = "validation",
+) -> float:
     """An objective's value of the weights that a run has kept, as in validation: of each picture as it is.
 
     Args:
@@ -82,22 +90,24 @@ def score_of_run(run: Run, image_set: ImageSet, split: Split, objective: Objecti
         image_set: The pictures as it saw them.
         split: Its own.
         objective: Which figure.
+        part: Scored on which part; the test part of a fold is what it holds out.
     """
-    if objective not in _BY_CLASS:
+    if part == "validation" and objective not in _BY_CLASS:
         return float(run.history[int(run.result["kept_epoch"] or len(run.history)) - 1][objective])
     recipe, facts, plan = run.recipe, run.data, run.plan
     targets = image_set.targets.numpy()
+    scored = split.validation if part == "validation" else split.test
     found = evaluate_model(
         on_device(run.model(), plan.device),
         builders.plain_batches(
             builders.resident(image_set, plan.device),
-            split.validation,
+            scored,
             batch_size=recipe.batch_size,
             scaling=facts.scaling,
             device=plan.device,
         ).epoch(),
         head=builders.build_heads(recipe, facts.class_names)[0],
-        targets=targets[split.validation],
+        targets=targets[scored],
         train_targets=targets[split.train],
         plan=plan,
     )

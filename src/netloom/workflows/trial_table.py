@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netloom.durations import duration
-from netloom.progress import Bars, Reporter, table_row
+from netloom.progress import Bars, Reporter, number_cell, table_row
 from netloom.tuning.driver import TrialEnd, Watcher
 from netloom.tuning.space import cell_of
 from netloom.tuning.study import Direction, Proposal, TrialRecord, best_of
@@ -51,7 +51,7 @@ class TrialTable(Watcher):
         self._ended_before = n_ended
         self.n_ended = self._ended_before
         keyed = [min(max(len(key), _NARROWEST), _WIDEST) for key in self._keys]
-        self._widths = [5, 8, *keyed, 6, 7, 10]
+        self._widths = [5, 8, *keyed, 6, 7, 12]
         self._header_shown = False
 
     def progressed(self, number: int, values: Mapping[str, Any]) -> None:
@@ -84,14 +84,17 @@ class TrialTable(Watcher):
             self._header_shown = True
             self._reporter.say(table_row(["trial", "value", *self._keys, "epochs", "seconds", "left"], self._widths))
             self._reporter.say(table_row(["-" * width for width in self._widths], self._widths))
-        value = f"{end.value:.4f}" if end.value is not None else end.state
+        _, wide, *keyed, _, for_seconds, _ = self._widths
         epochs, seconds = end.outcome.get("epochs"), end.outcome.get("seconds")
         cells = [
             str(end.number),
-            value,
-            *(cell_of(end.overrides[key]) if key in end.overrides else "" for key in self._keys),
+            end.state if end.value is None else number_cell(end.value, wide, ".4f"),
+            *(
+                cell_of(end.overrides[key], width) if key in end.overrides else ""
+                for key, width in zip(self._keys, keyed, strict=True)
+            ),
             "" if epochs is None else str(epochs),
-            "" if seconds is None else f"{seconds:.1f}",
+            "" if seconds is None else number_cell(seconds, for_seconds, ".1f"),
             self._left(),
         ]
         self._reporter.say(table_row(cells, self._widths) + (" *" if better else ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,8 @@ import numpy.typing as npt
 
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import DataError, NetloomError, RunError, TrainingError
+from netloom.errors import DataError, TrainingError
 from netloom.evaluation.holdout import evaluate_model
-from netloom.files import partial_files, read_json, write_json, writing
 from netloom.models.heads import Head
 from netloom.parallel.pictures import received_pictures
 from netloom.parallel.tasks import TaskContext, find
@@ -25,17 +23,17 @@ from netloom.recipe import Recipe, load_recipe
 from netloom.run import DataFacts
 from netloom.runtime import ExecutionPlan, keep_freed_memory
 from netloom.training.callbacks import Callback
-from netloom.training.checkpoint import Checkpoint, Checkpointer, load_checkpoint
+from netloom.training.checkpoint import Checkpointer
 from netloom.training.state import TrainingState
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.search_options import Objective
 from netloom.workflows.training_run import kept_epoch
+from netloom.workflows.trial_folder import TrialFolder
 from netloom.workflows.trial_scores import ClassFigures, score_of
 
 _SECONDS_PER_REPORT = 0.5
-_STATE = "trial.json"
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def run_trial(
     """
     resources: TrialResources = context.shared
     recipe = load_recipe(resources.recipe, overrides).replace(tensorboard=False, keep_every=None)
-    trial = _TrialFolder(None if folder is None else Path(folder), overrides)
+    trial = TrialFolder(None if folder is None else Path(folder), overrides)
     if trial.outcome is not None:  # its driver died before it could write it down
         return trial.outcome
     execution = ExecutionPlan.from_json(dict(plan))
@@ -170,8 +168,6 @@ def run_trial(
             return {"state": "stopped", **_figures(trial, started)}
         trial.scores.append(score)
         trial.epochs_of_current, trial.values_of_current = 0, []
-        if number < len(resources.splits) - 1:
-            trial.write()
     values = [score["value"] for score in trial.scores]
     first = trial.scores[0]
     outcome = {
@@ -187,102 +183,13 @@ def run_trial(
     return outcome
 
 
-def _figures(trial: _TrialFolder, started: float) -> dict[str, Any]:
+def _figures(trial: TrialFolder, started: float) -> dict[str, Any]:
     done = [score["value"] for score in trial.scores]
     return {
         "epochs": sum(score["epochs"] for score in trial.scores) + trial.epochs_of_current,
         "seconds": time.perf_counter() - started,
         "values": done or trial.values_of_current,
     }
-
-
-def trial_name(number: int) -> str:
-    """Of a trial's task and folder."""
-    return f"trial-{number:04d}"
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove what a trial has left for going on."""
-    for file in [*folder.glob("checkpoint-*"), *partial_files(folder)]:
-        file.unlink(missing_ok=True)
-
-
-class _TrialFolder:
-    """What a trial leaves on the disk: its values, the scores of folds that are done, a checkpoint of the current one.
-
-    Without a folder, or where the study's is on another machine, nothing is left, and a trial whose process dies is
-    begun anew.
-    """
-
-    def __init__(self, path: Path | None, overrides: Mapping[str, Any]) -> None:
-        self.path = None if path is None or not path.parent.is_dir() else path
-        self.overrides = json.loads(json.dumps(dict(overrides)))
-        self.scores: list[dict[str, Any]] = []
-        self.outcome: dict[str, Any] | None = None
-        self.epochs_of_current = 0
-        self.values_of_current: list[float] = []
-        if self.path is None:
-            return
-        with writing(self.path, "Give write permission to the study's folder."):
-            self.path.mkdir(exist_ok=True)
-        if not self._read():
-            self._remove_checkpoints()
-            self.write()
-
-    def _read(self) -> bool:
-        """Take up what an earlier process left; whether there was something of this very trial.
-
-        There may be something of another one: a loss of power can take the last trials out of the study, whose numbers
-        are then given again.
-        """
-        assert self.path is not None
-        try:
-            state = read_json(self.path / _STATE)
-            scores, outcome = list(state["scores"]), state["outcome"]
-            if state["overrides"] != self.overrides or not all(map(_is_score, scores)):
-                return False
-            if outcome is not None and not (_is_score(outcome) and outcome.get("state") == "complete"):
-                return False
-        except (NetloomError, KeyError, TypeError):
-            return False
-        self.scores, self.outcome = scores, outcome
-        return True
-
-    def checkpoint(self, number: int) -> Path | None:
-        """Where the state of the training on split `number` is."""
-        return None if self.path is None else self.path / f"checkpoint-{number}.safetensors"
-
-    def load_checkpoint(self, number: int) -> Checkpoint | None:
-        """The state of the training on split `number`; None to begin anew, also where a disk has damaged it."""
-        path = self.checkpoint(number)
-        if path is None or not path.is_file():
-            return None
-        try:
-            return load_checkpoint(path)
-        except RunError:
-            path.unlink()
-            return None
-
-    def write(self) -> None:
-        """Write down what is done."""
-        if self.path is not None:
-            state = {"overrides": self.overrides, "scores": self.scores, "outcome": self.outcome}
-            write_json(self.path / _STATE, state)
-
-    def finish(self, outcome: dict[str, Any]) -> None:
-        """Write down that all is done."""
-        self.outcome = outcome
-        self.write()
-        self._remove_checkpoints()
-
-    def _remove_checkpoints(self) -> None:
-        if self.path is not None:
-            remove_checkpoints(self.path)
-
-
-def _is_score(value: Any) -> bool:
-    """Whether it has the figures that every score and outcome has."""
-    return isinstance(value, dict) and isinstance(value.get("value"), float) and isinstance(value.get("epochs"), int)
 
 
 class _Score:
@@ -295,7 +202,7 @@ class _Score:
         recipe: Recipe,
         number: int,
         plan: ExecutionPlan,
-        trial: _TrialFolder,
+        trial: TrialFolder,
     ) -> None:
         self.context, self.resources, self.recipe, self.number = context, resources, recipe, number
         self.pictures = pictures_for(resources.pictures, trial.overrides)
@@ -305,9 +212,10 @@ class _Score:
     def train(self) -> dict[str, Any] | None:
         """The score, or None if the trial was asked to stop."""
         recipe, image_set, facts = self.recipe, self.pictures.image_set, self.pictures.facts
-        network, heads = builders.build_network(recipe, facts, self.resources.model)
         path = self.trial.checkpoint(self.number)
         checkpoint = self.trial.load_checkpoint(self.number)
+        self.trial.begin(0 if checkpoint is None else checkpoint.values["epoch"])
+        network, heads = builders.build_network(recipe, facts, self.resources.model)
         fitting = Fitting.prepare(
             recipe,
             network,

@@ -28,7 +28,8 @@ from netloom.tuning.study import TrialRecord, best_of
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.checked_network import checked_network
-from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first
+from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first, listed_studies
+from netloom.workflows.fresh_scores import FreshScores, fresh_folds, fresh_scores
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
@@ -51,14 +52,14 @@ from netloom.workflows.study_parts import cluster_for, splits_for
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.study_result import describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
-from netloom.workflows.winner import check_final_part, earlier_winners, fresh_values, note_tested, train_winner
+from netloom.workflows.winner import check_final_part, earlier_winners, note_tested, train_winner
 
 
 def tune(
     source: str | Path | ImageSet,
     recipe: str | Path | Recipe | None = None,
-    *,
     space: SpaceLike | None = None,
+    *,
     sampler: str = "auto",
     pruner: str = "auto",
     n_trials: int | None = None,
@@ -68,8 +69,8 @@ def tune(
     cv: int | None = None,
     final_seeds: int = DEFAULT_FINAL_SEEDS,
     final_on: str = DEFAULT_FINAL_PART,
-    first: Sequence[Mapping[str, Any]] = (),
-    warm_start: Sequence[str | Path] = (),
+    first: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+    warm_start: str | Path | Sequence[str | Path] = (),
     storage: str | None = None,
     jobs: int | str = "auto",
     ray: str | None = None,
@@ -86,7 +87,8 @@ def tune(
 
     The search sees the training and validation parts alone. The recipe's own values are the first trial, if they are
     in the space. The winner is trained anew with seeds that the search has not seen, which tells how much of its score
-    was luck, and each of those trainings is tested once.
+    was luck, and each of those trainings is tested once. Where folds score the trials, folds that the search has not
+    seen tell that.
 
     Args:
         source: As for `train`.
@@ -104,14 +106,15 @@ def tune(
         objective: `validation_accuracy`, `validation_loss`, or, in which all classes count the same, however many
             pictures they have, `validation_macro_f1` or `validation_balanced_accuracy`; of the weights that a training
             keeps.
-        cv: Score each trial by so many folds of what is not test, instead of by the validation part.
-        final_seeds: Trainings of the winner; 0 for none, and no test.
+        cv: Score each trial by so many folds of what is not test, instead of by the validation part; the winner in the
+            end by as many that are drawn anew.
+        final_seeds: Trainings of the winner; 0 for none, and no test and no fresh folds.
         final_on: What they are trained on: `train`, as the trials are, or `train+validation`. With the latter nothing
             is left to choose an epoch by: they train as many epochs as the winning trial's kept weights had (the median
             over folds), and keep the last.
-        first: Values of the space by key, such as `{"dropout": 0.3}`, that are tried right after the recipe; for keys
-            that are left out it is as in the recipe.
-        warm_start: Folders of earlier studies, whose best values are tried first.
+        first: Values of the space by key, such as `{"dropout": 0.3}`, or several such, that are tried right after the
+            recipe; for keys that are left out it is as in the recipe.
+        warm_start: The folder of an earlier study, or several, whose best values are tried first.
         storage: URL of a database that several drivers share under one `name`; a file in the study's folder without it.
         jobs: Trials at once; `auto` measures with which number and threads they end the soonest.
         ray: Have the trials done on a Ray cluster: `auto`, or the address of its head. `jobs` is then the most of them
@@ -154,9 +157,9 @@ def tune(
         n_trials = grid_size(dimensions)
     elif n_trials is None and limit is None:
         n_trials = DEFAULT_TRIALS
-    first = checked_first(first, dimensions)
-    earlier: list[list[tuple[str, Mapping[str, Any]]]] = [[(OF_USER, values) for values in first]] if first else []
-    earlier += map(best_of_earlier, warm_start)
+    of_user = checked_first(first, dimensions)
+    earlier: list[list[tuple[str, Mapping[str, Any]]]] = [[(OF_USER, values) for values in of_user]] if of_user else []
+    earlier += map(best_of_earlier, listed_studies(warm_start))
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     splits = splits_for(data, chosen, cv)
@@ -164,6 +167,8 @@ def tune(
         pool = np.concatenate([split.test for split in splits])
         for note in notes_on_folds(chosen, data.image_set, pool, fingerprint=data.facts.fingerprint):
             reporter.say(f"  note: {note}")
+        if n_seeds:
+            fresh_folds(data, chosen, cv)  # tells, before the search, where these cannot be drawn
     check_final_part(chosen, data.split, trained_on, n_seeds=n_seeds)
     pictures = study_pictures(source, chosen, data, dimensions, reporter)
     network, heads = checked_network(chosen, replace(data, split=splits[0]), asked.model)
@@ -338,19 +343,19 @@ def _finish(search: Search) -> Study:
             search.run()
         except HopelessSearchError:
             records = search.study.records()
-            _report(search, records, best_of(records, search.manifest.direction), None, [])
+            _report(search, records, best_of(records, search.manifest.direction), None, [], None)
             raise
     records = search.study.records()
     best = best_of(records, search.manifest.direction)
     if best is None:
-        _report(search, records, None, None, [])
+        _report(search, records, None, None, [], None)
         raise TrainingError(_why_nothing(search, records))
     search.note(searched=True)
     best_recipe = load_recipe(search.recipe, best.overrides)
     write_atomically(search.folder / BEST_RECIPE_FILE, best_recipe.to_yaml())
     runs = train_winner(search, best, best_recipe)
     note_tested(search, best, runs)
-    result = _report(search, records, best, best_recipe, runs)
+    result = _report(search, records, best, best_recipe, runs, fresh_scores(search, best_recipe, runs))
     for line in describe_result(result):
         search.reporter.say(line)
     return Study(search.folder, best_recipe, runs[0] if runs else None, result)
@@ -362,6 +367,7 @@ def _report(
     best: TrialRecord | None,
     best_recipe: Recipe | None,
     runs: Sequence[Run],
+    fresh: FreshScores | None,
 ) -> dict[str, Any]:
     """Write figures and page."""
     scored = search.pictures.data.split.validation
@@ -381,7 +387,7 @@ def _report(
         best_recipe=best_recipe,
         best_recipe_file=search.folder / BEST_RECIPE_FILE,
         runs=runs,
-        fresh_values=fresh_values(search, runs),
+        fresh=fresh,
         earlier_winners=earlier_winners(search, best, runs),
         importances=search.study.importances(),
     )

@@ -15,8 +15,7 @@ from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run, load
 from netloom.workflows.search import Search
 from netloom.workflows.search_options import FinalPart
-from netloom.workflows.training_job import Member, TrainingJob, is_job, resume_job, start_job
-from netloom.workflows.trial_scores import score_of_run
+from netloom.workflows.training_job import Kind, Member, TrainingJob, is_job, resume_job, start_job
 
 _FINAL = "final"
 
@@ -61,36 +60,68 @@ def train_winner(search: Search, best: TrialRecord, recipe: Recipe) -> list[Run]
     Raises:
         TrainingError: A training failed; the search can be gone on with.
     """
-    n, reporter = search.manifest.final_seeds, search.reporter
+    n = search.manifest.final_seeds
     if n == 0:
         return []
     final, split = _as_trained(search, best, recipe)
-    data = search.pictures.prepared_for(final, split)
-    job = _begun(search, final, data)
+    announcement = [
+        f"Training the best recipe anew, with {n} {'seed' if n == 1 else 'seeds'} that the search has not seen"
+    ]
+    if split is not search.pictures.data.split:
+        announcement += _how_long(recipe, final, split)
+    first = search.recipe.seed + 1
+    members = [
+        Member(f"seed-{seed}", final.replace(seed=seed), split, {"seed": seed}) for seed in range(first, first + n)
+    ]
+    return train_anew(search, "seeds", members, name=_FINAL, announcement=announcement)
+
+
+def train_anew(
+    search: Search,
+    kind: Kind,
+    members: Sequence[Member],
+    *,
+    name: str,
+    announcement: Sequence[str],
+) -> list[Run]:
+    """Bring trainings of the winner to their end, under the plan of the trials; those that are there are gone on with.
+
+    Args:
+        search: Whose winner it is.
+        kind: Of their job.
+        members: Of the job, one or more.
+        name: Of the job's folder, which is in the study's.
+        announcement: What a person is told where they begin.
+
+    Raises:
+        TrainingError: A training failed; the search can be gone on with.
+    """
+    data = search.pictures.prepared_for(members[0].recipe, members[0].split)
+    job = _begun(search, kind, members[0], data, name)
     if job is None:
-        reporter.say(
-            f"Training the best recipe anew, with {n} {'seed' if n == 1 else 'seeds'} that the search has not seen"
+        for line in announcement:
+            search.reporter.say(line)
+        job = start_job(
+            kind,
+            members,
+            data,
+            out=search.folder,
+            name=name,
+            details={},
+            jobs=None if search.jobs > 1 else 1,
+            device=search.manifest.plan.device,
+            plan=search.manifest.plan,
+            model=search.model,
+            reporter=Reporter(quiet=True),
         )
-        if split is not search.pictures.data.split:
-            _say_how_long(search, recipe, final, split)
-        job = _start(search, final, data)
-    failures = job.train(reporter, go_on_with=search.how_to_go_on())
+    failures = job.train(search.reporter, go_on_with=search.how_to_go_on())
     if failures:
-        name, reason = next(iter(failures.items()))
+        which, reason = next(iter(failures.items()))
         raise TrainingError(
-            f"The best recipe could not be trained anew: {name}: {reason.rstrip('.')}. The search is whole; go on "
+            f"The best recipe could not be trained anew: {which}: {reason.rstrip('.')}. The search is whole; go on "
             f"with: {search.how_to_go_on()}"
         )
     return list(job.runs)
-
-
-def fresh_values(search: Search, runs: Sequence[Run]) -> list[float]:
-    """What each of the winner's trainings scores on the validation part; none where nothing is left to validate on."""
-    if not runs or search.manifest.cv is not None or "validation" not in runs[0].result:
-        return []
-    split = search.pictures.data.split
-    image_set = search.pictures.prepared_for(runs[0].recipe, split).image_set
-    return [score_of_run(run, image_set, split, search.manifest.objective) for run in runs]
 
 
 def note_tested(search: Search, best: TrialRecord, runs: Sequence[Run]) -> None:
@@ -147,51 +178,33 @@ def _kept_epochs(best: TrialRecord) -> int:
     return max(1, round(float(statistics.median(found))))
 
 
-def _say_how_long(search: Search, recipe: Recipe, final: Recipe, split: Split) -> None:
-    search.reporter.say(
+def _how_long(recipe: Recipe, final: Recipe, split: Split) -> list[str]:
+    lines = [
         f"  on {len(split.train):,} pictures, of training and validation part together, for {final.epochs} epochs: as "
         "many as the winning trial's kept weights had, since no validation part is left to choose by"
-    )
+    ]
     if final.epochs != recipe.epochs:
-        for what in builders.depending_on_length(final):
-            search.reporter.say(f"  note: {what} on the length and is recomputed for {final.epochs} epochs")
+        lines += [
+            f"  note: {what} on the length and is recomputed for {final.epochs} epochs"
+            for what in builders.depending_on_length(final)
+        ]
+    return lines
 
 
-def _begun(search: Search, final: Recipe, data: PreparedData) -> TrainingJob | None:
+def _begun(search: Search, kind: Kind, first: Member, data: PreparedData, name: str) -> TrainingJob | None:
     """The trainings of this very winner that an earlier call has begun."""
-    seed = search.recipe.seed
-    for folder in sorted(search.folder.glob(f"*-{_FINAL}*")):
-        if not is_job(folder, "seeds"):
+    for folder in sorted(search.folder.glob(f"*-{name}*")):
+        if not is_job(folder, kind):
             continue
-        first = load(folder / f"seed-{seed + 1}")
-        same_parts = len(first.split["validation"]) == len(data.split.validation)
-        if same_parts and first.recipe.replace(seed=seed) == final.replace(seed=seed):
+        begun = load(folder / first.name)
+        same_parts = len(begun.split["validation"]) == len(first.split.validation)
+        if same_parts and begun.recipe == first.recipe:
             return resume_job(
                 folder,
-                "seeds",
+                kind,
                 source=data.image_set,
                 jobs=search.jobs,
                 model=search.model,
                 reporter=search.reporter,
             )
     return None
-
-
-def _start(search: Search, final: Recipe, data: PreparedData) -> TrainingJob:
-    first = search.recipe.seed + 1
-    return start_job(
-        "seeds",
-        [
-            Member(f"seed-{seed}", final.replace(seed=seed), data.split, {"seed": seed})
-            for seed in range(first, first + search.manifest.final_seeds)
-        ],
-        data,
-        out=search.folder,
-        name=_FINAL,
-        details={},
-        jobs=None if search.jobs > 1 else 1,
-        device=search.manifest.plan.device,
-        plan=search.manifest.plan,
-        model=search.model,
-        reporter=Reporter(quiet=True),
-    )
