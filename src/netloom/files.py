@@ -31,6 +31,14 @@ _REASONS = {
 }
 
 
+def with_home(path: str | Path) -> Path:
+    """`path` with a `~` or `~user` at its beginning as that home; where there is none, it is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 @contextlib.contextmanager
 def writing(path: Path, remedy: str) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into a message that names it and says what to do.
@@ -75,11 +83,14 @@ def partial_files(folder: Path) -> list[Path]:
 def _flush_folder(folder: Path) -> None:
     """Make a renaming in `folder` survive a loss of power, on systems where folders can be flushed."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        # Some shared folders refuse it, and those that may be written into but not be read cannot be opened for it. By
+        # now the file is in its place, so that a refusal is no failure of the writing.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def prepare_to_write(path: Path, *, force: bool) -> None:

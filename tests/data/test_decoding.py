@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -385,6 +386,35 @@ def test_a_damaged_picture_is_not_tried_again(pictures: list[Location], tmp_path
     assert not list(cache.cache_directory().rglob("again.json"))
 
 
+@pytest.mark.usefixtures("as_if_later")
+def test_a_file_that_was_away_is_tried_again(pictures: list[Location], tmp_path: Path) -> None:
+    """As are those that a network drive or another program withheld: that says nothing of the picture."""
+    locations = [*pictures, FileLocation(str(tmp_path / "away.png"))]
+    assert _decode(locations).rejected == [(60, "there is no such file")]
+    (tmp_path / "away.png").write_bytes(encoded(np.full((8, 12, 3), 99, dtype=np.uint8), "PNG"))
+    assert _decode(locations).pixels[:, 0, 0, 0].tolist() == [*range(60), 99]
+
+
+@pytest.mark.usefixtures("as_if_later")
+def test_a_try_for_which_there_is_no_room_costs_nothing(
+    pictures: list[Location], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoded pictures stay, and the picture keeps its tries."""
+    locations = [*pictures, FileLocation(str(tmp_path / "away.png"))]
+    _decode(locations)
+    [again] = cache.cache_directory().rglob("again.json")
+    before = again.read_bytes()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decoding, "_reserve", full)
+        for _ in range(3):
+            assert len(_decode(locations).pixels) == 60
+    assert again.read_bytes() == before
+
+
 @linux_only
 def test_a_picture_that_crashes_its_decoder_costs_itself_only(with_an_endless_one: list[Location]) -> None:
     """Every worker that has computed for 0.8 s, as only the endless picture makes it, is ended by SIGSEGV."""
@@ -620,6 +650,38 @@ def test_a_full_disk_says_what_is_needed(pictures: list[Location], monkeypatch: 
     assert _entries() == []
 
 
+@linux_only
+def test_an_entry_is_moved_when_no_worker_has_its_files_open(
+    pictures: list[Location], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows refuses to move a folder in which a file is open."""
+    moved = []
+
+    def watched(partial: Path, entry: Path) -> None:
+        workers = _workers()
+        links = [link for pid in workers for link in Path(f"/proc/{pid}/fd").iterdir()]
+        assert links
+        assert not [link for link in links if str(link.readlink()).startswith(str(partial))]
+        moved.append(len(workers))
+        partial.rename(entry)
+
+    monkeypatch.setattr(cache, "_move_into_place", watched)
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    _decode([*pictures, FileLocation(str(tmp_path / "broken.png"))])
+    assert moved == [2]
+
+
+def test_what_the_system_refuses_names_the_folder(pictures: list[Location], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    monkeypatch.setattr(cache, "_move_into_place", refuse)
+    with pytest.raises(DataError, match=r"cannot be kept in .*pictures: Access is denied.*NETLOOM_CACHE") as told:
+        _decode(pictures)
+    assert str(cache.cache_directory()) in str(told.value)
+    assert _entries() == []
+
+
 def test_old_entries_make_room_on_a_disk_that_lacks_it(
     pictures: list[Location], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -651,3 +713,31 @@ def test_reading_one_absent_member_is_a_reason(tmp_path: Path) -> None:
         read_bytes(StreamedTarMember(str(tmp_path / "a.tar.gz"), "absent", 3))
     with pytest.raises(UnreadablePictureError, match="ends before"):
         read_bytes(TarMember(str(tmp_path / "a.tar.gz"), 0, 10**8))
+
+
+@pytest.mark.parametrize("kind", ["file", "tar", "tar.gz", "zip"])
+def test_what_the_system_fails_to_read_may_be_read_another_time(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(b"some bytes that are neither a picture nor an archive")
+    locations: dict[str, Location] = {
+        "file": FileLocation(str(path)),
+        "zip": ZipMember(str(path), "a.png"),
+        "tar": TarMember(str(path), 0, 3),
+        "tar.gz": StreamedTarMember(str(path), "a.png", 3),
+    }
+
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for target in ("os.open", "pathlib.Path.open", "tarfile.open", "zipfile.ZipFile"):
+        monkeypatch.setattr(target, fail)
+    with pytest.raises(UnreadablePictureError, match="Input/output error") as told:
+        read_bytes(locations[kind])
+    assert told.value.passing
+    monkeypatch.undo()
+    if kind in ("zip", "tar.gz"):
+        with pytest.raises(UnreadablePictureError) as told:
+            read_bytes(locations[kind])
+        assert not told.value.passing

@@ -102,6 +102,46 @@ def test_many_entries_become_one() -> None:
     assert np.array_equal(found, features(*range(12), 100))
 
 
+def test_rows_are_not_written_again_at_every_merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 entries of one size: 63 of them are written a second time, and none a third time."""
+    written = []
+    original = Path.write_bytes
+
+    def watched(path: Path, content: bytes) -> int:
+        written.append(len(content))
+        return original(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", watched)
+    cache = FeatureCache(SPACE)
+    for number in range(64):
+        rows = range(100 * number, 100 * number + 100)
+        cache.add(keys(*rows), np.full((100, 50), number, dtype=np.float32))
+    one = written[0]
+    assert 64 * one < sum(written) < 2.1 * 64 * one
+    assert len(entries()) <= 16
+    found, which = cache.find(keys(*range(6400)))
+    assert which.all()
+    assert found is not None
+    assert np.array_equal(found[:, 7], np.arange(6400) // 100)
+
+
+def test_too_little_memory_costs_the_cache_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_much(*_: object) -> None:
+        raise MemoryError
+
+    cache = FeatureCache(SPACE)
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureCache, "_merge", too_much)
+        cache.add(keys(1), features(1))
+    assert "stay in many small files: too little memory" in caplog.text
+    assert cache.find(keys(1))[1].all()
+    monkeypatch.setattr(FeatureCache, "_write", too_much)
+    cache.add(keys(2), features(2))
+    assert "not kept for later trainings: too little memory" in caplog.text
+
+
 def test_several_at_once() -> None:
     def work(start: int) -> None:
         for number in range(start, start + 15):

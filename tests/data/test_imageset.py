@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,35 @@ def test_a_subset_keeps_everything_in_the_order_asked_for() -> None:
     assert chosen.content_hashes[0] == image_set.content_hashes[4]
     assert chosen.class_names == ("a", "b")
     assert len(image_set.subset([])) == 0
+
+
+def test_names_may_be_arrays() -> None:
+    """As `numpy.unique(names, return_inverse=True)`, which the message on targets recommends, and data frames give."""
+    images = random.integers(0, 256, (3, 5, 4, 3), dtype=np.uint8)
+    with pytest.raises(DataError, match=r"class_names, targets = np\.unique\(names, return_inverse=True\)"):
+        ImageSet.from_arrays(images, np.array(["dog", "cat", "dog"]))
+    class_names, targets = np.unique(["dog", "cat", "dog"], return_inverse=True)
+    image_set = ImageSet.from_arrays(
+        images,
+        targets,
+        class_names=class_names,
+        ids=np.array(["u", "v", "w"], dtype=object),
+        groups=np.array(["g"] * 3),
+    )
+    assert image_set.class_names == ("cat", "dog")
+    assert image_set.targets.tolist() == [1, 0, 1]
+    assert image_set.ids == ("u", "v", "w")
+    assert image_set.groups == ("g", "g", "g")
+    assert {type(name) for name in (*image_set.class_names, *image_set.ids, *image_set.groups)} == {str}
+    assert ImageSet.from_arrays(images, targets, ids=np.arange(3)).ids == ("0", "1", "2")
+
+
+def test_a_group_that_is_spelled_in_two_ways_is_one() -> None:
+    images = random.integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    groups = [unicodedata.normalize(form, "환자 1") for form in ("NFC", "NFD")]
+    assert groups[0] != groups[1]
+    image_set = ImageSet.from_arrays(images, [0, 1], groups=groups)
+    assert image_set.groups == ("환자 1", "환자 1")
 
 
 UINT8 = np.zeros((2, 4, 4, 3), dtype=np.uint8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from netloom.data.fingerprint import fingerprint_files
+from netloom.data.imageset import load_image_set
 from netloom.data.location import (
     StreamedTarMember,
     TarMember,
@@ -286,6 +289,23 @@ def test_a_table_of_labels(delimiter: str, encoding: str, newline: str, tmp_path
     assert read_bytes(source.samples[1].location) == png(1)
 
 
+@pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_table_may_spell_names_otherwise_than_the_file_system(written: str, stored: str, tmp_path: Path) -> None:
+    """macOS takes Hangul apart in files' names; spreadsheets compose it."""
+    names = ["사진/하나.png", "사진/둘.png", "사진/셋.png"]
+    write_folder(tmp_path, [unicodedata.normalize(stored, name) for name in names])
+    rows = [f"{name},{label},환자" for name, label in zip(names, "aba", strict=True)]
+    rows[1] = unicodedata.normalize("NFD", rows[1])
+    rows[2] = unicodedata.normalize("NFC", rows[2]).replace("/", "\\")
+    text = "\n".join(["image_path,label,group", unicodedata.normalize(written, rows[0]), *rows[1:]])
+    (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
+    source = open_source(tmp_path / "labels.csv")
+    assert source.rejected == ()
+    assert [sample.id for sample in source.samples] == names
+    assert [read_bytes(sample.location) for sample in source.samples if sample.location] == [png(i) for i in range(3)]
+    assert {sample.group for sample in source.samples} == {"환자"}
+
+
 def test_all_mistakes_of_a_table_are_told_at_once(tmp_path: Path) -> None:
     rows = ["pics/1.png,a,trian,1", "pics/2.png,,test,1", "pics/1.png,b,test,-1", "x,b,,nan"]
     path = write_csv(tmp_path, "image_path,label,split,weight\n" + "\n".join(rows))
@@ -420,16 +440,49 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.
     now = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: now + 10**10)  # long after they were written
     before = open_source(root).fingerprint()
-    original = Path.open
-
-    def watched(path: Path, *args: Any, **options: Any) -> Any:
-        assert path.suffix != ".png", "a file was read again"
-        return original(path, *args, **options)
-
-    monkeypatch.setattr(Path, "open", watched)
+    read = opened_pictures(monkeypatch)
     start = time.process_time()
     assert open_source(root).fingerprint() == before
     assert time.process_time() - start < 1  # 0.1 s; room for a slow machine
+    assert read == []
+    (root / "a/0.png").write_bytes(png(77))
+    assert open_source(root).fingerprint() != before
+    assert read == [str(root / "a/0.png")]
+
+
+def opened_pictures(monkeypatch: pytest.MonkeyPatch, *, failing: str = "") -> list[str]:
+    """Paths of pictures in the order in which they are opened from now on; the first opening of `failing` fails."""
+    opened: list[str] = []
+    original = os.open
+
+    def watched(path: Any, *args: Any, **options: Any) -> int:
+        if str(path).endswith(".png"):
+            opened.append(str(path))
+            if opened.count(failing) == 1 and opened[-1] == failing:
+                raise OSError(errno.EIO, "Input/output error")
+        return original(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", watched)
+    return opened
+
+
+def test_a_passing_read_error_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the fingerprint and the pictures where nothing was remembered of the files."""
+    root = write_folder(tmp_path / "p", CLASSES)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10**10)  # long after they were written
+    failing = str(root / "cat/1.png")
+    with monkeypatch.context() as patched:
+        opened_pictures(patched, failing=failing)
+        ids, files = ["a"], [failing]
+        failed = fingerprint_files(ids, files, memo="one")
+    again, fresh = (fingerprint_files(ids, files, memo=memo) for memo in ("one", "another"))
+    assert failed != again == fresh
+    opened_pictures(monkeypatch, failing=failing)
+    open_source(root).fingerprint()
+    loaded = load_image_set(root)
+    assert len(loaded.image_set) == len(CLASSES)
+    assert loaded.rejected == []
 
 
 @pytest.mark.data
@@ -439,6 +492,19 @@ def test_the_cats_and_dogs_of_the_real_zip(shared_data: Path) -> None:
     assert source.class_names == ("cats", "dogs")
     splits = [s.split for s in source.samples]
     assert [splits.count(p) for p in ("train", "validation", "test")] == [2000, 1000, 1000]
+
+
+def test_a_name_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~name` is the home of a user of that name; where there is none it is a name like any other."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="There is no '~nobody-of-this-name'"):
+        open_source("~nobody-of-this-name")
+    write_folder(tmp_path / "~nobody-of-this-name", CLASSES)
+    assert open_source("~nobody-of-this-name").location == str(tmp_path / "~nobody-of-this-name")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_folder(tmp_path / "photos", CLASSES)
+    assert open_source("~/photos").location == str(tmp_path / "photos")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])

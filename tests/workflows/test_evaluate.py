@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import netloom
 from netloom.cli import app
+from netloom.data.imageset import load_image_set
 from netloom.errors import RunError
 from netloom.metrics.intervals import wilson_interval
 from netloom.runtime import ExecutionPlan
+from netloom.workflows.prepare import fingerprint
+from netloom.workflows.remembered_pictures import already_seen
 from picture_folders import write_folder
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
@@ -88,6 +93,38 @@ def test_a_changed_source_is_told(run: netloom.Run, photos: Path) -> None:
     text = said(run.path)
     assert "have changed since the training" in text
     assert f"trained on 1 of these {scores['n']} pictures" in text
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["now", "a run of before"])
+def test_pixels_are_not_taken_for_other_pictures_than_their_files(before: bool, photos: Path, tmp_path: Path) -> None:
+    """What an array and a file hold cannot be compared by digests; that is unknown then, not none."""
+    pictures = load_image_set(photos, image_size=12).image_set
+    pixels = pictures.images.permute(0, 2, 3, 1).numpy()
+    arrays = netloom.ImageSet.from_arrays(pixels, pictures.targets, class_names=pictures.class_names)
+    unmarked = tuple(digest.removeprefix("pixels:") for digest in arrays.content_hashes or ())
+    assert fingerprint(arrays) == fingerprint(
+        replace(arrays, content_hashes=unmarked)
+    )  # a run of before is gone on with
+    settings = {"filters": [4], "epochs": 1, "augmentation": None, "image_size": 12}
+    options = {"out": tmp_path / "runs", "plan": PLAN, "quiet": True, "settings": settings}
+    run = netloom.train(arrays, **options)
+    remembered = run.path / "pictures.safetensors"
+    if before:
+        save_file({k: v for k, v in load_file(remembered).items() if k != "of_pixels"}, remembered)
+    scores = run.evaluate(photos)
+    assert (scores["n"], scores["seen"], scores["seen_in_training"]) == (len(pictures), None, None)
+    assert "it is not known whether the network was trained on some of these pictures" in said(run.path, photos)
+    assert already_seen(run, arrays, np.arange(len(arrays))) == {part: len(run.split[part]) for part in PARTS}
+    further = netloom.transfer(photos, run.path, out=tmp_path / "runs", plan=PLAN, quiet=True)
+    assert "It is not known whether the network of" in further.result["test_notes"][0]
+    assert "test pictures, not all of them known to be new to it" in further.report_path.read_text(encoding="utf-8")
+    own = further.evaluate()
+    assert own["seen_by_earlier_runs"] == [{"run": str(run.path), "labelled": True, "n": None}]
+    assert (own["seen"]["train"], own["seen_in_training"]) == (0, None)
+    assert said(further.path).count("not known whether") == 1
+    of_files = netloom.train(photos, **options)
+    assert already_seen(of_files, arrays, np.arange(len(arrays))) is None
+    assert already_seen(of_files, pictures, np.arange(len(pictures))) == {p: len(of_files.split[p]) for p in PARTS}
 
 
 def test_a_part_is_of_the_runs_own_data(run: netloom.Run, photos: Path) -> None:

@@ -91,6 +91,20 @@ def test_pictures_for_a_pretrained_network_have_its_size(
     assert list(images.shape[1:]) == [3, *(said or [224, 224])]
 
 
+@pytest.mark.parametrize("weights", ["folder", "file"])
+def test_a_run_is_asked_for_the_size_of_its_pictures_by_the_training_itself(
+    folder: Path, tmp_path: Path, weights: str
+) -> None:
+    """What is decoded ahead must not be at a size that nobody wants."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("")
+    save_file({"any": np.zeros(1, np.float32)}, tmp_path / "run" / "weights.safetensors")
+    given = tmp_path / "run" if weights == "folder" else tmp_path / "run" / "weights.safetensors"
+    head_start.begin(str(folder), "transfer-features", ["model=timm/mobilenetv1_100", f"transfer.weights={given}"])
+    head_start.wait_for(folder)
+    assert _entries() == []
+
+
 @pytest.mark.parametrize(
     ("recipe", "key", "value"), [("photos", "transfer", None), ("transfer-features", "transfer.weights", "random")]
 )

@@ -6,12 +6,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import netloom
 from netloom.data import decode, decoding_files
+from netloom.data.sources import open_pictures
 from netloom.errors import DataError
 from netloom.runtime import ExecutionPlan
 from picture_corpus import endless_jpeg
@@ -83,6 +85,41 @@ def test_paths_that_the_system_refuses_are_told(run: netloom.Run, tmp_path: Path
         (tmp_path / "closed").mkdir(mode=0)
         with pytest.raises(DataError, match="cannot be looked at: Permission denied"):
             run.predict(tmp_path / "closed" / "a.png")
+
+
+def test_the_files_of_a_folder_are_those_that_training_takes(
+    run: netloom.Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference: `open_pictures` of the same folder, and what it leaves out."""
+    picture = (photos / run.split["test"][0]).read_bytes()
+    for name in ("in/a/1.png", "in/b/2.png", "in/.hidden/3.png", "in/b/.4.png", "in/__MACOSX/5.png", "elsewhere/6.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture)
+    root = tmp_path / "in"
+    (root / "a" / "Thumbs.db").write_bytes(b"of Windows")
+    (root / "closed").mkdir()
+    if os.name == "posix":
+        (root / "b" / "linked").symlink_to(tmp_path / "elsewhere")
+    own = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return own(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    source = open_pictures(root)
+    expected = sorted([*(sample.id for sample in source.samples), *(one.path for one in source.rejected)])
+    found = run.predict(root)
+    assert [Path(item["path"]).relative_to(root).as_posix() for item in found] == expected
+    assert {Path(item["path"]).name: item["error"] for item in found if "error" in item} == {
+        "closed": "folder not readable: Permission denied"
+    }
+    assert len(expected) == (4 if os.name == "posix" else 3)
+    (tmp_path / "only" / "closed").mkdir(parents=True)
+    assert [set(item) for item in run.predict(tmp_path / "only")] == [{"path", "error"}]
+    with pytest.raises(DataError, match="closed cannot be looked at: Permission denied"):
+        run.predict(root / "closed")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a link that leads nowhere it may be followed to")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,16 @@ from typer.testing import CliRunner
 
 import netloom
 from netloom.cli import app
+from netloom.data import decoding
+from netloom.data.imageset import load_image_set
+from netloom.data.worker_pool import WorkerPool
 from netloom.errors import NetloomError
+from netloom.progress import Reporter
+from netloom.recipe import load_recipe
 from netloom.training.callbacks import Callback
+from netloom.tuning.space import Dimension
+from netloom.workflows.prepare import prepare_data
+from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import write_folder
 from workflows.killed_training import RECIPE, Killer
@@ -142,6 +152,57 @@ def test_resuming_with_fewer_epochs_or_changed_pictures_is_refused(photos: Path,
     (copy / "plain" / "000.png").write_bytes((copy / "down" / "001.png").read_bytes())
     with pytest.raises(NetloomError, match="have changed"):
         resume(run.path, epochs=3)
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A machine so busy that the third picture takes too long, until the patch is undone; then it is tried again."""
+    own = WorkerPool.run
+
+    def run(pool: WorkerPool, settings: dict[str, Any], chunks: Any) -> Iterator[Any]:
+        for index, answer in own(pool, settings, chunks):
+            late = index == 2 and settings["operation"] == "decode"
+            yield index, ["unreadable", "decoding it took longer than 60 s", "for now"] if late else answer
+
+    monkeypatch.setattr(decoding, "_SECONDS_BEFORE_ANOTHER_TRY", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorkerPool, "run", run)
+        yield patch
+
+
+@POSIX
+def test_a_run_goes_on_without_a_picture_that_is_readable_by_now(
+    busy: pytest.MonkeyPatch, photos: Path, tmp_path: Path
+) -> None:
+    whole = train(photos, tmp_path / "whole")
+    assert whole.data.audit["rejected"] == [{"path": "across/002.png", "reason": "decoding it took longer than 60 s"}]
+    with pytest.raises(InterruptedTrainingError) as caught:
+        train(photos, tmp_path / "stopped", StopAt(8, signal.SIGINT))
+    busy.undo()
+    assert len(load_image_set(photos, image_size=12, channels=3).image_set) == 60
+    assert_same_bits(resume(caught.value.run.path), whole)
+    scores = whole.evaluate()
+    assert not scores["source_changed"]
+    assert scores["accuracy"] == whole.result["test"]["accuracy"]
+    assert whole.evaluate(photos)["n"] == 60
+    changed = write_folder(tmp_path / "photos")
+    (changed / "plain" / "000.png").write_bytes((changed / "down" / "001.png").read_bytes())
+    facts = json.loads((whole.path / "data.json").read_text(encoding="utf-8"))
+    (whole.path / "data.json").write_text(json.dumps({**facts, "source_location": str(changed)}), encoding="utf-8")
+    with pytest.raises(NetloomError, match="have changed"):
+        resume(whole.path, epochs=7)
+
+
+def test_a_search_goes_on_without_a_picture_that_is_readable_by_now(busy: pytest.MonkeyPatch, photos: Path) -> None:
+    """At each of the sizes that it tries."""
+    recipe, reporter = load_recipe("photos", {"image_size": 8}), Reporter(quiet=True)
+    data = prepare_data(photos, recipe, reporter)
+    busy.undo()
+    sizes = [Dimension("image_size", "choice", choices=(8, 12))]
+    found = study_pictures(photos, recipe, data, sizes, reporter)
+    assert [kind.image_set.images.shape[2] for kind, _ in found.kinds] == [8, 12]
+    assert all(kind.image_set.ids == data.image_set.ids for kind, _ in found.kinds)
+    assert len(data.image_set) == 59
 
 
 @POSIX

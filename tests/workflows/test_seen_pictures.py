@@ -75,10 +75,10 @@ def test_test_pictures_that_a_run_was_trained_on_are_refused_with_their_number(
     assert note in again.result["notes"][0]
     words = Page(again.report_path.read_text(encoding="utf-8")).words
     assert note in words
-    assert "test pictures, not all of them new to it (95% interval" in words
+    assert "test pictures, not all of them known to be new to it (95% interval" in words
     assert "never seen" not in words
     assert "had no part in training" not in words
-    assert "Not all of these pictures were new to the network" in words
+    assert "Not all of these pictures are known to be new to the network" in words
 
     def evaluated() -> str:
         return " ".join(CliRunner().invoke(app, ["evaluate", str(again.path)]).stdout.split())

@@ -64,7 +64,8 @@ def evaluate(
 
 def _notes(scores: Mapping[str, Any]) -> list[str]:
     """What makes the scores another thing than they seem, in words."""
-    notes, n, earlier = [], scores["n"], scores["seen_by_earlier_runs"]
+    notes, n = [], scores["n"]
+    earlier = [run for run in scores["seen_by_earlier_runs"] if run["n"]]
     trained, validated = (None if scores["seen"] is None else scores["seen"][part] for part in ("train", "validation"))
     if trained == n or (trained is None and scores["seen_in_training"] and not earlier):
         notes.append("the network was trained on these pictures, so the score says nothing of new ones")
@@ -85,6 +86,8 @@ def _notes(scores: Mapping[str, Any]) -> list[str]:
             f"{which} validated the training; what was chosen by them (the epoch that is kept, the settings) makes the "
             "score a little too good"
         )
+    if scores["seen_in_training"] is None and not scores["test_notes"]:
+        notes.append("it is not known whether the network was trained on some of these pictures")
     if scores["source_changed"]:
         notes.append(
             "the pictures, their classes or their weights have changed since the training; this score is of what is "

@@ -21,6 +21,7 @@ from pathlib import Path
 import platformdirs
 
 from netloom.errors import DataError
+from netloom.files import with_home
 
 DEFAULT_LIMIT_GB = 20.0
 _FREE_BESIDE_BYTES = 10**9
@@ -38,7 +39,7 @@ _in_use: set[Path] = set()
 def cache_directory() -> Path:
     """`$NETLOOM_CACHE`, else the user's cache folder of this system; it need not exist yet."""
     chosen = os.environ.get("NETLOOM_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("netloom"))
+    return with_home(chosen) if chosen else Path(platformdirs.user_cache_dir("netloom"))
 
 
 def cache_limit_bytes() -> int:
@@ -86,22 +87,21 @@ def build_entry(key: str, *, needed_bytes: int, fill: Callable[[Path], None]) ->
     written, a temporary one takes its place until this process ends.
 
     Raises:
-        DataError: The disk is full, or would be but for a gigabyte (or as much as the entry takes).
+        DataError: The disk is full, or would be but for a gigabyte (or as much as the entry takes), or the system
+            refuses the entry otherwise.
     """
     folder = _writable_folder(needed_bytes)
-    _remove_stale(folder)
-    free_bytes = _make_room(folder, needed_bytes)
-    if free_bytes < needed_bytes + _free_beside(needed_bytes):
-        raise _disk_full(folder, needed_bytes)
     partial = folder / f".{key}-{uuid.uuid4().hex}{_PARTIAL_SUFFIX}"
     try:
+        _remove_stale(folder)
+        free_bytes = _make_room(folder, needed_bytes)
+        if free_bytes < needed_bytes + _free_beside(needed_bytes):
+            raise _disk_full(folder, needed_bytes)
         partial.mkdir()
         fill(partial)
         _move_into_place(partial, folder / key)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _disk_full(folder, needed_bytes) from error
+        raise _refusal(folder, needed_bytes, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _in_use.add(folder / key)
@@ -112,7 +112,7 @@ def outlives_process() -> bool:
     """Whether entries are kept when this process ends: the cache folder can be written.
 
     Raises:
-        DataError: The disk is full.
+        DataError: The disk is full or fails.
     """
     return _writable_folder(0) == _entries_folder()
 
@@ -139,10 +139,8 @@ def _writable_folder(needed_bytes: int) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(folder, needed_bytes) from error
         if error.errno not in _REFUSALS:
-            raise
+            raise _refusal(folder, needed_bytes, error) from error
         replacement = Path(tempfile.mkdtemp(prefix="netloom-"))
         atexit.register(shutil.rmtree, replacement, ignore_errors=True)
         _temporary_folders[folder] = replacement
@@ -195,6 +193,15 @@ def _make_room(folder: Path, needed_bytes: int) -> int:
             discard_entry(entry)
             excess -= n_bytes
     return shutil.disk_usage(folder).free
+
+
+def _refusal(folder: Path, needed_bytes: int, error: OSError) -> DataError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _disk_full(folder, needed_bytes)
+    return DataError(
+        f"The decoded pictures cannot be kept in {folder}: {error.strerror or error}. Try again, or set NETLOOM_CACHE "
+        "to another folder."
+    )
 
 
 def _disk_full(folder: Path, needed_bytes: int) -> DataError:

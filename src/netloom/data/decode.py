@@ -198,7 +198,7 @@ def _refusing(data: bytes) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise UnreadablePictureError(why_unidentified(data, FORMATS)) from error
     except MemoryError as error:
-        raise UnreadablePictureError("not enough memory to decode it") from error
+        raise UnreadablePictureError("not enough memory to decode it", passing=True) from error
     except Exception as error:  # Pillow's plugins raise nearly every kind on damaged files
         raise UnreadablePictureError(why_broken(error, data)) from error
 

@@ -15,7 +15,7 @@ It ends when stdin does, so that none outlives the process that started it.
 from __future__ import annotations
 
 import base64
-import functools
+import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +24,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,14 +40,18 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-@functools.lru_cache(maxsize=1)
-def _opened_output(path: str) -> BinaryIO:
-    return Path(path).open("r+b", buffering=0)
+@contextlib.contextmanager
+def _output(request: dict[str, Any]) -> Iterator[BinaryIO | None]:
+    """The file that a request's pixels go to, open no longer than for the request: Windows moves no open files."""
+    if request["operation"] == "probe":
+        yield None
+        return
+    with Path(request["output"]).open("r+b", buffering=0) as file:
+        yield file
 
 
-def _write(path: str, offset: int, data: memoryview) -> None:
+def _write(output: BinaryIO, offset: int, data: memoryview) -> None:
     # Written, not memory-mapped: a full disk then is an error here, and not a fatal signal.
-    output = _opened_output(path)
     output.seek(offset)
     while data:
         data = data[output.write(data) :]
@@ -67,12 +72,18 @@ def main() -> None:
 
 def _serve(request: dict[str, Any], reader: LocationReader, answers: BinaryIO) -> None:
     collected: list[list[Any]] = []
-    sent = time.monotonic()
-    for task in request["tasks"]:
-        collected.append(_answer(request, task, reader))
-        if request["one_by_one"] or time.monotonic() - sent > _COLLECTING_SECONDS:
-            _send(answers, collected)
-            collected, sent = [], time.monotonic()
+    n_sent, sent = 0, time.monotonic()
+    try:
+        with _output(request) as output:
+            for task in request["tasks"]:
+                if collected and (request["one_by_one"] or time.monotonic() - sent > _COLLECTING_SECONDS):
+                    _send(answers, collected)
+                    n_sent += len(collected)
+                    collected, sent = [], time.monotonic()
+                collected.append(_answer(request, task, reader, output))
+    except OSError as error:  # opening or closing the file; some systems tell only then that the disk is full
+        collected = [_failed(error)] * (len(request["tasks"]) - n_sent)
+    # The last ones only now that the file is closed, since with them the reader may go on to move it.
     _send(answers, collected)
 
 
@@ -102,11 +113,13 @@ def _send(answers: BinaryIO, collected: list[list[Any]]) -> None:
         os._exit(0)
 
 
-def _answer(request: dict[str, Any], task: dict[str, Any], reader: LocationReader) -> list[Any]:
+def _answer(
+    request: dict[str, Any], task: dict[str, Any], reader: LocationReader, output: BinaryIO | None
+) -> list[Any]:
     try:
         sent = task["data"]
         data = reader.read(from_json(task["location"])) if sent is None else base64.b64decode(sent)
-        if request["operation"] == "probe":
+        if output is None:
             header = probe_picture(data)
             return _ok(data, header.width, header.height, header.mode, header.format)
         picture = decode_picture(
@@ -116,14 +129,23 @@ def _answer(request: dict[str, Any], task: dict[str, Any], reader: LocationReade
             channels=request["channels"],
         )
     except UnreadablePictureError as error:
-        return ["unreadable", error.reason]
+        return unreadable_answer(error)
     except MemoryError:
-        return ["unreadable", "not enough memory to read it", "for now"]
+        return unreadable_answer(UnreadablePictureError("not enough memory to read it", passing=True))
     try:
-        _write(request["output"], task["offset"], picture.pixels.reshape(-1).data)
+        _write(output, task["offset"], picture.pixels.reshape(-1).data)
     except OSError as error:
-        return ["failed", error.errno, str(error)]
+        return _failed(error)
     return _ok(data, picture.width, picture.height, picture.mode, picture.format)
+
+
+def unreadable_answer(error: UnreadablePictureError) -> list[Any]:
+    """The answer of a picture that cannot be read."""
+    return ["unreadable", error.reason, *(["for now"] if error.passing else [])]
+
+
+def _failed(error: OSError) -> list[Any]:
+    return ["failed", error.errno, error.strerror or str(error)]
 
 
 def _ok(data: bytes, width: int, height: int, mode: str, picture_format: str) -> list[Any]:

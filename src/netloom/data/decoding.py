@@ -23,6 +23,7 @@ import PIL
 
 from netloom.data.cache import build_entry, discard_entry, find_entry
 from netloom.data.decode import DECODER_VERSION, Resize
+from netloom.data.decode_worker import unreadable_answer
 from netloom.data.file_stamps import memo_path, read_memo, write_memo
 from netloom.data.location import (
     Location,
@@ -112,7 +113,7 @@ def decode_all(
         picture_timeout_seconds: Longest time for one picture.
 
     Raises:
-        DataError: An argument is not among the possible ones, the cache's disk is full, or no
+        DataError: An argument is not among the possible ones, the cache's disk is full or fails, or no
             worker can be started.
     """
     _check(image_size, resize, channels)
@@ -183,7 +184,7 @@ class _Build:
 
         Raises:
             _ColourFoundError: `grey_only`, and a picture is coloured.
-            DataError: The disk is full.
+            DataError: The disk is full or fails.
         """
         n_bytes = len(self.locations) * math.prod(self.image_size) * channels
         return build_entry(
@@ -254,6 +255,25 @@ def _more_is_readable_now(
     indices, tries = [int(i) for i in content["indices"]], int(content["tries"])
     if tries >= _MOST_TRIES or not all(0 <= i < len(locations) for i in indices):
         return False
+    try:
+        found = _any_is_readable(locations, indices, settings, timeout_seconds)
+    except (OSError, DataError):
+        return False  # there is no room to try it in, or no process: nothing has been learned of the pictures
+    if not found:
+        with contextlib.suppress(NetloomError):  # a read-only cache is still worth reading
+            write_json(path, {"indices": indices, "tries": tries + 1})
+    return found
+
+
+def _any_is_readable(
+    locations: Sequence[Location], indices: Sequence[int], settings: dict[str, Any], timeout_seconds: float
+) -> bool:
+    """Whether one of the pictures at `indices` can be decoded.
+
+    Raises:
+        OSError: The disk of temporary files is full.
+        DataError: No worker can be started.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="netloom-decoding-") as folder,
         WorkerPool(n_workers=1, picture_timeout_seconds=timeout_seconds) as pool,
@@ -265,11 +285,12 @@ def _more_is_readable_now(
             [Task(task.index, task.location, task.data, offset=offset) for task in chunk]
             for chunk in _chunks(locations, indices, 1, {})
         )
-        found = any(answer[0] == "ok" for _, answer in pool.run(request, tasks))
-    if not found:
-        with contextlib.suppress(NetloomError):  # a read-only cache is still worth reading
-            write_json(path, {"indices": indices, "tries": tries + 1})
-    return found
+        for _, answer in pool.run(request, tasks):
+            if answer[0] == "failed":
+                raise OSError(*answer[1:])
+            if answer[0] == "ok":
+                return True
+    return False
 
 
 def _check(image_size: tuple[int, int], resize: str, channels: int | None) -> None:
@@ -346,7 +367,7 @@ def _streamed_chunks(
         n_bytes = 0
         for member, data in stream_tar(archive, members):
             if isinstance(data, UnreadablePictureError):
-                unreadable[members[member]] = ["unreadable", data.reason]
+                unreadable[members[member]] = unreadable_answer(data)
                 continue
             chunk.append(Task(members[member], member, data))
             n_bytes += len(data)

@@ -7,8 +7,11 @@ in one space, is never changed, and is named after the pictures in it, so that s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +27,11 @@ Features = npt.NDArray[np.float32]
 
 KEY_BYTES = 16
 _FILE = "features.safetensors"
-# More entries than this in a space are made one, since each costs a file to open and a search.
+# More entries than this of about one size are made one, since each costs a file to open and a search. Sizes are powers
+# of eight, so that a row is written again once for each size, not each time that something is added.
 _MOST_ENTRIES = 8
+_BITS_PER_SIZE = 3
+_NO_ROOM = (DataError, OSError, MemoryError)
 
 _logger = logging.getLogger(__name__)
 
@@ -81,9 +87,13 @@ class FeatureCache:
             return
         try:
             self._write(keys, features)
+        except _NO_ROOM as error:
+            _logger.warning("Features are not kept for later trainings: %s", str(error) or "too little memory")
+            return
+        try:
             self._merge()
-        except (DataError, OSError) as error:
-            _logger.warning("Features are not kept for later trainings: %s", error)
+        except _NO_ROOM as error:
+            _logger.warning("Features stay in many small files: %s", str(error) or "too little memory")
 
     def _write(self, keys: Keys, features: Features) -> Path:
         keys, features = np.ascontiguousarray(keys), np.ascontiguousarray(features, dtype=np.float32)
@@ -96,18 +106,29 @@ class FeatureCache:
         return build_entry(name, needed_bytes=len(content), fill=fill)
 
     def _merge(self) -> None:
-        """Make one entry of many; what another process adds meanwhile stays beside it."""
-        entries = find_entries(self._prefix)
-        if len(entries) <= _MOST_ENTRIES:
+        """Make one entry of many of about a size; what another process adds meanwhile stays beside it."""
+        crowd = _of_one_size(find_entries(self._prefix))
+        held = [content for entry in crowd if (content := _read(entry)) is not None]
+        if not held:
             return
-        held = [(entry, content) for entry in entries if (content := _read(entry)) is not None]
-        keys = np.concatenate([content[0] for _, content in held])
-        features = np.concatenate([content[1] for _, content in held])
+        keys, features = np.concatenate([one for one, _ in held]), np.concatenate([one for _, one in held])
+        del held  # as large as what was made of it
         first = np.sort(np.unique(keys, axis=0, return_index=True)[1])
-        merged = self._write(keys[first], features[first])
-        for entry, _ in held:
+        if len(first) < len(keys):
+            keys, features = keys[first], features[first]
+        merged = self._write(keys, features)
+        for entry in crowd:
             if entry != merged:
                 discard_entry(entry)
+
+
+def _of_one_size(entries: Sequence[Path]) -> list[Path]:
+    """The entries of the smallest size of which there are too many; none where there is no such size."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for entry in entries:
+        with contextlib.suppress(OSError):  # gone
+            by_size[(entry / _FILE).stat().st_size.bit_length() // _BITS_PER_SIZE].append(entry)
+    return next((by_size[size] for size in sorted(by_size) if len(by_size[size]) > _MOST_ENTRIES), [])
 
 
 def _names(keys: Keys) -> list[bytes]:

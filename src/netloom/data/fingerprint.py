@@ -14,8 +14,12 @@ import numpy.typing as npt
 
 from netloom.data.file_stamps import Stamp, is_settled, memo_path, read_memo, stamp_of, write_memo
 
+OF_PIXELS = "pixels:"
+"""Begins the digests of pixels. Those of files are others for the same picture, which only this tells."""
+
 _CHUNK_BYTES = 1 << 20
 _FILES_PER_TASK = 64
+_NOT_A_FILE, _UNREADABLE = "not a file", "unreadable"  # in place of a file's hash
 
 
 def fingerprint_arrays(ids: Sequence[str], images: npt.NDArray[np.uint8]) -> str:
@@ -28,8 +32,8 @@ def fingerprint_arrays(ids: Sequence[str], images: npt.NDArray[np.uint8]) -> str
 
 
 def hash_pictures(images: npt.NDArray[np.uint8]) -> list[str]:
-    """Digest of each picture of `[N, H, W, C]`: 32 hexadecimal digits, equal for equal pixels."""
-    return [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in images]
+    """Digest of each picture of `[N, H, W, C]`: `OF_PIXELS` and 32 hexadecimal digits, equal for equal pixels."""
+    return [OF_PIXELS + hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in images]
 
 
 def fingerprint_files(ids: Sequence[str], files: Sequence[str], *, memo: str) -> str:
@@ -67,7 +71,7 @@ def _hash_files(files: Sequence[str]) -> list[str]:
 def _hash_file(file: str) -> str:
     stamp = stamp_of(file)
     if stamp is None:
-        return "not a file"
+        return _NOT_A_FILE
     digest = hashlib.blake2b(digest_size=16)
     n_chunk = min(stamp[0] + 1, _CHUNK_BYTES)
     try:
@@ -79,14 +83,18 @@ def _hash_file(file: str) -> str:
         finally:
             os.close(descriptor)
     except OSError:
-        return "unreadable"
+        return _UNREADABLE
     return digest.hexdigest()
 
 
 def _read_hashes(memo: Path) -> dict[str, tuple[Stamp, str]]:
-    """Remembered stamp and hash per file; empty where there is no memo or it is damaged."""
+    """Remembered stamp and hash per file; empty where there is no memo or it is damaged.
+
+    That a file could not be read says nothing of its content, and no stamp shows when it can be read again.
+    """
     try:
-        return {file: (stamp, str(digest)) for file, (stamp, digest) in read_memo(memo).items()}
+        known = {file: (stamp, str(digest)) for file, (stamp, digest) in read_memo(memo).items()}
+        return {file: one for file, one in known.items() if one[1] not in (_NOT_A_FILE, _UNREADABLE)}
     except (AttributeError, TypeError, ValueError):
         return {}
 

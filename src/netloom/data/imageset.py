@@ -6,7 +6,7 @@ import contextlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +24,7 @@ from netloom.data.samples import Rejected, Sample, Source
 from netloom.data.sources import open_source
 from netloom.data.splits import PARTS
 from netloom.errors import DataError
+from netloom.progress import printable
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -40,7 +41,8 @@ class ImageSet:
         groups: Pictures of one group stay on one side of a split; None for a picture without one.
         weights: float32 `[N]`, at least 0; None where all count the same.
         splits: Part that the source gives: `train`, `validation`, `test`, or None.
-        content_hashes: Equal for pictures with the same content.
+        content_hashes: Equal for pictures with the same content; of files' bytes, or with `OF_PIXELS` in front, of
+            pixels.
 
     Raises:
         DataError: Shapes, types or lengths do not fit, targets are outside the classes, or ids
@@ -81,8 +83,8 @@ class ImageSet:
         images: npt.ArrayLike | torch.Tensor,
         targets: npt.ArrayLike | torch.Tensor,
         *,
-        class_names: Sequence[str] | None = None,
-        ids: Sequence[str] | None = None,
+        class_names: Iterable[str] | None = None,
+        ids: Iterable[str] | None = None,
         groups: Sequence[str | None] | None = None,
         weights: npt.ArrayLike | torch.Tensor | None = None,
         splits: Sequence[str | None] | None = None,
@@ -101,13 +103,13 @@ class ImageSet:
         pixels = _as_nhwc(_to_numpy(images), layout)
         labels = _as_labels(_to_numpy(targets))
         n_classes = int(labels.max()) + 1 if len(labels) else 0
-        names = class_names or [str(number) for number in range(n_classes)]
+        names = range(n_classes) if class_names is None else class_names
         return cls(
             images=channels_last_images(pixels),
             targets=torch.from_numpy(labels),
-            class_names=tuple(names),
-            ids=tuple(ids or (f"{number:05}" for number in range(len(pixels)))),
-            groups=None if groups is None else tuple(groups),
+            class_names=tuple(map(str, names)),
+            ids=tuple(f"{number:05}" for number in range(len(pixels))) if ids is None else tuple(map(str, ids)),
+            groups=None if groups is None else tuple(map(_as_group, groups)),
             weights=None if weights is None else torch.from_numpy(_to_numpy(weights).astype(np.float32)),
             splits=None if splits is None else tuple(splits),
             content_hashes=tuple(hash_pictures(pixels)),
@@ -386,6 +388,11 @@ def _as_labels(targets: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
             "return_inverse=True)."
         )
     return targets.astype(np.int64)
+
+
+def _as_group(group: str | None) -> str | None:
+    """A group's name in the form that tables give it in (NFC), so that a name written in two ways is one group."""
+    return printable(str(group)) if isinstance(group, str) else group
 
 
 def _check_images(images: torch.Tensor) -> None:

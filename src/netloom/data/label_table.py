@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,11 +152,16 @@ def _id(row: _Row) -> str:
 
 
 def _picture_path(row: _Row, folder: Path) -> str:
-    """The file a row means; tables made on Windows have backslashes for slashes."""
-    path = folder / row.cells["image_path"]
-    if not os.path.lexists(path):
-        path = folder / row.cells["image_path"].replace("\\", "/")
-    return str(path)
+    """The file a row means.
+
+    Tables made on Windows have backslashes for slashes. Hangul and accents may be composed in the table and taken apart
+    in the files' names, as macOS writes them, or the other way round.
+    """
+    cell = row.cells["image_path"]
+    spellings = [cell, cell.replace("\\", "/")]
+    spellings += [unicodedata.normalize(form, spellings[1]) for form in ("NFC", "NFD") if not cell.isascii()]
+    paths = [str(folder / spelling) for spelling in spellings]
+    return next(filter(os.path.lexists, paths), paths[1])
 
 
 def _sample(row: _Row, path: str) -> Sample:
@@ -163,7 +169,7 @@ def _sample(row: _Row, path: str) -> Sample:
         id=_id(row),
         label=-1,
         split=PART_NAMES.get(row.cells["split"].casefold()),
-        group=row.cells["group"] or None,
+        group=printable(row.cells["group"]) or None,
         weight=_weight(row.cells["weight"] or "1") or 0.0,
         location=FileLocation(path),
     )

@@ -76,11 +76,17 @@ def _refuse_negative(n_bytes: int) -> None:
 
 
 class UnreadablePictureError(Exception):
-    """One picture cannot be used; `reason` says why, for people, as the end of "left out: …"."""
+    """One picture cannot be used.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+        reason: Why, for people, as the end of "left out: …".
+        passing: Whether that may be the system's fault, and another time it can be read.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.passing = passing
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ class LocationReader:
                 f"compressed in its zip archive by a method that is not supported ({error})"
             ) from error
         except Exception as error:  # zlib, lzma, struct, EOF and BadZipFile errors, and more
-            raise UnreadablePictureError(f"damaged in its zip archive ({error})") from error
+            raise UnreadablePictureError(f"damaged in its zip archive ({error})", passing=_passes(error)) from error
         _check_size(len(data))
         return data
 
@@ -227,7 +233,7 @@ class LocationReader:
             try:
                 self._zips[path] = zipfile.ZipFile(path)
             except Exception as error:  # as above; each is a reason why nothing in it can be read
-                raise UnreadablePictureError(f"{path} cannot be opened ({error})") from error
+                raise UnreadablePictureError(f"{path} cannot be opened ({error})", passing=_passes(error)) from error
         return self._zips[path]
 
     def _open_tar(self, path: str) -> BinaryIO:
@@ -242,7 +248,9 @@ class LocationReader:
             file.seek(member.offset)
             data = file.read(member.size)
         except (OSError, ValueError) as error:
-            raise UnreadablePictureError(f"{member.archive} cannot be read ({error})") from error
+            raise UnreadablePictureError(
+                f"{member.archive} cannot be read ({error})", passing=_passes(error)
+            ) from error
         if len(data) < member.size:
             raise UnreadablePictureError(f"{member.archive} ends before this member does")
         return data
@@ -257,7 +265,7 @@ def stream_tar(
     it, come last, each with its `UnreadablePictureError`.
     """
     wanted: dict[str, StreamedTarMember] = {member.name: member for member in members}
-    reason = f"{archive} has no such member"
+    reason, passing = f"{archive} has no such member", False
     try:
         with tarfile.open(archive, "r|*", tarinfo=BoundedTarInfo) as tar:
             for info in tar:
@@ -267,11 +275,11 @@ def stream_tar(
                 if not wanted:
                     break
     except (tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError) as error:
-        reason = f"{archive} is damaged here or before ({error})"
+        reason, passing = f"{archive} is damaged here or before ({error})", _passes(error)
     except Exception as error:  # zlib.error and lzma.LZMAError, without importing either
         reason = f"{archive} cannot be decompressed here or before ({error})"
     for member in wanted.values():
-        yield member, UnreadablePictureError(reason)
+        yield member, UnreadablePictureError(reason, passing=passing)
 
 
 def _read_tar_stream(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | UnreadablePictureError:
@@ -300,9 +308,17 @@ def _read_file(path: str) -> bytes:
             if len(data) > status.st_size:  # it has grown since, or its system does not tell sizes
                 data += file.read(MAX_FILE_BYTES + 1 - len(data))
     except (OSError, ValueError) as error:
-        raise UnreadablePictureError(_os_reason(path, error)) from error
+        raise UnreadablePictureError(_os_reason(path, error), passing=_passes(error)) from error
     _check_size(len(data))
     return data
+
+
+def _passes(error: Exception) -> bool:
+    """Whether it is the system that failed (a network drive, a locked file, too little memory), not the content.
+
+    Errors of the system have a number; those that decompression raises have none.
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 def _check_regular(status: os.stat_result) -> None:

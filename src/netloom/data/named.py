@@ -32,7 +32,7 @@ from netloom.data.published_formats import (
 from netloom.data.samples import ArrayPictures, Sample, Source
 from netloom.data.source_files import open_path
 from netloom.errors import DataError
-from netloom.files import writing
+from netloom.files import with_home, writing
 
 _LOCAL_FORMS = ("", ".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -308,7 +308,7 @@ def _local_copy(name: str) -> Path | None:
     folder = os.environ.get("NETLOOM_DATA")
     if not folder:
         return None
-    candidates = (Path(folder).expanduser() / f"{name}{form}" for form in _LOCAL_FORMS)
+    candidates = (with_home(folder) / f"{name}{form}" for form in _LOCAL_FORMS)
     return next((path for path in candidates if path.exists()), None)
 
 

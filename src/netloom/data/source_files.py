@@ -39,10 +39,9 @@ def open_unlabelled(path: Path) -> Source:
     Raises:
         DataError: It is neither, or holds fewer than two pictures.
     """
-    rejected: list[Rejected] = []
     with without_garbage_collection():
         if path.is_dir():
-            form, entries = "folder", _list_folder(path, rejected)
+            form, (entries, rejected) = "folder", list_folder(path)
         else:
             form, (entries, rejected) = "archive", list_archive(path)
         arranged = arrange_unlabelled(entries, where=str(path), strip_common=form == "archive")
@@ -60,7 +59,7 @@ def _open(path: Path, name: str | None, kind: str | None) -> Source:
     lower = path.name.casefold()
     rejected: list[Rejected] = []
     if path.is_dir():
-        form, entries = "folder", _list_folder(path, rejected)
+        form, (entries, rejected) = "folder", list_folder(path)
         arranged = arrange(entries, where=str(path), strip_common=False)
     elif lower.endswith(ARCHIVE_SUFFIXES):
         form, arranged = "archive", _open_archive(path)
@@ -103,8 +102,13 @@ def _name_of(path: Path) -> str:
     return printable(stem or name)
 
 
-def _list_folder(root: Path, rejected: list[Rejected]) -> list[Entry]:
-    return list(_walk(str(root), (), frozenset([_key(str(root))]), set(), rejected))
+def list_folder(root: Path) -> tuple[list[Entry], list[Rejected]]:
+    """The files in the folder `root`, which exists, and below, without what is hidden; and what is left out, why.
+
+    Links to folders are followed once.
+    """
+    rejected: list[Rejected] = []
+    return list(_walk(str(root), (), frozenset([_key(str(root))]), set(), rejected)), rejected
 
 
 def _walk(

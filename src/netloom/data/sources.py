@@ -12,6 +12,7 @@ from netloom.data.named import NAMED_SETS, open_named
 from netloom.data.samples import ArrayPictures, Rejected, Sample, Source
 from netloom.data.source_files import open_path, open_unlabelled
 from netloom.errors import DataError, NoClassesError, did_you_mean
+from netloom.files import with_home
 
 __all__ = ["ArrayPictures", "Rejected", "Sample", "Source", "open_pictures", "open_source"]
 
@@ -66,7 +67,7 @@ def open_pictures(source: str | Path) -> Source:
 
 
 def _existing(source: str | Path) -> Path:
-    path = Path(source).expanduser()
+    path = with_home(source)
     try:
         there = bool(str(source)) and path.exists()
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from netloom.errors import ModelError, did_you_mean
+from netloom.files import with_home
 from netloom.models.backbones import HEAD_PREFIX, PREFIX, TRUNK_PREFIX, backbone_name, pretrained_config
 from netloom.models.contract import ImageModel
 from netloom.models.registry import MAX_PARAMETERS
@@ -81,7 +82,7 @@ def find_weights(weights: str, model: str) -> Path:
 
 
 def _own_file(weights: str) -> Path:
-    path = Path(weights).expanduser()
+    path = with_home(weights)
     if path.suffix != _SUFFIX:
         raise ModelError(
             f"Weights must be a {_SUFFIX} file, `{PUBLISHED}` or `{RANDOM}`, found {weights!r}. Files of other kinds "
@@ -105,7 +106,7 @@ def _in_data_folder(model: str) -> Path | None:
     folder = os.environ.get("NETLOOM_DATA")
     if not folder:
         return None
-    candidates = (Path(folder).expanduser() / "weights" / f"{name}{_SUFFIX}" for name in _names_of_files(model))
+    candidates = (with_home(folder) / "weights" / f"{name}{_SUFFIX}" for name in _names_of_files(model))
     return next((path for path in candidates if path.is_file()), None)
 
 

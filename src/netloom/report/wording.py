@@ -68,7 +68,7 @@ def headline(report: ReportData) -> str:
         pictures = pictures_in_words(accuracy.n, accuracy.groups, "test picture")
         unknown = " it had never seen" if report.tests <= 1 else " it was not trained on"
         if report.test_notes:
-            unknown = ", not all of them new to it"
+            unknown = ", not all of them known to be new to it"
         return (
             f"Right on {percent(accuracy.value)} of {pictures}{unknown} (95% interval "
             f"{percent_interval(accuracy.interval)}); always guessing “{guess}” would be right on "

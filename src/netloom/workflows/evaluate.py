@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,12 @@ def evaluate(
 
     Returns:
         Accuracy with n and 95% interval, macro F1, log loss, calibration error, confusion matrix, scores per class;
-        `seen` says how many of the pictures, by content, are in each part of the run (null for a run that does not
-        know), `seen_by_earlier_runs` how many the runs that it started from have learned from, `seen_in_training`
-        whether the one or the other holds of any, which makes the score too good, `seen_in_validation` whether any of
-        them validated the training, so that they may have chosen its epoch or recipe, `test_notes` what the training
-        told of its test part, if that is scored, and `source_changed` whether the run's own pictures are others than
-        when it was trained.
+        `seen` says how many of the pictures, by content, are in each part of the run, `seen_by_earlier_runs` how many
+        the runs that it started from have learned from, `seen_in_training` whether the one or the other holds of any,
+        which makes the score too good, `seen_in_validation` whether any of them validated the training, so that they
+        may have chosen its epoch or recipe (each null where that is not known), `test_notes` what the training told of
+        its test part, if that is scored, and `source_changed` whether the run's own pictures are others than when it
+        was trained.
 
     Raises:
         RunError: The run is incomplete, its own data are no longer where they were, or a part is named beside a
@@ -74,12 +74,11 @@ def evaluate(
     evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device, watch=watch)
     seen = already_seen(opened, image_set, indices)
     earlier = seen_by_earlier_runs(opened.recipe, image_set, indices, fingerprint=found)
-    if seen is None:
-        all_there = unchanged and source is not None
-        in_training = all_there or (unchanged and part == "train")
-        in_validation = part == "validation" or (all_there and bool(opened.split["validation"]))
-    else:
-        in_training, in_validation = seen["train"] > 0, seen["validation"] > 0
+    in_training, in_validation = _seen_in(opened, seen, None if source is not None else part, unchanged=unchanged)
+    if any(one["n"] for one in earlier):
+        in_training = True
+    elif earlier and not in_training:
+        in_training = None
     recorded = opened.result.get(part, {}).get("accuracy") if source is None else None
     return {
         "run": str(opened.path),
@@ -90,7 +89,7 @@ def evaluate(
         "recorded_accuracy": recorded,
         "seen": seen,
         "seen_by_earlier_runs": earlier,
-        "seen_in_training": in_training or bool(earlier),
+        "seen_in_training": in_training,
         "seen_in_validation": in_validation,
         "test_notes": list(opened.result.get("test_notes", ())) if source is None and part == "test" else [],
         "source_changed": not unchanged if source is None else None,
@@ -129,6 +128,26 @@ def score(
     )
 
 
+def _seen_in(
+    run: Run, seen: Mapping[str, int] | None, part: str | None, *, unchanged: bool
+) -> tuple[bool | None, bool | None]:
+    """Whether any of the pictures are in the run's training part, and in its validation part; None where unknown.
+
+    Args:
+        run: That is scored.
+        seen: What `already_seen` says of the pictures.
+        part: Which part of its own they are, or None for those of a source that was named.
+        unchanged: Whether that source holds the very pictures of the run.
+    """
+    if seen is not None:
+        return seen["train"] > 0, seen["validation"] > 0
+    if not unchanged:
+        return None, part == "validation" or None
+    if part is None:
+        return True, bool(run.split["validation"])
+    return part == "train", part == "validation"
+
+
 def plan_for(run: RunFolder, device: str) -> ExecutionPlan:
     """The run's own execution plan where it fits this device, else float32."""
     with contextlib.suppress(NetloomError):
@@ -157,7 +176,7 @@ def _pictures(
             f"The pictures of {run.path} are no longer at {place}: {error} "
             "Say where they are: netloom evaluate RUN SOURCE."
         ) from error
-    image_set = _with_classes_of(run, load_as_trained(opened, facts, reporter))
+    image_set = _with_classes_of(run, load_as_trained(opened, facts, reporter, own=source is None))
     targets = image_set.targets.numpy()
     if source is not None:
         learned = training_classes(run)

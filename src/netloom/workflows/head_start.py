@@ -23,6 +23,7 @@ _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from netloom.workflows.head_start import main; main()"
 )
 _TIMM = "timm/"  # `models.backbones.PREFIX`, which would import torch
+_TIMMS_OWN = ("published", "random")  # `models.pretrained.PUBLISHED` and `RANDOM`, likewise
 _SECONDS_TO_END = 5.0
 _running: list[_HeadStart] = []
 
@@ -140,18 +141,22 @@ def main() -> None:
 
 def _own_size(name: str, weights: str) -> tuple[int, int] | None:
     """The size of the colour pictures of a pretrained network, as far as it is known without importing it, or None."""
+    from netloom.files import with_home
     from netloom.plain_yaml import parse_yaml
 
     if weights.endswith(".safetensors"):
         from safetensors import safe_open
 
-        with safe_open(weights, "np") as file:
+        path = with_home(weights)
+        with safe_open(path, "np") as file:
             said = (file.metadata() or {}).get("image_size")
         if said is not None:
             height, width = json.loads(said)
             return int(height), int(width)
-        if (Path(weights).parent / "recipe.yaml").exists():
+        if (path.parent / "recipe.yaml").exists():
             return None  # a run's, which is asked by those who have imported torch
+    elif weights not in _TIMMS_OWN:
+        return None  # a run's folder likewise
     listed = parse_yaml(resources.files("netloom").joinpath("models", "backbones.yaml").read_text(encoding="utf-8"))
     side = {_TIMM + one["name"]: one["own_size"] for one in listed["backbones"]}.get(name)
     return None if side is None else (side, side)

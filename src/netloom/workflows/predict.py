@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from netloom.data.batches import Batch
 from netloom.data.decoding_files import Decoded, decode_in_batches
 from netloom.data.location import FileLocation
 from netloom.data.prefetch import prefetched
+from netloom.data.source_files import list_folder
 from netloom.errors import DataError
 from netloom.inference import inference_batch_size, predict_outputs
 from netloom.progress import OnProgress, Reporter
@@ -25,6 +27,9 @@ from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows.builders import build_heads
 from netloom.workflows.evaluate import plan_for
 from netloom.workflows.runs import load_classifier
+
+Listed = tuple[Path, "str | None"]
+"""A file that is to be predicted, or something left out, and why."""
 
 
 def predict(
@@ -40,7 +45,7 @@ def predict(
 
     Args:
         run: A trained run.
-        paths: Files, folders (all files below), or patterns with `*`.
+        paths: Files, folders (all files below that are not hidden, as in training), or patterns with `*`.
         top: How many classes to give for each picture, likeliest first.
         device: `auto`, `cpu`, `cuda` or `mps`.
         quiet: Show no progress.
@@ -48,7 +53,7 @@ def predict(
 
     Returns:
         For each picture `path` and either `predictions`, a list of `{"class", "probability"}`, or `error`, why it
-        could not be read.
+        could not be read; likewise for each folder below a given one that cannot be looked at.
 
     Raises:
         DataError: There is no such file, it cannot be looked at, or `top` is below 1.
@@ -59,7 +64,8 @@ def predict(
     keep_freed_memory()
     opened = load_classifier(run)
     facts = opened.data
-    files = _files(paths)
+    listed = _files(paths)
+    files = [path for path, reason in listed if reason is None]
     chosen = resolve_device(device)
     head = build_heads(opened.recipe, facts.class_names)[0]
     decode = functools.partial(
@@ -84,12 +90,13 @@ def predict(
                 watch=CallbackList(callbacks).call,
                 test_time_augmentation=opened.recipe.test_time_augmentation,
             )
-    rows = iter(head.probabilities(outputs[head.name]).numpy())
+    rows, answers = iter(head.probabilities(outputs[head.name]).numpy()), iter(problems)
+    told = ((path, next(answers) if reason is None else reason) for path, reason in listed)
     return [
         {"path": str(path), "predictions": _top(next(rows), facts, top)}
         if problem is None
         else {"path": str(path), "error": problem}
-        for path, problem in zip(files, problems, strict=True)
+        for path, problem in told
     ]
 
 
@@ -117,12 +124,12 @@ def _top(row: npt.NDArray[np.float32], facts: DataFacts, top: int) -> list[dict[
     return [{"class": facts.class_names[i], "probability": float(row[i])} for i in order]
 
 
-def _files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def _files(paths: str | Path | Iterable[str | Path]) -> list[Listed]:
     """The files that `paths` mean, in their order."""
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if "" in given:
         raise DataError("A picture's name is empty. Give files, folders or patterns.")
-    files: list[Path] = []
+    files: list[Listed] = []
     missing: list[str] = []
     for item in map(Path, given):
         try:
@@ -139,15 +146,19 @@ def _files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def _files_of(item: Path) -> list[Path] | None:
+def _files_of(item: Path) -> list[Listed] | None:
     """The files that one path or pattern means; None where there is nothing of that name.
 
     Raises:
         OSError: The system does not say, for want of permission say.
     """
     if item.is_dir():
-        return sorted(p for p in item.rglob("*") if p.is_file() and not p.name.startswith("."))
+        with os.scandir(item):  # a folder that cannot be looked at itself is refused, not left out
+            pass
+        entries, rejected = list_folder(item)
+        listed: list[Listed] = [(item.joinpath(*entry.parts), None) for entry in entries]
+        return sorted([*listed, *((item / one.path, one.reason) for one in rejected)], key=lambda one: one[0])
     if item.exists() or item.is_symlink():
-        return [item]
+        return [(item, None)]
     matched = sorted(map(Path, glob.glob(str(item), recursive=True)))  # noqa: PTH207
-    return [p for p in matched if p.is_file()] if matched else None
+    return [(p, None) for p in matched if p.is_file()] if matched else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netloom.data.audit import Audit, audit
 from netloom.data.cache import cache_directory
+from netloom.data.fingerprint import OF_PIXELS
 from netloom.data.imageset import ImageSet, LoadedPictures, load_image_set
 from netloom.data.mapping import fits_memory
 from netloom.data.sources import Source, open_source
@@ -60,7 +62,9 @@ def _prepare(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) 
     return PreparedData(image_set, split, facts, loaded.pixels_file)
 
 
-def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Reporter) -> tuple[LoadedPictures, Audit]:
+def load_pictures(
+    source: str | Path | Source | ImageSet, recipe: Recipe, reporter: Reporter
+) -> tuple[LoadedPictures, Audit]:
     """Open, decode and audit a source as a recipe wants it.
 
     Raises:
@@ -69,7 +73,7 @@ def load_pictures(source: str | Path | ImageSet, recipe: Recipe, reporter: Repor
     """
     with reporter.bar("Reading pictures") as show:
         on_progress = _importing_meanwhile(show)
-        if not isinstance(source, ImageSet):
+        if isinstance(source, (str, Path)):
             wait_for(source, on_progress)
         loaded = load_image_set(
             source,
@@ -123,7 +127,7 @@ def reopen_data(folder: RunFolder, source: ImageSet | None, reporter: Reporter) 
         opened = source if source is not None else open_source(facts.source_location)
     except DataError as error:
         raise RunError(f"The pictures of {folder.path} are no longer at {facts.source_location}: {error}") from error
-    loaded = _decoded_as_trained(opened, facts, reporter)
+    loaded = load_own(opened, facts, functools.partial(_decoded_as_trained, facts=facts, reporter=reporter))
     image_set = loaded.image_set
     if fingerprint(image_set) != facts.fingerprint:
         raise RunError(
@@ -133,9 +137,32 @@ def reopen_data(folder: RunFolder, source: ImageSet | None, reporter: Reporter) 
     return PreparedData(image_set, Split.from_json(folder.split, image_set.ids), facts, loaded.pixels_file)
 
 
-def load_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: Reporter) -> ImageSet:
-    """The pictures of a source, decoded as those that a run was trained on."""
-    return _decoded_as_trained(source, facts, reporter).image_set
+def load_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: Reporter, *, own: bool = False) -> ImageSet:
+    """The pictures of a source, decoded as those that a run was trained on; `own`: it is the run's, see `load_own`."""
+    load = functools.partial(_decoded_as_trained, facts=facts, reporter=reporter)
+    return (load_own(source, facts, load) if own else load(source)).image_set
+
+
+def load_own(
+    source: Source | ImageSet, facts: DataFacts, load: Callable[[Source | ImageSet], LoadedPictures]
+) -> LoadedPictures:
+    """What `load` gives of a run's own source, without pictures that could not be read when the run was started.
+
+    One that was left out since the machine was busy, or its drive away, may be readable by now; the run goes on without
+    it all the same.
+    """
+    loaded = load(source)
+    if isinstance(source, ImageSet) or fingerprint(loaded.image_set) == facts.fingerprint:
+        return loaded
+    left_out = {rejected["path"] for rejected in facts.audit.get("rejected", [])}
+    if left_out.isdisjoint(loaded.image_set.ids):
+        return loaded
+    return load(only(source, {sample.id for sample in source.samples} - left_out))
+
+
+def only(source: Source, ids: Container[str]) -> Source:
+    """The source with those of its pictures that have these ids; not of one that holds arrays."""
+    return replace(source, samples=[sample for sample in source.samples if sample.id in ids])
 
 
 def _decoded_as_trained(source: Source | ImageSet, facts: DataFacts, reporter: Reporter) -> LoadedPictures:
@@ -154,7 +181,8 @@ def fingerprint(image_set: ImageSet) -> str:
     digest = hashlib.blake2b(digest_size=16)
     hashes = image_set.content_hashes or ("",) * len(image_set)
     for name, content, target in zip(image_set.ids, hashes, image_set.targets.tolist(), strict=True):
-        digest.update(f"{name}\0{content}\0{target}\n".encode(errors="surrogateescape"))
+        # Runs of before hold digests without the mark.
+        digest.update(f"{name}\0{content.removeprefix(OF_PIXELS)}\0{target}\n".encode(errors="surrogateescape"))
     if image_set.weights is not None:
         digest.update(b"weights\n" + image_set.weights.cpu().numpy().astype("<f4").tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from netloom.progress import Reporter
 from netloom.recipe import Recipe, wanted_channels
 from netloom.run import DataFacts, RunFolder
 from netloom.workflows import builders
-from netloom.workflows.prepare import data_facts, fingerprint
+from netloom.workflows.prepare import data_facts, fingerprint, load_own
 
 # A side of larger pictures, where the recipe names none: four times the pixels take four times as long, and what is in
 # a photograph can be told at this size.
@@ -92,7 +93,8 @@ def reopen_unlabelled(folder: RunFolder, source: ImageSet | None, recipe: Recipe
         opened = source if source is not None else open_pictures(facts.source_location)
     except DataError as error:
         raise RunError(f"The pictures of {folder.path} are no longer at {facts.source_location}: {error}") from error
-    image_set = _decoded(opened, recipe, reporter).image_set
+    load = functools.partial(_decoded, recipe=recipe, reporter=reporter)
+    image_set = load_own(opened, facts, load).image_set
     if fingerprint(image_set) != facts.fingerprint:
         raise RunError(
             f"The pictures at {facts.source_location or 'hand'} have changed since {folder.path} was started, so its "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from netloom.data.fingerprint import OF_PIXELS
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import PARTS, Split, groups_of
 from netloom.run import RunFolder
@@ -21,7 +22,8 @@ def pictures_to_remember(
     """A digest of each picture's content by part, int64 `[n]`, and `train_counts`, int64 `[K]`: pictures per class.
 
     Without labels there are no counts. Where pictures that validate share groups, `validation_groups`, int64 `[n]`, is
-    the group of each, since an epoch's accuracy says nothing of that.
+    the group of each, since an epoch's accuracy says nothing of that. `of_pixels`, int64 `[1]`, is 1 where the digests
+    are of pixels, 0 of files.
     """
     found = {}
     if labelled:
@@ -32,26 +34,31 @@ def pictures_to_remember(
     if image_set.content_hashes is not None:
         digests = _digests(image_set.content_hashes)
         found |= {part: np.sort(digests[getattr(split, part)]) for part in PARTS}
+        found["of_pixels"] = np.array([_are_of_pixels(image_set.content_hashes)], dtype=np.int64)
     return found
 
 
 def already_seen(folder: RunFolder, image_set: ImageSet, indices: npt.NDArray[np.int64]) -> dict[str, int] | None:
     """How many of `image_set[indices]` have the content of a picture of each part of the run, by the part's name.
 
-    None where the run does not know the contents of its pictures.
+    None where that is not known: the run does not know the contents of its pictures, or knows pixels of arrays and
+    these are files, or the other way round.
     """
     remembered = folder.pictures
-    if image_set.content_hashes is None or not all(part in remembered for part in PARTS):
+    if not _can_be_compared(folder, remembered, image_set):
         return None
+    assert image_set.content_hashes is not None
     digests = _digests([image_set.content_hashes[i] for i in indices.tolist()])
     return {part: int(np.isin(digests, remembered[part]).sum()) for part in PARTS}
 
 
 def content_seen_in_training(folder: RunFolder, image_set: ImageSet) -> npt.NDArray[np.bool_] | None:
-    """Which pictures have the content of one that trained the run, bool `[N]`; None where it does not know contents."""
-    if image_set.content_hashes is None or "train" not in folder.pictures:
+    """Which pictures have the content of one that trained the run, bool `[N]`; None where `already_seen` gives None."""
+    remembered = folder.pictures
+    if not _can_be_compared(folder, remembered, image_set):
         return None
-    found: npt.NDArray[np.bool_] = np.isin(_digests(image_set.content_hashes), folder.pictures["train"])
+    assert image_set.content_hashes is not None
+    found: npt.NDArray[np.bool_] = np.isin(_digests(image_set.content_hashes), remembered["train"])
     return found
 
 
@@ -61,6 +68,23 @@ def training_classes(folder: RunFolder) -> npt.NDArray[np.int64] | None:
     return None if counts is None else np.repeat(np.arange(len(counts)), counts)
 
 
+def _can_be_compared(folder: RunFolder, remembered: Mapping[str, npt.NDArray[np.int64]], image_set: ImageSet) -> bool:
+    """Whether equal digests mean equal pictures, and different ones different pictures."""
+    if image_set.content_hashes is None or not all(part in remembered for part in PARTS):
+        return False
+    if "of_pixels" in remembered:
+        of_pixels = bool(remembered["of_pixels"].any())
+    else:  # a run of before
+        of_pixels = set(folder.data.audit.get("formats", ())) == {"array"}
+    return of_pixels == _are_of_pixels(image_set.content_hashes)
+
+
+def _are_of_pixels(hashes: Sequence[str]) -> bool:
+    return all(text.startswith(OF_PIXELS) for text in hashes)
+
+
 def _digests(hashes: Sequence[str]) -> npt.NDArray[np.int64]:
-    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest() for text in hashes)
+    # Without the mark, as runs of before hold them.
+    plain = (text.removeprefix(OF_PIXELS).encode() for text in hashes)
+    joined = b"".join(hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest() for text in plain)
     return np.frombuffer(joined, dtype="<i8").astype(np.int64)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
 from netloom.errors import DataError, NetloomError
+from netloom.files import with_home
 from netloom.models.pretrained import PUBLISHED, RANDOM
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
@@ -31,17 +32,17 @@ class _Earlier:
         path: Its folder.
         labelled: Whether it looked at labels.
         same_source: Whether it was trained on the very pictures, names and classes that are there now.
-        seen: Which of the pictures it learned from, bool `[N]`.
+        seen: Which of the pictures it learned from, bool `[N]`; None where that is not known.
     """
 
     path: Path
     labelled: bool
     same_source: bool
-    seen: npt.NDArray[np.bool_]
+    seen: npt.NDArray[np.bool_] | None
 
     def count(self, indices: npt.NDArray[np.int64]) -> int:
         """How many of some pictures it learned from."""
-        return int(self.seen[indices].sum())
+        return 0 if self.seen is None else int(self.seen[indices].sum())
 
 
 def with_notes_on_backbone(recipe: Recipe, image_set: ImageSet, split: Split, *, fingerprint: str) -> Split:
@@ -68,6 +69,8 @@ def with_notes_on_backbone(recipe: Recipe, image_set: ImageSet, split: Split, *,
         if n := earlier.count(split.validation):
             note = _note(earlier, n, len(split.validation), "the validation part")
             split = replace(split, notes=(*split.notes, note))
+        if earlier.seen is None:
+            split = split.with_test_notes([_note_of_unknown(earlier)])
     return split
 
 
@@ -78,9 +81,9 @@ def notes_on_folds(recipe: Recipe, image_set: ImageSet, pool: npt.NDArray[np.int
     is still compared fairly with itself.
     """
     return [
-        _note(earlier, n, len(pool), "the held-out folds")
+        _note_of_unknown(earlier) if earlier.seen is None else _note(earlier, n, len(pool), "the held-out folds")
         for earlier in _earlier_runs(recipe, image_set, fingerprint)
-        if (n := earlier.count(pool))
+        if (n := earlier.count(pool)) or earlier.seen is None
     ]
 
 
@@ -92,13 +95,18 @@ def seen_by_earlier_runs(
     Other arguments are those of `with_notes_on_backbone`.
 
     Returns:
-        Of each such run `run` (its folder), `labelled` (whether it looked at labels) and `n` (of how many pictures).
+        Of each such run `run` (its folder), `labelled` (whether it looked at labels) and `n` (of how many pictures;
+        None where that is not known).
     """
-    return [
-        {"run": str(earlier.path), "labelled": earlier.labelled, "n": n}
+    found = (
+        {
+            "run": str(earlier.path),
+            "labelled": earlier.labelled,
+            "n": None if earlier.seen is None else earlier.count(indices),
+        }
         for earlier in _earlier_runs(recipe, image_set, fingerprint)
-        if (n := earlier.count(indices))
-    ]
+    )
+    return [one for one in found if one["n"] != 0]
 
 
 def _earlier_runs(recipe: Recipe, image_set: ImageSet, fingerprint: str) -> Iterator[_Earlier]:
@@ -109,9 +117,7 @@ def _earlier_runs(recipe: Recipe, image_set: ImageSet, fingerprint: str) -> Iter
         met.add(folder.path)
         facts = folder.data
         same = facts.fingerprint == fingerprint
-        seen = _seen(folder, image_set, same_source=same)
-        if seen is not None:
-            yield _Earlier(folder.path, bool(facts.class_names), same, seen)
+        yield _Earlier(folder.path, bool(facts.class_names), same, _seen(folder, image_set, same_source=same))
         folder = _run_of(folder.recipe)
 
 
@@ -119,7 +125,7 @@ def _run_of(recipe: Recipe) -> RunFolder | None:
     """The run in whose folder the recipe's weights lie, if it is there and whole."""
     if recipe.transfer is None or recipe.transfer.weights in (PUBLISHED, RANDOM):
         return None
-    weights = Path(recipe.transfer.weights).expanduser().resolve()
+    weights = with_home(recipe.transfer.weights).resolve()
     # A file in the folder, one of the weights of epochs below it, or the folder itself.
     for path in (weights, weights.parent, weights.parent.parent):
         with contextlib.suppress(NetloomError):
@@ -142,6 +148,13 @@ def _note(earlier: _Earlier, n: int, of: int, what: str) -> str:
     if not earlier.labelled:
         return f"{begin} learned from without their labels {by}: figures on them may flatter."
     return f"{begin} trained on with their labels {by}: figures on them flatter, and tell little of new pictures."
+
+
+def _note_of_unknown(earlier: _Earlier) -> str:
+    return (
+        f"It is not known whether the network of {earlier.path}, from which this training starts, has learned from "
+        "some of these pictures: if it has, figures on them flatter."
+    )
 
 
 def _refusal(earlier: _Earlier, n: int, of: int) -> str:

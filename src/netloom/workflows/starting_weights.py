@@ -9,6 +9,7 @@ from torch import nn
 
 from netloom.data.batches import InputScaling
 from netloom.errors import ModelError, NetloomError, RecipeError
+from netloom.files import with_home
 from netloom.models.backbones import is_backbone
 from netloom.models.contract import ImageModel
 from netloom.models.pretrained import (
@@ -146,9 +147,9 @@ def _checked_digest(recipe: Recipe, path: Path) -> str:
 
 def _weights_file_of_run(weights: str) -> str:
     """The weights' file where a run's folder is named; anything else as it is."""
-    if weights == PUBLISHED or not Path(weights).expanduser().is_dir():
+    if weights == PUBLISHED or not with_home(weights).is_dir():
         return weights
-    folder = RunFolder.open(Path(weights).expanduser())
+    folder = RunFolder.open(with_home(weights))
     if not folder.weights_path.is_file():
         raise RecipeError(f"The run {folder.path} has no weights yet; its training did not finish an epoch.")
     return str(folder.weights_path)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netloom.data.imageset import ImageSet
+from netloom.data.sources import open_source
 from netloom.data.splits import Split
 from netloom.errors import DataError
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, load_recipe
 from netloom.tuning.space import Dimension
 from netloom.workflows import builders
-from netloom.workflows.prepare import PreparedData, data_facts, load_pictures
+from netloom.workflows.prepare import PreparedData, data_facts, load_pictures, only
 from netloom.workflows.spaces import settings_of_pictures, side_of
 from netloom.workflows.trial_task import TrialPictures, pictures_for
 
@@ -71,6 +72,10 @@ def study_pictures(
     for settings in combinations:
         changed = load_recipe(recipe, settings)
         loaded, report = load_pictures(source, changed, reporter)
+        if loaded.image_set.ids != data.image_set.ids and not isinstance(source, ImageSet):
+            # One that could not be read at first may be readable by now; the study goes on without it.
+            kept = only(open_source(source), frozenset(data.image_set.ids))
+            loaded, report = load_pictures(kept, changed, reporter)
         if loaded.image_set.ids != data.image_set.ids:
             raise DataError(f"The pictures of {data.facts.source_name} have changed while they were read. Start again.")
         facts = data_facts(loaded, report, changed, data.split)
