@@ -32,7 +32,7 @@ def has_forward_hooks(model: nn.Module) -> bool:
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether something beside its own code runs in a training step: for modules, or when a parameter's gradient comes."""
+    """Whether something beside its own code runs in a training step, of modules or of parameters' gradients."""
     everywhere = every_module._global_backward_hooks or every_module._global_backward_pre_hooks
     return (
         has_forward_hooks(model)

@@ -163,10 +163,10 @@ class _ShardedStep:
         with contextlib.closing(ShardedGradients(replica, self.heads, **options)) as whole:  # type: ignore[arg-type]
             whole.drops = False
             whole(self.batch, 0)
-            with torch.enable_grad(), _DroppingNothing():
+            with torch.enable_grad(), _DroppingNothing():  # type: ignore[no-untyped-call]
                 WholeBatchGradients(own, self.heads, **options)(self.batch, 0)  # type: ignore[arg-type]
             if not (_gradients_agree(replica, own, _SAME_FORMULA[precision]) and _buffers_agree(replica, own)):
-                raise CaptureError("its own code gives other gradients or other buffers than its operations do")
+                raise CaptureError("its code treats gradients or buffers in a way that its operations do not tell")
             whole.drops = True
             whole(self.batch, 0)
         self()
@@ -174,7 +174,7 @@ class _ShardedStep:
             raise TrainingError("its gradients depend on how a batch is divided")
 
 
-class _DroppingNothing(TorchDispatchMode):
+class _DroppingNothing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Random masks keep everything, so that dropout only scales."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -200,9 +200,10 @@ def _buffers_agree(mine: nn.Module, other: nn.Module) -> bool:
 
 
 def _agree(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tolerance: float) -> bool:
-    """Whether tensors are the same but for rounding, taken together as one vector."""
-    difference = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
-    return difference <= tolerance * math.sqrt(sum(float(b.square().sum()) for _, b in pairs))
+    """Whether tensors are the same but for rounding, taken together as one vector; infinities are equal or not."""
+    difference = math.sqrt(sum(float(torch.where(a == b, 0.0, a - b).square().sum()) for a, b in pairs))
+    size = math.sqrt(sum(float(torch.where(b.isinf(), 0.0, b).square().sum()) for _, b in pairs))
+    return difference <= tolerance * size
 
 
 @functools.lru_cache
