@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, functionalize
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call, functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -27,7 +27,7 @@ from netloom.errors import TrainingError
 from netloom.inference import forward
 from netloom.models.heads import Head
 from netloom.models.kept_state import has_hooks, keeps_state, replica_of
-from netloom.runtime import ExecutionPlan
+from netloom.runtime import ExecutionPlan, without_graph_sources
 from netloom.training.batch_norm import sharded_batch_norm
 from netloom.training.convolution import ConvolutionShape, unfolded_convolution
 from netloom.training.gradients import total_loss
@@ -156,7 +156,7 @@ def capture(
     """
     refuse_hooks(model)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_graph_sources():
             traced = _trace_forward(model, batch, heads, plan, label_smoothing)
             rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
             return _trace_gradients(rewritten, model, batch, heads)
@@ -372,9 +372,7 @@ def _check_state_is_read_only(graph: Graph, buffers: set[Node]) -> None:
             continue
         for argument, value in zip(schema.arguments, node.args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write and value in placeholders:
-                raise CaptureError(
-                    _CHANGES_STATE if value in buffers else "it changes its input"
-                )
+                raise CaptureError(_CHANGES_STATE if value in buffers else "it changes its input")
 
 
 def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, heads: Sequence[Head]) -> StepGraph:
