@@ -6,11 +6,13 @@ import contextlib
 import copy
 import functools
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -163,15 +165,24 @@ class _ShardedStep:
         with contextlib.closing(ShardedGradients(replica, self.heads, **options)) as whole:  # type: ignore[arg-type]
             whole.drops = False
             whole(self.batch, 0)
+            drawn = _drawn_elsewhere()
             with torch.enable_grad(), _DroppingNothing():  # type: ignore[no-untyped-call]
                 WholeBatchGradients(own, self.heads, **options)(self.batch, 0)  # type: ignore[arg-type]
             if not (_gradients_agree(replica, own, _SAME_FORMULA[precision]) and _buffers_agree(replica, own)):
                 raise CaptureError("its code treats gradients or buffers in a way that its operations do not tell")
+            if drawn != _drawn_elsewhere():
+                raise CaptureError("it draws random numbers that are not torch's")
             whole.drops = True
             whole(self.batch, 0)
         self()
         if not _gradients_agree(self.replica, replica, _TOLERANCE[precision]):
             raise TrainingError("its gradients depend on how a batch is divided")
+
+
+def _drawn_elsewhere() -> tuple[object, ...]:
+    """Where the global generators of Python and NumPy are."""
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - nothing is drawn from it
+    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
 
 
 class _DroppingNothing(TorchDispatchMode):  # type: ignore[no-untyped-call]
