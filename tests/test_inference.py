@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -282,3 +283,15 @@ def test_where_rewriting_fails_the_network_itself_predicts(step: str, monkeypatc
     model, batches = network(), many_batches()
     expected = torch.cat([model(batch.inputs["image"]).detach() for batch in batches])
     assert torch.equal(predicted(model, batches), expected)
+
+
+def test_sources_of_graphs_are_not_kept() -> None:
+    """torch keeps the source of every graph it compiles, and each pass folds the network anew."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4))
+    held = fx.graph_module._loader.eval_cache  # type: ignore[attr-defined]
+    before = set(held)
+    assert inference._folded(model.eval(), {"image": pictures()}, inference._Task(["label"], PLAN, "none")) is not None
+    for _ in range(3):
+        outputs("none", model)
+    assert set(held) == before
+    assert not {name for name in linecache.cache if name not in before and "eval_with_key" in name}

@@ -19,7 +19,7 @@ from netloom.data.batches import Batch
 from netloom.errors import ModelError
 from netloom.models.folding import fold
 from netloom.models.fusing import fuse_convolutions, replace_pooling
-from netloom.runtime import ExecutionPlan
+from netloom.runtime import ExecutionPlan, without_graph_sources
 
 TestTimeAugmentation = Literal["none", "flip", "flip_shift"]
 Inputs = dict[str, torch.Tensor]
@@ -207,7 +207,8 @@ def _folded(model: nn.Module, inputs: Inputs, task: _Task) -> nn.Module | None:
     outputs depend on what else is in a batch.
     """
     try:
-        folded = _rewritten(model, inputs, task)
+        with without_graph_sources():
+            folded = _rewritten(model, inputs, task)
     except Exception:  # of any kind: a graph of a model's own code was being rewritten, and is half done
         return None
     if folded is None:

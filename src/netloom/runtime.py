@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import linecache
 import math
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -106,21 +108,67 @@ class ExecutionPlan:
 @contextlib.contextmanager
 def executing(plan: ExecutionPlan) -> Iterator[None]:
     """Set threads and deterministic kernels for the body, and put everything back afterwards."""
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    threads = torch.get_num_threads()
     random_state = torch.random.get_rng_state()
     device_random_state = _device_random_state(plan.torch_device)
     torch.set_num_threads(plan.threads)
-    torch.backends.cudnn.deterministic = True
     try:
-        yield
+        with deterministic_kernels() if plan.torch_device.type == "cuda" else contextlib.nullcontext():
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.deterministic = deterministic
         torch.random.set_rng_state(random_state)
         if plan.torch_device.type == "cuda":
             torch.cuda.set_rng_state(device_random_state, plan.torch_device)
         elif plan.torch_device.type == "mps":
             torch.mps.set_rng_state(device_random_state)
+
+
+@contextlib.contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    """Have CUDA use kernels that repeat their bits, where torch has such, and put everything back afterwards.
+
+    The operations without any, the backward pass of adaptive pooling say, run as ever, and nobody is warned of them.
+    cuBLAS repeats its bits with a workspace of a fixed size, which is asked for unless the user has asked for one; it
+    looks at that once, before its first product of matrices.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn = torch.backends.cudnn.deterministic
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # It would fill what `torch.empty` gives, which costs a pass over memory and guards against mistakes only.
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*(does not have a deterministic|[Dd]eterministic behavior was enabled)"
+        )
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True, warn_only=not enabled or warns)
+        memory.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.deterministic = cudnn
+            torch.use_deterministic_algorithms(enabled, warn_only=warns)
+            memory.fill_uninitialized_memory = fills
+
+
+@contextlib.contextmanager
+def without_graph_sources() -> Iterator[None]:
+    """Let torch forget the Python source of the graphs that the body compiles.
+
+    It keeps them for tracebacks as long as the process lives, some 40 kB for a network that is folded for one pass.
+    """
+    from torch.fx import graph_module
+
+    sources: dict[str, str] = graph_module._loader.eval_cache
+    before = set(sources)
+    try:
+        yield
+    finally:
+        for name in set(sources) - before:
+            sources.pop(name, None)
+            linecache.cache.pop(name, None)
 
 
 def _device_random_state(device: torch.device) -> torch.Tensor:

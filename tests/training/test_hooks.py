@@ -201,3 +201,15 @@ def test_the_time_before_a_resumption_counts(clock: Clock, tmp_path: Path) -> No
     clock.now += 3600
     resumed = train(callbacks=[TimeLimit(max_minutes=3), EpochsTake(clock, 60)], resume=load_checkpoint(path))
     assert resumed.epoch == 3
+
+
+def test_an_extended_training_has_the_time_limit_anew(clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+
+    def run(epochs: int, **options: Any) -> TrainingState:
+        callbacks = [TimeLimit(max_minutes=3), EpochsTake(clock, 60)]
+        return train(callbacks=callbacks, epochs=epochs, checkpointer=Checkpointer(path), **options)
+
+    assert run(9).epoch == 3
+    assert run(9, resume=load_checkpoint(path)).epoch == 3
+    assert run(10, resume=load_checkpoint(path)).epoch == 6

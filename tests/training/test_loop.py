@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,14 @@ import pytest
 import torch
 
 from netloom.errors import RunError, TrainingError
-from netloom.training.callbacks import BestWeights, Callback, EarlyStopping, ReduceOnPlateau, WeightAveraging
+from netloom.training.callbacks import (
+    BestWeights,
+    Callback,
+    EarlyStopping,
+    Lookahead,
+    ReduceOnPlateau,
+    WeightAveraging,
+)
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
 from netloom.training.optim import MUON, OPTIMIZERS, create_optimizer
 from netloom.training.regularize import MaxNorm, WeightPenalty
@@ -161,3 +169,86 @@ def test_a_users_callback_reads_and_stops() -> None:
     state = train(callbacks=[spy])
     assert spy.calls == ["start 0", "end 1", "start 1", "end 2"]
     assert state.stop_reason == "enough"
+
+
+class StopsWithin(Callback):
+    def on_batch_end(self, state: TrainingState) -> None:
+        if state.step == 8:
+            state.stop("enough")
+
+
+def test_an_epoch_that_was_cut_behind_a_request_to_stop_is_finished(tmp_path: Path) -> None:
+    """The request comes in step 8, the interruption in step 9 of the 12 that two epochs have."""
+    path = tmp_path / "checkpoint.safetensors"
+    whole = train(callbacks=[StopsWithin()])
+    assert (whole.epoch, whole.step, whole.stop_reason) == (2, 12, "enough")
+    train(callbacks=[StopsWithin()], checkpointer=Checkpointer(path), interruption=StopAfter(9))
+    resumed = train(callbacks=[StopsWithin()], checkpointer=Checkpointer(path), resume=load_checkpoint(path))
+    assert (resumed.epoch, resumed.step, resumed.stop_reason) == (2, 12, "enough")
+    assert untimed(resumed) == untimed(whole)
+    assert equal(resumed.model, whole.model)
+    again = load_checkpoint(path)
+    assert (again.values["epoch"], again.values["step"], again.progress.batches) == (2, 12, 0)
+
+
+def test_early_stopping_waits_anew_when_what_it_ended_is_extended(tmp_path: Path) -> None:
+    """Nothing improves behind the first epoch, which stays the best; what is not extended is at its end."""
+    path = tmp_path / "checkpoint.safetensors"
+
+    def run(**options: Any) -> TrainingState:
+        model = network()
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 0.0
+        optimizer = create_optimizer(model, "sgd", learning_rate=1e-30)
+        stopping = EarlyStopping(monitor="train_accuracy", patience=2, min_delta=1.0)
+        return train(model, optimizer=optimizer, callbacks=[stopping], checkpointer=Checkpointer(path), **options)
+
+    assert run(epochs=9).epoch == 3
+    before = load_checkpoint(path)
+    again = run(epochs=9, resume=load_checkpoint(path))
+    assert (again.epoch, again.stop_reason) == (3, before.stop_reason)
+    assert load_checkpoint(path).values == before.values
+    extended = run(epochs=10, resume=load_checkpoint(path))
+    assert extended.epoch == 5
+    assert "not improved for 2 epochs (best in epoch 1)" in (extended.stop_reason or "")
+
+
+class SlowSteps(Callback):
+    """Two seconds a step by a clock that stands in for `time.perf_counter`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def on_batch_end(self, state: TrainingState) -> None:
+        self.now += 2.0
+
+
+class NotingCheckpointer(Checkpointer):
+    def save(self, state: TrainingState, callbacks: Any, progress: Any) -> None:
+        self.saved = [*getattr(self, "saved", []), progress.batches]
+        super().save(state, callbacks, progress)
+
+
+def test_slow_steps_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SlowSteps()
+    monkeypatch.setattr("netloom.training.loop.time.perf_counter", lambda: clock.now)
+    checkpointer = NotingCheckpointer(tmp_path / "checkpoint.safetensors")
+    train(epochs=1, train=batches(shuffle=True, augment=True), callbacks=[clock], checkpointer=checkpointer)
+    assert checkpointer.saved == [3, 6, 0]  # of 8 steps; the last is the end
+
+
+def test_a_checkpoint_is_let_go_once_it_is_restored(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    train(callbacks=[Lookahead(), WeightAveraging()], checkpointer=Checkpointer(path), interruption=StopAfter(9))
+    checkpoint = load_checkpoint(path)
+    kept = [weakref.ref(tensor) for tensor in checkpoint.tensors.values()]
+    alive: list[int] = []
+
+    class Looks(Callback):
+        def on_epoch_start(self, state: TrainingState) -> None:
+            alive.append(sum(tensor() is not None for tensor in kept))
+
+    train(callbacks=[Lookahead(), WeightAveraging(), Looks()], resume=checkpoint)
+    assert len(kept) > 10
+    assert alive == [0, 0, 0]

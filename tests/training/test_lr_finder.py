@@ -12,7 +12,7 @@ from torch import nn
 from netloom.errors import TrainingError
 from netloom.runtime import ExecutionPlan
 from netloom.training.lr_finder import RangeTest, find_learning_rate
-from netloom.training.optim import create_optimizer
+from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.step import TrainingStep
 from training.helpers import HEAD, batches, network
 
@@ -96,7 +96,7 @@ def test_rates_rise_by_a_constant_factor_and_groups_keep_their_ratio() -> None:
     train = batches(n=45, shuffle=True)
     found = find_learning_rate(model, train=train, make_step=make_step, min_rate=1e-5, max_rate=1e-2, n_steps=50)
     first, second = np.array(seen[-50:]).T
-    np.testing.assert_allclose(first, np.geomspace(1e-5, 1e-2, 50))
+    np.testing.assert_allclose(second, np.geomspace(1e-5, 1e-2, 50))  # the rate without a factor
     np.testing.assert_allclose(second / first, 10.0)
     np.testing.assert_array_equal(found.rates, np.geomspace(1e-5, 1e-2, 50))
     assert not found.diverged
@@ -125,3 +125,24 @@ def test_rates_and_losses_that_allow_no_test_are_told() -> None:
         run(network(), n_steps=5)
     with pytest.raises(TrainingError, match="Start lower"):
         run(network(), min_rate=1e30, max_rate=1e31)
+
+
+def test_the_rate_that_rises_is_without_the_factor_of_the_first_group() -> None:
+    """A frozen network trains its classifier alone: with ten times its rate a loss is met at a tenth of the rate."""
+
+    def losses(factor: float, lowest: float) -> np.ndarray:
+        model = network()
+        for parameter in list(model.parameters())[:-2]:
+            parameter.requires_grad_(requires_grad=False)
+
+        def make_step(copied: nn.Module) -> TrainingStep:
+            factors = rate_factors(copied, classifier=factor)
+            optimizer = create_optimizer(copied, "sgd", learning_rate=0.3, rate_for=factors)
+            return TrainingStep(copied, [HEAD], optimizer, plan=ExecutionPlan("cpu", 1, "float32"), seed=1)
+
+        options = {"min_rate": lowest, "max_rate": 100 * lowest, "n_steps": 50}
+        found = find_learning_rate(model, train=batches(shuffle=True), make_step=make_step, **options)  # type: ignore[arg-type]
+        assert found.rates[0] == pytest.approx(lowest)
+        return found.losses
+
+    np.testing.assert_allclose(losses(10.0, 1e-4), losses(1.0, 1e-3), rtol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from netloom.training.callbacks import CallbackList
+from netloom.models import create_model, model_names
+from netloom.models.backbones import timm
+from netloom.training.callbacks import CallbackList, ReduceOnPlateau
 from netloom.training.checkpoint import Checkpointer, EpochProgress, load_checkpoint
-from netloom.training.optim import create_optimizer
-from netloom.training.regularize import WeightPenalty
+from netloom.training.optim import create_optimizer, kernel_names, rate_factors
+from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.state import TrainingState
 
 RATE, STEPS = 0.1, 5
@@ -178,3 +181,45 @@ def test_a_checkpoint_restores_counts_beside_the_parameters_of_a_kernel_that_rea
 
 def states(optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:
     return [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+
+
+def test_the_rate_that_is_told_is_without_the_factor_of_its_group() -> None:
+    """Of the first group, which is the norm's here, then that of a classifier that trains alone."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    for factors, frozen in (({"bias": 64.0}, 0), ({"classifier": 10.0}, 4)):
+        for i, parameter in enumerate(model.parameters()):
+            parameter.requires_grad_(i >= frozen)
+        optimizer = create_optimizer(model, "sgd", learning_rate=0.1, rate_for=rate_factors(model, **factors))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * next(iter(factors.values())))
+        assert TrainingState(model, optimizer, 1, 1).learning_rate == pytest.approx(0.1)
+        plateau = ReduceOnPlateau(monitor="loss", patience=1, factor=0.1, min_learning_rate=0.02)
+        state = TrainingState(model, optimizer, 9, 1, history=[{"loss": 1.0}])
+        for _ in range(3):
+            plateau.on_epoch_end(state)
+        assert state.learning_rate_scale == pytest.approx(0.2)
+
+
+def test_tables_that_a_network_exempts_are_no_kernels() -> None:
+    """timm's `param_groups_weight_decay` with the network's own list is the reference."""
+    model = create_model("timm/test_vit", in_channels=3, num_outputs=2, image_size=(32, 32), seed=0)
+    net = model.trunk.net  # type: ignore[union-attr]
+    timm()
+    groups = importlib.import_module("timm.optim").param_groups_weight_decay
+    _, decaying = groups(net, 0.1, no_weight_decay_list=net.no_weight_decay())  # type: ignore[operator]
+    ours = kernel_names(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {name for name in ours if name.startswith("trunk.")} == {names[id(p)] for p in decaying["params"]}
+    assert {"trunk.net.pos_embed", "trunk.net.cls_token"} <= set(names.values()) - ours
+    limit = MaxNorm(model, limit=1.0)
+    assert {id(p) for p in limit.weights} == {id(p) for name, p in model.named_parameters() if name in ours}
+    assert rate_factors(model, bias=5.0)("trunk.net.pos_embed") == 1.0
+
+
+def test_kernels_of_the_shipped_networks_are_their_layers_weights() -> None:
+    for name in model_names():
+        side = 67 if name == "alexnet" else 32
+        model = create_model(name, in_channels=3, num_outputs=2, image_size=(side, side), seed=0)
+        layers = {
+            f"{place}.weight" for place, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))
+        }
+        assert kernel_names(model) == layers, name

@@ -101,7 +101,7 @@ def test_an_extended_training_goes_on_from_the_trained_weights(tmp_path: Path) -
     whole = train(epochs=4, callbacks=[WeightAveraging(decay=0.9)])
     path = tmp_path / "checkpoint.safetensors"
     train(epochs=2, callbacks=[WeightAveraging(decay=0.9)], checkpointer=Checkpointer(path))
-    extended = train(epochs=4, callbacks=[WeightAveraging(decay=0.9)], resume=load_checkpoint(path).extended())
+    extended = train(epochs=4, callbacks=[WeightAveraging(decay=0.9)], resume=load_checkpoint(path))
     assert untimed(extended) == untimed(whole)
     assert equal(extended.model, whole.model)
 
@@ -110,3 +110,29 @@ def test_every_so_many_epochs_are_kept() -> None:
     kept: list[int] = []
     train(epochs=5, callbacks=[EpochWeights(save=lambda epoch, model: kept.append(epoch), every=2)])
     assert kept == [2, 4]
+
+
+class Tied(torch.nn.Module):
+    """Two layers with one kernel, and a module that is there twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False)
+        self.decoder.weight = self.encoder.weight
+        self.norm = self.again = torch.nn.BatchNorm1d(3)
+
+
+def test_what_several_modules_share_moves_once_a_step() -> None:
+    model = Tied()
+    torch.nn.init.zeros_(model.encoder.weight)
+    state = TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1), 1, 1)
+    averaging = WeightAveraging(decay=0.9, warmup=False)
+    averaging.on_fit_start(state)
+    with torch.no_grad():
+        model.encoder.weight.fill_(1.0)
+        model.norm.running_mean.fill_(1.0)  # type: ignore[union-attr]
+    averaging.on_batch_end(state)
+    average = state.evaluated_model
+    assert isinstance(average, Tied)
+    for found in (average.encoder.weight, average.decoder.weight, average.norm.running_mean):
+        torch.testing.assert_close(found, torch.full_like(found, 0.1))  # type: ignore[arg-type]

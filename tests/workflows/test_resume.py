@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from typer.testing import CliRunner
 
 import netloom
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = Path(__file__).parent / "killed_training.py"
 STEPS_PER_EPOCH = 5  # 60 pictures: 12 to test, 10 to validate, 38 to train in batches of 8
 TIMED = ("seconds", "images_per_second")
+DENSE = {"batch_size": 8, "augmentation": None, "precision": "float32", "shards": 0, "schedule": None}
 POSIX = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 
 
@@ -137,6 +140,55 @@ def test_a_constant_schedule_is_extended_exactly(photos: Path, tmp_path: Path) -
     assert "or in any choice" not in page
     assert "test pictures it had never seen (95% interval" in unseen
     assert "looked at" not in unseen
+
+
+def dense(in_channels: int, num_outputs: int, image_size: tuple[int, int]) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size[0] * image_size[1], num_outputs))
+
+
+def raising(in_channels: int) -> nn.Module:
+    raise ValueError("it has a mistake")
+
+
+class Dying(Callback):
+    """Ends a training as a kill does: nothing is written any more."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_batch_end(self, state: Any) -> None:
+        if state.step == self.step:
+            raise SystemExit
+
+
+def test_an_extension_that_cannot_begin_leaves_the_run_as_it_was(photos: Path, tmp_path: Path) -> None:
+    run = netloom.train(photos, out=tmp_path, model=dense, quiet=True, epochs=2, settings=DENSE)
+    before = run.result
+    with pytest.raises(ValueError, match="mistake"):
+        netloom.resume(run.path, epochs=4, model=raising, quiet=True)
+    assert netloom.resume(run.path, model=dense, quiet=True).result == before
+    extended = netloom.resume(run.path, epochs=4, model=dense, quiet=True)
+    assert (extended.recipe.epochs, extended.result["epochs"], extended.result["status"]) == (4, 4, "finished")
+
+
+def test_an_extension_that_is_killed_before_its_first_checkpoint_goes_on(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a training that early stopping has ended, as nothing improves at a rate of zero; 5 steps are an epoch."""
+    stopping = {"monitor": "validation_loss", "patience": 2}
+    still = {**DENSE, "optimizer": "sgd", "learning_rate": 1e-30, "early_stopping": stopping}
+    run = netloom.train(photos, out=tmp_path, model=dense, quiet=True, epochs=8, settings=still)
+    assert run.result["epochs"] == 3
+    undisturbed = shutil.copytree(run.path, tmp_path / "undisturbed")
+    with pytest.raises(SystemExit):
+        netloom.resume(run.path, epochs=12, model=dense, quiet=True, callbacks=[Dying(3 * STEPS_PER_EPOCH + 3)])
+    resumed = netloom.resume(run.path, model=dense)
+    told = capsys.readouterr().err
+    assert "Extending the training from 8 to 12 epochs" in told
+    assert "it had ended early by early stopping: validation_loss has not improved" in told
+    assert "early stopping waits anew" in told
+    assert (resumed.recipe.epochs, resumed.result["epochs"]) == (12, 5)
+    assert_same_bits(resumed, netloom.resume(undisturbed, epochs=12, model=dense, quiet=True))
 
 
 def test_a_finished_run_is_left_as_it_is(whole: netloom.Run) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from netloom.models.kept_state import has_forward_hooks, keeps_state, replica_of
 
 # Whose modules keep nothing from call to call, so that one that cannot be traced may stay in the graph as a whole.
 _KNOWN_LIBRARIES = ("torch", "timm", "netloom")
@@ -53,7 +54,7 @@ def fold(model: nn.Module, example: Mapping[str, Tensor]) -> fx.GraphModule | No
         model: On its device. Where it runs under autocast, this function has to, too.
         example: Inputs `[b, ...]` by name, as the model takes them; some pictures are enough.
     """
-    if _has_hooks(model):
+    if has_forward_hooks(model):
         return None
     try:
         return _fold(model, example)
@@ -62,9 +63,10 @@ def fold(model: nn.Module, example: Mapping[str, Tensor]) -> fx.GraphModule | No
 
 
 def _fold(model: nn.Module, example: Mapping[str, Tensor]) -> fx.GraphModule | None:
-    replica = _replica(model)
+    replica = replica_of(model).eval()
     folded = fx.GraphModule(replica, _Tracer().trace(replica), type(model).__name__)
-    if _keeps_state(model, replica) or _writes_to_weights(folded):
+    keeps = keeps_state(model, replica, is_traced=lambda value: isinstance(value, fx.Proxy))
+    if keeps or _writes_to_weights(folded):
         return None
     _Shapes(folded).run(*example.values())
     with torch.no_grad():
@@ -92,35 +94,6 @@ def tidy(folded: fx.GraphModule) -> None:
     folded.recompile()
 
 
-def _has_hooks(model: nn.Module) -> bool:
-    everywhere = every_module._global_forward_hooks or every_module._global_forward_pre_hooks
-    return bool(everywhere) or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-def _replica(model: nn.Module) -> nn.Module:
-    """The same modules in evaluation mode, made anew around the same tensors."""
-    shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared).eval()
-
-
-def _keeps_state(model: nn.Module, replica: nn.Module) -> bool:
-    """Whether tracing has left something in the replica's modules: their code does so in every call."""
-    for before, after in zip(model.modules(), replica.modules(), strict=True):
-        if vars(before).keys() != vars(after).keys():
-            return True
-        for name, value in vars(after).items():
-            old = vars(before)[name]
-            if isinstance(value, (list, tuple, dict, set)):
-                # What begins with an underscore is torch's: modules and the like, which the walk compares.
-                changed = name[0] != "_" and len(value) != len(old)
-            else:
-                changed = isinstance(value, (bool, int, float, str, type(None))) and name != "training" and value != old
-            changed = changed or _holds_proxy(value)
-            if changed:
-                return True
-    return False
-
-
 def _writes_to_weights(folded: fx.GraphModule) -> bool:
     written = (_written(node) for node in folded.graph.nodes if works_in_place(node))
     return any(constant(folded, one) is not None for some in written for one in some)
@@ -130,11 +103,6 @@ def _written(node: fx.Node) -> tuple[Any, ...]:
     """What a node that works in place writes to."""
     out = node.kwargs.get("out")
     return (argument(node, 0, "input"), *(out if isinstance(out, (tuple, list)) else (out,)))
-
-
-def _holds_proxy(value: Any) -> bool:
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else [value]
-    return any(isinstance(one, fx.Proxy) for one in values)
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -131,7 +131,12 @@ class Recipe(Group):
     momentum: Fraction = Field(0.0, description="of sgd and rmsprop")
     nesterov: bool = Field(False, description="Nesterov's momentum, for sgd")
     muon: Muon | None = Field(None, description="of optimizer muon; null takes the defaults of its keys")
-    weight_decay: float = Field(0.0, ge=0, le=1e6, description="on weights only; decoupled for adamw and muon")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="on kernels, without those exempted by a network's `no_weight_decay()`; decoupled for adamw, muon",
+    )
     l1: float = Field(0.0, ge=0, le=1e6, description="penalty on the absolute values of the weights")
     l2: float = Field(0.0, ge=0, le=1e6, description="penalty on the squares of the weights")
     max_norm: float | None = Field(

@@ -64,7 +64,7 @@ class _BatchNorm(torch.autograd.Function):
         scale = inverse if weight is None else inverse * weight.float()
         slope = -scale * inverse * sums[0] / total
         shift = -scale * sums[1] / total - slope * mean
-        shape = (1, -1, 1, 1) if x.ndim == 4 else (1, -1)
+        shape = (1, -1, *[1] * (x.ndim - 2))
         of_x = gradient * scale.view(shape).to(gradient.dtype)
         of_x.addcmul_(x, slope.view(shape).to(x.dtype)).add_(shift.view(shape).to(x.dtype))
         return of_x, None if weight is None else of_weight, of_bias if ctx.has_bias else None, None, None
@@ -73,7 +73,7 @@ class _BatchNorm(torch.autograd.Function):
 def sharded_batch_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, n_shards: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalize a shard `[b, C, H, W]` or `[b, C]` by the statistics of the whole batch.
+    """Normalize a shard `[b, C, ...]` by the statistics of the whole batch.
 
     Returns the normalized shard, and mean and unbiased variance of the batch, float32 `[C]`.
     """

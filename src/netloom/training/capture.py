@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call, functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -25,12 +26,14 @@ from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.inference import forward
 from netloom.models.heads import Head
-from netloom.runtime import ExecutionPlan
+from netloom.models.kept_state import has_hooks, keeps_state, replica_of
+from netloom.runtime import ExecutionPlan, without_graph_sources
 from netloom.training.batch_norm import sharded_batch_norm
 from netloom.training.convolution import ConvolutionShape, unfolded_convolution
 from netloom.training.gradients import total_loss
 
 aten = torch.ops.aten
+_CHANGES_STATE = "it changes its own state in training"
 
 
 class CaptureError(TrainingError):
@@ -38,6 +41,12 @@ class CaptureError(TrainingError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"its batches cannot be divided among threads: {reason}")
+
+    @classmethod
+    def by(cls, error: Exception, what: str) -> CaptureError:
+        """Of an error of any kind, by its first line; `what` says what failed."""
+        lines = str(error).strip().splitlines()
+        return cls(f"{what}: {lines[0] if lines else repr(error)}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,10 @@ class Mask:
         if len(shape) == 4:  # in the memory format of what it is multiplied with
             return mask.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
         return mask.view(shape)
+
+    def full(self, n_samples: int) -> torch.Tensor:
+        """The masks of `n_samples` samples that drop nothing."""
+        return torch.full((n_samples, *self.shape), self.scale, dtype=self.dtype)
 
 
 @dataclass
@@ -129,7 +142,7 @@ def capture(
     """Trace the training step of `model` on a shard like `batch`.
 
     Args:
-        model: In training mode; its parameters, buffers and generators are left as they are.
+        model: In training mode; it is left as it is, and so are generators.
         batch: A shard, with the shapes, types and memory format of those to come.
         heads: What the outputs mean.
         plan: Precision, and which convolutions get their weights' gradient from unfolded pictures.
@@ -138,14 +151,29 @@ def capture(
 
     Raises:
         CaptureError: The model does what a graph cannot hold: it looks at values, draws random numbers other than
-            dropout's, changes its own state, or has hooks.
+            dropout's, changes its own state, or has hooks. What it does to gradients by itself (`torch.no_grad`, a
+            backward pass of its own) the graph does not hold either, and only a comparison tells.
     """
-    if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in model.modules()):
+    refuse_hooks(model)
+    try:
+        with torch.random.fork_rng(devices=[]), without_graph_sources():
+            traced = _trace_forward(model, batch, heads, plan, label_smoothing)
+            rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
+            return _trace_gradients(rewritten, model, batch, heads)
+    except CaptureError:
+        raise
+    except Exception as error:  # whatever a user's model raises when its tensors are traced, or its graph is rewritten
+        raise CaptureError.by(error, "tracing it failed") from error
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Ask the model itself: a copy has none of the hooks of its parameters.
+
+    Raises:
+        CaptureError: It has hooks.
+    """
+    if has_hooks(model):
         raise CaptureError("it has hooks")
-    with torch.random.fork_rng(devices=[]):
-        traced = _trace_forward(model, batch, heads, plan, label_smoothing)
-        rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
-        return _trace_gradients(rewritten, model, batch, heads)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -163,7 +191,8 @@ def flat_batch(batch: Batch, heads: Sequence[Head]) -> list[torch.Tensor]:
 def _trace_forward(
     model: nn.Module, batch: Batch, heads: Sequence[Head], plan: ExecutionPlan, label_smoothing: float
 ) -> GraphModule:
-    step = _Step(model, [head.name for head in heads])
+    replica = replica_of(model)  # what its code keeps for the next call are no tensors but traces of such
+    step = _Step(replica, [head.name for head in heads])
     trained, frozen = split_parameters(model)
     names = {id(p): f"model.{name}" for name, p in model.named_parameters()}
     order = [names[id(p)] for p in (*trained, *frozen)] + [f"model.{name}" for name, _ in model.named_buffers()]
@@ -174,21 +203,27 @@ def _trace_forward(
         inputs = {name: rest.pop(0) for name in input_names}
         targets = {head.name: rest.pop(0) for head in heads}
         shard = Batch(inputs, targets, rest.pop(0) if has_weights else None)
+        given = dict(state)
         with plan.autocast():
             outputs = functional_call(step, state, (inputs,))
+        if any(state[name] is not given[name] for name in order):  # buffers that were assigned anew
+            raise CaptureError(_CHANGES_STATE)
         loss = total_loss(outputs, shard, heads, label_smoothing)
         (share,) = rest
         first = heads[0]
         return [loss * share, first.correct(outputs[first.name].detach(), shard.targets[first.name])]
 
     values = [v.detach().clone() for v in (*trained, *frozen, *model.buffers())]
-    share = torch.ones(())
-    try:
-        return make_fx(functionalize(run, remove="mutations"), tracing_mode="fake")(
-            *values, *flat_batch(batch, heads), share
-        )
-    except Exception as error:  # whatever a user's model raises when its tensors are traced
-        raise CaptureError(f"tracing it failed: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    traced = make_fx(functionalize(run, remove="mutations"), tracing_mode="fake")(
+        *values, *flat_batch(batch, heads), torch.ones(())
+    )
+    if keeps_state(model, replica, is_traced=_is_traced):
+        raise CaptureError("it keeps something of one step for the next")
+    return traced
+
+
+def _is_traced(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and (isinstance(value, FakeTensor) or torch._is_functional_tensor(value))
 
 
 def _rewrite(
@@ -198,6 +233,7 @@ def _rewrite(
     n_parameters = len(list(model.parameters()))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     buffers = {node: i for i, node in enumerate(placeholders[n_parameters:][: len(list(model.buffers()))])}
+    of_weights = set(graph.nodes) - _depending_on(placeholders[n_parameters + len(buffers) :])
     convolutions = [node for node in graph.nodes if node.target == aten.convolution.default]
     result.convolutions = [_shape_of(node) for node in convolutions]
     for place in unfolded:
@@ -209,7 +245,10 @@ def _rewrite(
         if node.target == aten.copy_.default and node.args[0] in buffers:
             result.counters.append(_counter(node, buffers))
         elif node.target == aten.native_batch_norm.default and node.args[5]:
-            _rewrite_norm(node, buffers, n_shards, result)
+            if node.args[0] not in of_weights:
+                _rewrite_norm(node, buffers, n_shards, result)
+            elif node.args[3] is not None:  # else it may stay: weights are the same in every shard
+                raise CaptureError(_CHANGES_STATE)
         elif node.target == aten.bernoulli.p:
             _rewrite_mask(node, n_samples, result)
         elif node.target == aten.max_pool2d_with_indices.default:
@@ -228,6 +267,15 @@ def _rewrite(
     return result
 
 
+def _depending_on(sources: Sequence[Node]) -> set[Node]:
+    """These nodes and all that are computed from them."""
+    found = set(sources)
+    for node in sources[0].graph.nodes if sources else ():
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def _draws(node: Node) -> bool:
     """Whether an operation draws random numbers: by its tag, but attention does so only for its dropout."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
@@ -242,7 +290,7 @@ def _counter(node: Node, buffers: dict[Node, int]) -> int:
     target, value = node.args
     assert isinstance(target, Node)
     if not (isinstance(value, Node) and value.target == aten.add.Tensor and value.args == (target, 1)):
-        raise CaptureError("it changes its own state in training")
+        raise CaptureError(_CHANGES_STATE)
     node.graph.erase_node(node)
     return buffers[target]
 
@@ -264,10 +312,12 @@ def _shape_of(node: Node) -> ConvolutionShape | None:
 def _rewrite_norm(node: Node, buffers: dict[Node, int], n_shards: int, result: _Rewritten) -> None:
     """Normalize over all shards; whoever runs the graph updates the running statistics."""
     x, weight, bias, mean, variance, _, momentum, eps = node.args
-    if mean is not None:
+    if mean is None:
+        result.norms.append((-1, -1, 0.0))
+    elif mean in buffers and variance in buffers:
         result.norms.append((buffers[mean], buffers[variance], momentum))  # type: ignore[index, arg-type]
     else:
-        result.norms.append((-1, -1, 0.0))
+        raise CaptureError("the running statistics of a batch normalization are not its buffers")
     with node.graph.inserting_before(node):
         new = node.graph.call_function(sharded_batch_norm, (x, weight, bias, eps, n_shards))
     for user in list(node.users):
@@ -322,9 +372,7 @@ def _check_state_is_read_only(graph: Graph, buffers: set[Node]) -> None:
             continue
         for argument, value in zip(schema.arguments, node.args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write and value in placeholders:
-                raise CaptureError(
-                    "it changes its own state in training" if value in buffers else "it changes its input"
-                )
+                raise CaptureError(_CHANGES_STATE if value in buffers else "it changes its input")
 
 
 def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, heads: Sequence[Head]) -> StepGraph:

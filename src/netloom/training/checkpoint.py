@@ -49,6 +49,7 @@ class _Values:
     rates: list[tuple[FiniteFloat, FiniteFloat]]
     callbacks: Any
     progress: EpochProgress
+    epochs: Counter | None = None
 
 
 @dataclass(frozen=True)
@@ -68,32 +69,44 @@ class Checkpoint:
         """The epochs of which at least one step was taken."""
         return int(self.values["epoch"]) + (self.progress.batches > 0)
 
-    def extended(self) -> Checkpoint:
-        """The same moment of a training that is to go on past the end it had."""
-        return Checkpoint(self.tensors, {**self.values, "stop_reason": None})
+    @property
+    def epochs(self) -> int | None:
+        """Of how many epochs the training was to be; None where that is not known."""
+        epochs: int | None = self.values.get("epochs")
+        return epochs
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why that training ended early, or None. It is no reason for one of another length."""
+        reason: str | None = self.values["stop_reason"]
+        return reason
 
     def restore(self, state: TrainingState, callbacks: CallbackList) -> EpochProgress:
-        """Put the model, the optimizer, the counters and the callbacks back to that moment.
+        """Put the model, the optimizer, the counters and the callbacks back to that moment, once.
+
+        The tensors are let go, so that they do not take the memory of a second network as long as the training lasts.
 
         Raises:
             RunError: It is the checkpoint of another training, or damaged.
         """
         try:
-            return self._restore(state, callbacks)
+            self._restore(state, callbacks)
+            self.tensors.clear()
+            return self.progress
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"The checkpoint does not belong to this training: {_beginning(error)} Put the run's own back, or "
                 "train anew."
             ) from error
 
-    def _restore(self, state: TrainingState, callbacks: CallbackList) -> EpochProgress:
+    def _restore(self, state: TrainingState, callbacks: CallbackList) -> None:
         prefix = "model."
         state.model.load_state_dict({k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)})
         self._restore_optimizer(state.optimizer)
-        for name in ("epoch", "step", "learning_rate_scale", "history", "stop_reason"):
+        for name in ("epoch", "step", "learning_rate_scale", "history"):
             setattr(state, name, self.values[name])
+        state.stop_reason = self.stop_reason if self.epochs in (None, state.epochs) else None
         callbacks.load_state_dicts(_unflatten(self.values["callbacks"], self.tensors))
-        return self.progress
 
     def _restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         for group, saved in zip(optimizer.param_groups, self.values["rates"], strict=True):
@@ -144,6 +157,7 @@ class Checkpointer:
                 if isinstance(value, torch.Tensor):
                     tensors[f"optimizer.{i}.{name}"] = value
         values = {
+            "epochs": state.epochs,
             "epoch": state.epoch,
             "step": state.step,
             "learning_rate_scale": state.learning_rate_scale,
@@ -159,8 +173,12 @@ class Checkpointer:
         self._seconds_per_save = self._last - start
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, epochs: int | None = None) -> Checkpoint:
     """Read a checkpoint.
+
+    Args:
+        path: Of the safetensors file.
+        epochs: Of how many epochs the training was to be, for a file that does not say so.
 
     Raises:
         RunError: There is none, or it is damaged.
@@ -169,6 +187,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, "pt") as file:
             values = json.loads((file.metadata() or {})["training"])
             TypeAdapter(_Values).validate_python(values)
+            if values.get("epochs") is None:
+                values["epochs"] = epochs
             return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
     except FileNotFoundError as error:
         raise RunError(f"There is no checkpoint at {path}; the training cannot be resumed.") from error

@@ -21,8 +21,10 @@ from netloom.training.schedules import Schedule
 from netloom.training.state import TrainingState
 from netloom.training.step import TrainingStep
 
-# The loss is looked at this often within an epoch; each look waits for the device.
+# The loss is looked at this often within an epoch, and a checkpoint offered; each look waits for the device. Where
+# steps are slow the clock decides, so that a crash loses seconds and not fifty of them.
 _STEPS_PER_CHECK = 50
+_SECONDS_PER_CHECK = 5.0
 
 
 class _InterruptedError(Exception):
@@ -98,10 +100,11 @@ def fit(
     with executing(plan), watching(callbacks) as watchers, contextlib.closing(step):
         fitting = _Fitting(state, step, watchers, schedule or Schedule(), train, validation, checkpointer)
         fitting.interruption, fitting.freezing = interruption, freezing
-        progress = resume.restore(state, watchers) if resume else EpochProgress()
+        progress = fitting.progress = resume.restore(state, watchers) if resume else EpochProgress()
         watchers.call("on_fit_start", state)
         try:
-            while state.epoch < epochs and state.stop_reason is None:
+            # Who asks for an end asks for that of an epoch: one that was cut behind the request has one to come.
+            while state.epoch < epochs and (state.stop_reason is None or progress.batches):
                 fitting.epoch(progress)
                 progress = EpochProgress()
         except _InterruptedError as error:
@@ -166,7 +169,8 @@ class _Fitting:
         step.correct += progress.correct
         step.n_samples = progress.n_samples
         self.progress = progress
-        started = time.perf_counter() - progress.seconds
+        looked = time.perf_counter()
+        started = looked - progress.seconds
         batches = progress.batches
         for batch in self.train.epoch(state.epoch, skip=progress.batches):
             self._set_rates()
@@ -176,9 +180,11 @@ class _Fitting:
             batches += 1
             self.callbacks.call("on_batch_end", state)
             asked_to_stop = self.interruption()
-            if asked_to_stop or batches % _STEPS_PER_CHECK == 0 or batches == len(self.train):
+            due = batches % _STEPS_PER_CHECK == 0 or time.perf_counter() - looked >= _SECONDS_PER_CHECK
+            if asked_to_stop or due or batches == len(self.train):
                 step.check_finite(learning_rate=state.learning_rate, epoch=state.epoch + 1)
                 self._mark(batches, started)
+                looked = time.perf_counter()
             if asked_to_stop:
                 raise _InterruptedError(asked_to_stop)
         seconds = time.perf_counter() - started

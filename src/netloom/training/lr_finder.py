@@ -25,6 +25,7 @@ from netloom.data.batches import Batch, Batches
 from netloom.errors import TrainingError
 from netloom.progress import OnProgress
 from netloom.runtime import executing
+from netloom.training.optim import learning_rate_of
 from netloom.training.step import TrainingStep
 
 FloatArray = npt.NDArray[np.float64]
@@ -127,7 +128,7 @@ def find_learning_rate(
         model: On its device.
         train: The training part, as it would be trained on; entered at its first epoch.
         make_step: Makes the training step, with its optimizer, for the copy. Rates of parameter groups keep their
-            ratios; the first group's is the one that rises.
+            ratios; the one that rises is `learning_rate_of` them.
         min_rate: Of the first step, above 0.
         max_rate: Of the last step, above `min_rate`.
         n_steps: Optimizer steps from `min_rate` to `max_rate`.
@@ -199,9 +200,9 @@ def _endless(train: Batches) -> Iterator[Batch]:
 
 def _take_step(step: TrainingStep, batch: Batch, number: int, rate: float) -> float:
     """Take one step at `rate` and return the batch's loss before it."""
-    groups = step.optimizer.param_groups
-    for group in groups:
-        group["lr"] = rate * group["base_lr"] / groups[0]["base_lr"]
+    base = learning_rate_of(step.optimizer, "base_lr")
+    for group in step.optimizer.param_groups:
+        group["lr"] = rate * group["base_lr"] / base
     step.reset()
     step(batch, number)
     return step.figures()["train_loss"]

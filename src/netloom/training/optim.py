@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +25,24 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 _FUSED = {"sgd", "adam", "adamw"}
 
 
-def is_weight(name: str, parameter: nn.Parameter) -> bool:
-    """True for the kernels that penalties and decay apply to: not for biases, norms and other vectors."""
-    return parameter.ndim >= 2 and not name.endswith("bias")
+def kernel_names(model: nn.Module) -> frozenset[str]:
+    """Names of the kernels that penalties, limits and decay apply to: not biases, norms and other vectors.
+
+    Neither are tables such as position embeddings and class tokens, as far as the network says so: by
+    `no_weight_decay()` of any of its modules, that module's names or patterns of them, as timm's networks have it.
+    """
+    patterns = [
+        f"{place}.{pattern}" if place else pattern
+        for place, module in model.named_modules()
+        if callable(tables := getattr(module, "no_weight_decay", None))
+        for pattern in tables()
+    ]
+    exempt = re.compile("|".join(map(fnmatch.translate, patterns)) or "(?!)")
+    return frozenset(n for n, p in model.named_parameters() if not _is_vector(n, p) and not exempt.match(n))
+
+
+def _is_vector(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim < 2 or name.endswith("bias")
 
 
 def classifier_parameters(model: nn.Module) -> frozenset[str]:
@@ -46,14 +63,14 @@ def rate_factors(
     depth: float = 1.0,
     freezing: Freezing | None = None,
 ) -> Callable[[str], float]:
-    """Factors on the learning rate by parameter name: `classifier` for the output layer, `bias` for what is no kernel.
+    """Factors on the learning rate by parameter name: `classifier` for the output layer, `bias` for biases and norms.
 
     Biases bear far higher rates than kernels where those are normalized: 64 times in Jordan, "94% on CIFAR-10 in 3.29
     seconds on a single GPU", 2024. With `freezing` that is multiplied by `depth` for each stage from the head down
     (Howard and Ruder, "Universal language model fine-tuning for text classification", 2018, section 3.2).
     """
     last = classifier_parameters(model)
-    factors = {n: classifier if n in last else 1.0 if is_weight(n, p) else bias for n, p in model.named_parameters()}
+    factors = {n: classifier if n in last else bias if _is_vector(n, p) else 1.0 for n, p in model.named_parameters()}
     if freezing is None:
         return factors.__getitem__
     depth_of = freezing.depth_of()
@@ -101,24 +118,33 @@ def create_optimizer(
     """
     if name != MUON and name not in OPTIMIZERS:
         raise ValueError(f"Optimizer {name!r} is unknown: one of {', '.join([*OPTIMIZERS, MUON])}.")
-    orthogonal = _orthogonal_kernels(model) if name == MUON else frozenset()
+    kernels = kernel_names(model)
+    orthogonal = kernels - classifier_parameters(model) if name == MUON else frozenset()
     rest_rate = learning_rate if rest_learning_rate is None or name != MUON else rest_learning_rate
     joins_of, depth_of = (freezing.joins_of(), freezing.depth_of()) if freezing else (_at_once, _at_once)
-    grouped: dict[tuple[bool, int, int, float, float], list[nn.Parameter]] = {}
+    grouped: dict[tuple[bool, int, int, float, float, float], list[nn.Parameter]] = {}
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
             own = parameter_name in orthogonal
             factor = 1.0 if rate_for is None else rate_for(parameter_name)
-            decay = weight_decay if is_weight(parameter_name, parameter) else 0.0
+            decay = weight_decay if parameter_name in kernels else 0.0
             rate = (learning_rate if own else rest_rate) * factor
-            key = (own, depth_of(parameter_name), joins_of(parameter_name), rate, decay)
+            key = (own, depth_of(parameter_name), joins_of(parameter_name), rate, decay, factor)
             grouped.setdefault(key, []).append(parameter)
     if not grouped:
         raise ValueError("The model has no trainable parameter.")
-    # The first group's rate is the one that is reported and searched: that of the kernels, nearest to the output.
+    # The first group's rate is the one that is reported and searched, without its factor: see `learning_rate_of`.
     groups = [
-        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay, "orthogonal": own, "joins": joins}
-        for (own, depth, joins, rate, decay), parameters in sorted(
+        {
+            "params": parameters,
+            "lr": rate,
+            "base_lr": rate,
+            "rate_factor": factor,
+            "weight_decay": decay,
+            "orthogonal": own,
+            "joins": joins,
+        }
+        for (own, _, joins, rate, decay, factor), parameters in sorted(
             grouped.items(), key=lambda item: (not item[0][0], item[0][1])
         )
     ]
@@ -137,12 +163,17 @@ def create_optimizer(
     return kind(groups, lr=learning_rate, **options)  # type: ignore[call-arg]
 
 
+def learning_rate_of(optimizer: torch.optim.Optimizer, key: str = "lr") -> float:
+    """The rate that people mean: the first group's, of kernels near the output, without the factor that group has.
+
+    Args:
+        optimizer: From `create_optimizer`, or of a user's own, whose groups have no factors.
+        key: `lr` for the present rate, `base_lr` for that in front of schedules.
+    """
+    group = optimizer.param_groups[0]
+    return float(group[key] / group.get("rate_factor", 1.0))
+
+
 def _at_once(_name: str) -> int:
     """Without freezing all parameters train from the first epoch on, and are of one depth."""
     return 0
-
-
-def _orthogonal_kernels(model: nn.Module) -> frozenset[str]:
-    """Names of the kernels that Muon updates: all but the classifier's."""
-    last = classifier_parameters(model)
-    return frozenset(n for n, p in model.named_parameters() if is_weight(n, p) and n not in last)

@@ -6,12 +6,16 @@ import contextlib
 import copy
 import functools
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
@@ -20,8 +24,9 @@ from netloom.models.backbones import BackboneTrunk
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
+from netloom.training.capture import CaptureError, refuse_hooks
 from netloom.training.convolution import ConvolutionShape, own_weight_gradient, unfolded_weight_gradient
-from netloom.training.gradients import total_loss
+from netloom.training.gradients import WholeBatchGradients, total_loss
 from netloom.training.shards import ShardedGradients
 
 # A precision must be clearly faster to be taken: below that, measurements of small steps are noise, and float32 is
@@ -36,8 +41,11 @@ _SECONDS_PER_CANDIDATE = 0.03
 _REPETITIONS = 20
 # Capturing a step takes up to a second; a training shorter than this would lose more than it gains.
 _SHORT_SECONDS = 15.0
-# Relative difference of whole gradients that rounding explains.
+# Relative difference of whole gradients that rounding explains, in the same operations and in others: those of the
+# model's own code and those captured of it (batch normalization, ReLU and pooling) round elsewhere.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+_SAME_FORMULA = {"float32": 2e-2, "bfloat16": 2e-1}
+_SAME_STATISTICS = 5e-2
 
 
 def choose_plan(
@@ -125,6 +133,7 @@ class _ShardedStep:
         self, model: nn.Module, batch: Batch, heads: Sequence[Head], plan: ExecutionPlan, label_smoothing: float
     ) -> None:
         self.batch, self.heads, self.plan, self.label_smoothing = batch, heads, plan, label_smoothing
+        refuse_hooks(model)
         self.replica = copy.deepcopy(model)
         self.gradients = ShardedGradients(self.replica, heads, plan=plan, seed=0, label_smoothing=label_smoothing)
 
@@ -144,26 +153,68 @@ class _ShardedStep:
         return tuple(i for i, shape in enumerate(shapes) if shape is not None and _is_faster_unfolded(shape))
 
     def check(self) -> None:
-        """Compare with the same step in one piece: a model may mix samples in ways that no graph tells.
+        """Compare with the same step in one piece, captured and not: a model may do what no graph tells.
 
         Raises:
-            TrainingError: The model cannot be captured, or its gradients depend on how a batch is divided.
+            TrainingError: The model cannot be captured, its own code goes another way to its gradients, or these
+                depend on how a batch is divided.
         """
-        one = replace(self.plan, shards=1)
-        arguments = {"plan": one, "seed": 0, "label_smoothing": self.label_smoothing}
-        replica = copy.deepcopy(self.replica)
-        with contextlib.closing(ShardedGradients(replica, self.heads, **arguments)) as whole:  # type: ignore[arg-type]
+        plan, precision = replace(self.plan, shards=1), self.plan.precision
+        options = {"plan": plan, "seed": 0, "label_smoothing": self.label_smoothing}
+        replica, own = copy.deepcopy(self.replica), copy.deepcopy(self.replica)
+        with contextlib.closing(ShardedGradients(replica, self.heads, **options)) as whole:  # type: ignore[arg-type]
+            whole.drops = False
+            whole(self.batch, 0)
+            drawn = _drawn_elsewhere()
+            with torch.enable_grad(), _DroppingNothing():  # type: ignore[no-untyped-call]
+                WholeBatchGradients(own, self.heads, **options)(self.batch, 0)  # type: ignore[arg-type]
+            if not (_gradients_agree(replica, own, _SAME_FORMULA[precision]) and _buffers_agree(replica, own)):
+                raise CaptureError("its code treats gradients or buffers in a way that its operations do not tell")
+            if drawn != _drawn_elsewhere():
+                raise CaptureError("it draws random numbers that are not torch's")
+            whole.drops = True
             whole(self.batch, 0)
         self()
-        pairs = [
-            (a.grad, b.grad)
-            for a, b in zip(self.replica.parameters(), replica.parameters(), strict=True)
-            if a.grad is not None and b.grad is not None
-        ]
-        difference = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
-        size = math.sqrt(sum(float(b.square().sum()) for _, b in pairs))
-        if not difference <= _TOLERANCE[self.plan.precision] * size:
+        if not _gradients_agree(self.replica, replica, _TOLERANCE[precision]):
             raise TrainingError("its gradients depend on how a batch is divided")
+
+
+def _drawn_elsewhere() -> tuple[object, ...]:
+    """Where the global generators of Python and NumPy are."""
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - nothing is drawn from it
+    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
+
+
+class _DroppingNothing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Random masks keep everything, so that dropout only scales."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bernoulli_.float:
+            return args[0].fill_(1)
+        return func(*args, **(kwargs or {}))
+
+
+def _gradients_agree(mine: nn.Module, other: nn.Module, tolerance: float) -> bool:
+    pairs = [(a.grad, b.grad) for a, b in zip(mine.parameters(), other.parameters(), strict=True)]
+    if any((a is None) != (b is None) for a, b in pairs):
+        return False
+    return _agree([(a, b) for a, b in pairs if a is not None and b is not None], tolerance)
+
+
+def _buffers_agree(mine: nn.Module, other: nn.Module) -> bool:
+    a, b = dict(mine.named_buffers()), dict(other.named_buffers())
+    if {name: value.shape for name, value in a.items()} != {name: value.shape for name, value in b.items()}:
+        return False
+    pairs = [(a[name], value) for name, value in b.items()]
+    counted = all(torch.equal(x, y) for x, y in pairs if not y.is_floating_point())
+    return counted and _agree([(x, y) for x, y in pairs if y.is_floating_point()], _SAME_STATISTICS)
+
+
+def _agree(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tolerance: float) -> bool:
+    """Whether tensors are the same but for rounding, taken together as one vector; infinities are equal or not."""
+    difference = math.sqrt(sum(float(torch.where(a == b, 0.0, a - b).square().sum()) for a, b in pairs))
+    size = math.sqrt(sum(float(torch.where(b.isinf(), 0.0, b).square().sum()) for _, b in pairs))
+    return difference <= tolerance * size
 
 
 @functools.lru_cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from netloom.training.optim import is_weight
+from netloom.training.optim import kernel_names
 
 
 class WeightPenalty:
@@ -23,9 +23,8 @@ class WeightPenalty:
 
     def __init__(self, model: nn.Module, *, l1: float = 0.0, l2: float = 0.0) -> None:
         self.l1, self.l2 = l1, l2
-        self.weights: list[torch.Tensor] = [
-            p for n, p in model.named_parameters() if is_weight(n, p) and p.requires_grad
-        ]
+        kernels = kernel_names(model)
+        self.weights: list[torch.Tensor] = [p for n, p in model.named_parameters() if n in kernels and p.requires_grad]
 
     @torch.no_grad()
     def add_gradient(self) -> None:
@@ -63,7 +62,8 @@ class MaxNorm:
 
     def __init__(self, model: nn.Module, *, limit: float) -> None:
         self.limit = limit
-        self.weights = [p for n, p in model.named_parameters() if is_weight(n, p) and p.requires_grad]
+        kernels = kernel_names(model)
+        self.weights = [p for n, p in model.named_parameters() if n in kernels and p.requires_grad]
 
     @torch.no_grad()
     def apply(self) -> None:

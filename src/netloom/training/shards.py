@@ -45,6 +45,10 @@ class ShardedGradients:
         plan: Number of shards, precision.
         seed: Of dropout.
         label_smoothing: In [0, 1).
+
+    Attributes:
+        drops: Whether dropout drops anything; without it, it only scales, so that steps can be compared with others
+            that draw otherwise.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class ShardedGradients:
     ) -> None:
         self.model, self.heads, self.plan, self.seed = model, heads, plan, seed
         self.label_smoothing = label_smoothing
+        self.drops = True
         self._crew = _Crew(plan.shards)
         self.renew()
 
@@ -114,14 +119,14 @@ class ShardedGradients:
             )
             try:
                 self._compiled[key] = _Compiled(graph, *compile_segments(graph.graph))
-            except ValueError as error:
-                raise CaptureError(f"it has no script: {str(error).strip().splitlines()[0]}") from error
+            except Exception as error:  # of any kind: what a graph may hold has no end
+                raise CaptureError.by(error, "it has no script") from error
         return self._compiled[key]
 
     def _masks(self, graph: StepGraph, step: int, sizes: Sequence[int]) -> list[list[torch.Tensor]]:
         """Masks by shard: those of the whole batch, divided, so that they do not depend on how it is."""
         whole = [
-            mask.draw(derive_seed(self.seed, "mask", step, number), sum(sizes))
+            mask.draw(derive_seed(self.seed, "mask", step, number), sum(sizes)) if self.drops else mask.full(sum(sizes))
             for number, mask in enumerate(graph.masks)
         ]
         divided = [torch.split(mask, list(sizes)) for mask in whole]

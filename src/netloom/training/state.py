@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from netloom.data.batches import Batch
+from netloom.training.optim import learning_rate_of
 
 
 @dataclass
@@ -55,5 +56,5 @@ class TrainingState:
 
     @property
     def learning_rate(self) -> float:
-        """The first parameter group's present learning rate."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The present learning rate, without the factors that groups of parameters have on it."""
+        return learning_rate_of(self.optimizer)

@@ -101,7 +101,10 @@ def resume(
     """Go on with a training that was cut short, or extend a finished one.
 
     It ends with the same bits as if it had never been cut. Schedules that do not depend on the length go on exactly
-    when it is extended; one that does (cosine, one cycle) is recomputed for the new length.
+    when it is extended; one that does (cosine, one cycle) is recomputed for the new length. Early stopping that has
+    ended it waits anew, and a time limit counts anew. The run gets its new length when all is ready to train.
+
+    On a GPU that holds as far as torch has kernels that repeat their bits; see `runtime.deterministic_kernels`.
 
     Args:
         run: Its folder.
@@ -125,17 +128,17 @@ def resume(
     opened.remove_unfinished_files()
     recipe, result = opened.recipe, opened.result
     builders.check_extras(recipe)
-    if result["status"] == "finished" and epochs in (None, recipe.epochs):
+    path = opened.checkpoint_path
+    checkpoint = load_checkpoint(path, epochs=recipe.epochs) if path.is_file() else None
+    trained_for = recipe.epochs if checkpoint is None else checkpoint.epochs
+    if result["status"] == "finished" and trained_for == (recipe.epochs if epochs is None else epochs):
         reporter.say(f"{opened.path} is finished; say how many epochs it shall have: --set epochs=N.")
         return opened
-    checkpoint = load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None
     extended = _extended(opened, recipe, epochs, checkpoint)
     data = reopen_data(opened, source, reporter)
     plan, place = _where(opened, device, reporter)
-    if checkpoint is not None and extended != recipe:
-        checkpoint = checkpoint.extended()
-    _say_what_changes(reporter, recipe, extended)
-    opened.write_recipe(extended)
+    if checkpoint is not None and trained_for != extended.epochs:
+        _say_what_changes(reporter, extended, checkpoint)
     return TrainingRun(
         opened,
         extended,
@@ -191,15 +194,18 @@ def _extended(run: RunFolder, recipe: Recipe, epochs: int | None, checkpoint: Ch
     return extended
 
 
-def _say_what_changes(reporter: Reporter, recipe: Recipe, extended: Recipe) -> None:
-    if extended == recipe:
-        return
-    reporter.say(f"Extending the training from {recipe.epochs} to {extended.epochs} epochs")
-    for what in builders.depending_on_length(recipe):
+def _say_what_changes(reporter: Reporter, extended: Recipe, checkpoint: Checkpoint) -> None:
+    reporter.say(f"Extending the training from {checkpoint.epochs} to {extended.epochs} epochs")
+    for what in builders.depending_on_length(extended):
         reporter.say(
             f"  note: {what} on the length and is recomputed for "
             f"{extended.epochs} epochs, so the result differs from training {extended.epochs} epochs at once"
         )
+    if checkpoint.stop_reason is not None:
+        anew = "" if extended.early_stopping is None else "; early stopping waits anew"
+        reporter.say(f"  note: it had ended early by {printable(checkpoint.stop_reason)}{anew}")
+    if extended.time_limit_minutes is not None:
+        reporter.say(f"  note: the time limit of {extended.time_limit_minutes:g} minutes counts anew")
 
 
 def recipe_for(

@@ -22,6 +22,7 @@ from netloom.recipe import Recipe
 from netloom.report.wording import counted, pictures_in_words
 from netloom.runtime import ExecutionPlan, peak_memory_bytes
 from netloom.training.callbacks import Callback, CallbackList, EpochProgress, Profile
+from netloom.training.callbacks.base import Monitor
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.state import TrainingState
 from netloom.workflows import builders
@@ -97,6 +98,8 @@ class TrainingRun:
         self.network = self.fitting.network
         plan = self.plan or self.fitting.choose_plan()
         self.run.write_plan(plan)
+        if self.recipe != self.run.recipe:  # it is extended, now that nothing keeps it from training
+            self.run.write_recipe(self.recipe)
         self.run.write_result({"status": "running", "tests": self.earlier_tests})
         self.reporter.say(
             f"{self.recipe.custom_model or self.recipe.model}: {builders.parameters_in_words(self.network)}, on "
@@ -269,8 +272,11 @@ def kept_epoch(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> int | 
     monitor = None if builders.is_solved_at_once(recipe) else builders.kept_by(recipe)
     if monitor is None:
         return int(history[-1]["epoch"])
+    # As `BestWeights` chooses: a figure that is no number is the best only as long as there is no other.
     values = np.array([row[monitor] for row in history])
-    best = values.argmax() if monitor.endswith("accuracy") else values.argmin()
+    if np.isnan(values).all():
+        return int(history[-1]["epoch"])
+    best = np.nanargmax(values) if Monitor(monitor).maximize else np.nanargmin(values)
     return int(history[int(best)]["epoch"])
 
 

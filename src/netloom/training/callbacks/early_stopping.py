@@ -11,6 +11,8 @@ from netloom.training.state import TrainingState
 class EarlyStopping(Callback):
     """Stops after `patience` epochs without a new best; pair it with `BestWeights` to get that best back.
 
+    A training that it has ended and that is extended gets as many epochs anew; the best so far stays the best.
+
     Args:
         monitor: A column of the history.
         mode: `min`, `max` or `auto`.
@@ -28,6 +30,11 @@ class EarlyStopping(Callback):
     ) -> None:
         self.monitor = Monitor(monitor, mode=mode, min_delta=min_delta)
         self.patience = patience
+
+    def on_fit_start(self, state: TrainingState) -> None:
+        """Wait anew where this had ended a training that goes on nevertheless."""
+        if state.stop_reason is None and self.monitor.waited >= self.patience:
+            self.monitor.waited = 0
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Stop when patience is used up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netloom.training.callbacks.base import Callback, Monitor
+from netloom.training.optim import learning_rate_of
 from netloom.training.state import TrainingState
 
 
@@ -39,8 +40,7 @@ class ReduceOnPlateau(Callback):
         """Lower the rate when patience is used up, and wait anew."""
         if not self.monitor.improved(state) and self.monitor.waited >= self.patience:
             self.monitor.waited = 0
-            base = state.optimizer.param_groups[0]["base_lr"]
-            floor = min(1.0, self.min_learning_rate / base)
+            floor = min(1.0, self.min_learning_rate / learning_rate_of(state.optimizer, "base_lr"))
             state.learning_rate_scale = max(floor, state.learning_rate_scale * self.factor)
 
     def state_dict(self) -> dict[str, Any]:

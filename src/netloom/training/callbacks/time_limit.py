@@ -15,7 +15,7 @@ class TimeLimit(Callback):
     """Stops after the epoch from which another one would not end within the limit.
 
     An epoch is expected to take as long as the longest so far, so that only a first epoch that is longer than the
-    whole limit passes it. What a resumed training took before counts.
+    whole limit passes it. What a resumed training took before counts; one that is extended has the limit anew.
 
     Args:
         max_minutes: Of training and validation together, with what was counted before.
@@ -29,6 +29,7 @@ class TimeLimit(Callback):
         self._longest_epoch_seconds = 0.0
         self._started: float | None = None
         self._epoch_started = 0.0
+        self._epochs: int | None = None
 
     def count(self, seconds: float) -> None:
         """Count what was used before the fit; a checkpoint's own count takes its place."""
@@ -36,6 +37,9 @@ class TimeLimit(Callback):
 
     def on_fit_start(self, state: TrainingState) -> None:
         """Start the clock."""
+        if self._epochs not in (None, state.epochs):
+            self._earlier_seconds = 0.0
+        self._epochs = state.epochs
         self._started = time.monotonic()
 
     def on_epoch_start(self, state: TrainingState) -> None:
@@ -65,13 +69,18 @@ class TimeLimit(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The seconds spent, and those of the longest epoch."""
-        return {"seconds": self._seconds(), "longest_epoch_seconds": self._longest_epoch_seconds}
+        """The seconds spent, those of the longest epoch, and of how many epochs the training was to be."""
+        return {
+            "seconds": self._seconds(),
+            "longest_epoch_seconds": self._longest_epoch_seconds,
+            "epochs": self._epochs,
+        }
 
     def load_state_dict(self, value: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._earlier_seconds = value["seconds"]
         self._longest_epoch_seconds = value["longest_epoch_seconds"]
+        self._epochs = value.get("epochs")
 
     def _seconds(self) -> float:
         return self._earlier_seconds + (0.0 if self._started is None else time.monotonic() - self._started)

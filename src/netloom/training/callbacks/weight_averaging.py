@@ -46,8 +46,10 @@ class WeightAveraging(Callback):
         self.average = copy.deepcopy(state.model).requires_grad_(False).eval()
         if self._restored is not None:
             self.average.load_state_dict(self._restored)
-        mine, theirs = self.average.state_dict(), state.model.state_dict()
-        pairs = [(mine[name], theirs[name]) for name in theirs]
+            self._restored = None
+        mine, theirs = self.average.state_dict(keep_vars=True), state.model.state_dict(keep_vars=True)
+        # By the tensor: one that several modules share has as many names, and moves once.
+        pairs = {id(theirs[name]): (mine[name].detach(), theirs[name].detach()) for name in theirs}.values()
         self._averaged = [a for a, _ in pairs if a.is_floating_point()]
         self._current = [b for a, b in pairs if a.is_floating_point()]
         self._copied = [(a, b) for a, b in pairs if not a.is_floating_point()]

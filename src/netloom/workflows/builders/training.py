@@ -62,6 +62,10 @@ def count_phases(recipe: Recipe, model: nn.Module) -> int:
 def as_in_training(recipe: Recipe, model: nn.Module) -> nn.Module:
     """A copy of a model in the mode in which most steps of its training find it, to measure with."""
     replica = copy.deepcopy(model).train()
+    for own, copied in zip(model.parameters(), replica.parameters(), strict=True):
+        # A copy of a parameter has none of its hooks, and no plan must be chosen that they do not fit.
+        copied._backward_hooks = own._backward_hooks
+        copied._post_accumulate_grad_hooks = own._post_accumulate_grad_hooks
     freezing = build_freezing(recipe, replica)
     if freezing is not None:
         freezing.enter(replica, recipe.epochs - 1)
