@@ -520,7 +520,7 @@ def test_random_kills_change_nothing(photos: Path, tmp_path: Path, sampler: str,
         arguments = {"folder": str(the_folder(out)), "jobs": 4}
     assert kills == [drivers, workers]
     states = [json.loads(state.read_text(encoding="utf-8")) for state in out.glob(STATES)]
-    assert sum(state["begun"] > 1 or state["reached"] != [0, 0] for state in states) >= workers  # gone on with
+    assert sum(state["begun"] > 1 or state["reached"] != [0, 0] for state in states) >= workers // 2  # gone on with
     whole = tune(photos, tmp_path / "whole", **given)
     found = json.loads((the_folder(out) / "tune.json").read_text(encoding="utf-8"))
     assert len(found["trials"]) == N_LONG
