@@ -219,6 +219,7 @@ def test_fresh_folds_are_gone_on_with(photos: Path, tmp_path: Path, monkeypatch:
     assert found.result["fresh"]["n"] == 2
     words = Page((second / "report.html").read_text(encoding="utf-8")).words
     assert "A search chose this recipe by how it scores on these very pictures" in words
+    assert "in any choice" not in words
     assert "netloom cv" not in words  # it would hold out pictures of the test part, too
     again = netloom.resume_tune(folder, jobs=1, quiet=True)
     assert trained() == after
