@@ -221,7 +221,9 @@ _SECTIONS = {
         "The driver of a search",
         "What a trial costs beside itself: the time in which a worker has none, with trials that only sleep, a "
         "database, reports of five epochs and pruning. With Gaussian processes (`gp`) it is what their fits leave, "
-        "which are done while workers train; alone, there is nobody to train meanwhile.",
+        "which are done while workers train; alone, there is nobody to train meanwhile. A fit takes the processor "
+        "time of the last column and trials of a second are short for it: four workers want a proposal every quarter "
+        "of a second.",
         _search_overhead,
     ),
     "cross_validation": (
