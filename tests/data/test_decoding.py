@@ -25,7 +25,8 @@ import pytest
 from PIL import Image
 
 from netloom.data import cache, decoding, worker_pool
-from netloom.data.decoding import DecodedPictures, decode_all, suggest_image_size
+from netloom.data.decoded_entry import DecodedPictures
+from netloom.data.decoding import decode_all, suggest_image_size
 from netloom.data.location import (
     FileLocation,
     Location,
@@ -409,7 +410,7 @@ def test_a_try_for_which_there_is_no_room_costs_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(decoding, "_reserve", full)
+        patched.setattr(decoding, "reserve_pixels", full)
         for _ in range(3):
             assert len(_decode(locations).pixels) == 60
     assert again.read_bytes() == before

@@ -281,19 +281,8 @@ def test_what_is_not_said_of_the_scheme_is_the_same_for_every_caller(
     assert "the one that was meant" in fail(photos, *options, "--out", tmp_path, "--quiet")
 
 
-def test_one_failing_fold_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second fold's checkpoint cannot be written, since a folder has its name."""
-    from netloom.workflows import training_job
-
-    create = training_job.create_run
-
-    def sabotaged(path: Path, *arguments: Any) -> Any:
-        run = create(path, *arguments)
-        if path.name == "fold-2":
-            run.checkpoint_path.mkdir()
-        return run
-
-    monkeypatch.setattr(training_job, "create_run", sabotaged)
+@pytest.mark.usefixtures("fold_2_fails")
+def test_one_failing_fold_does_not_lose_the_others(tmp_path: Path) -> None:
     with pytest.raises(
         NetloomError, match=r"1 of 3 trainings failed, for example fold-2: Cannot write.*go on with: netloom\.resume"
     ):

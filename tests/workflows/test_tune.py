@@ -24,7 +24,6 @@ from netloom.recipe import Recipe
 from netloom.report.axes import number_text
 from netloom.report.wording import percent
 from netloom.runtime import ExecutionPlan
-from netloom.workflows import training_job
 from netloom.workflows.builders import split_options
 from netloom.workflows.study import Study
 from parallel import work
@@ -188,17 +187,8 @@ def drawn(pictures: ImageSet, *, seed: int) -> list[Split]:
     return [fold.split for fold in make_folds(Scheme(2), parts=pictures.splits, **options)]
 
 
-def test_fresh_folds_are_gone_on_with(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one's checkpoint cannot be written, since a folder has its name."""
-    create = training_job.create_run
-
-    def sabotaged(path: Path, *arguments: Any) -> Any:
-        run = create(path, *arguments)
-        if path.name == "fold-2":
-            run.checkpoint_path.mkdir()
-        return run
-
-    monkeypatch.setattr(training_job, "create_run", sabotaged)
+@pytest.mark.usefixtures("fold_2_fails")
+def test_fresh_folds_are_gone_on_with(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"could not be trained anew: fold-2: .*The search is whole; go on with"):
         search(photos, tmp_path, cv=2, n_trials=1, final_seeds=1)
     (folder,) = tmp_path.iterdir()

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 
 from netloom.data.cache import build_entry, discard_entry, find_entry
 from netloom.data.decode import DECODER_VERSION, Resize
 from netloom.data.decode_worker import unreadable_answer
+from netloom.data.decoded_entry import (
+    PICTURES_FILE,
+    PIXELS_FILE,
+    DecodedPictures,
+    close_gaps,
+    load_entry,
+    reserve_pixels,
+    write_columns,
+)
 from netloom.data.file_stamps import memo_path, read_memo, write_memo
 from netloom.data.location import (
     Location,
@@ -31,7 +37,6 @@ from netloom.data.location import (
     UnreadablePictureError,
     stream_tar,
 )
-from netloom.data.mapping import map_pixels
 from netloom.data.worker_pool import Task, WorkerPool
 from netloom.errors import DataError, NetloomError, did_you_mean
 from netloom.files import write_json
@@ -48,8 +53,6 @@ LARGEST_NATIVE_SIDE = 96
 DEFAULT_SIDE = 128
 """Otherwise: enough to tell things in photographs apart, at a third of the work of 224."""
 
-_PIXELS_FILE = "pixels.npy"
-_PICTURES_FILE = "pictures.json"
 _AGAIN_FILE = "again.json"
 _SECONDS_BEFORE_ANOTHER_TRY = 300.0
 _MOST_TRIES = 2
@@ -58,32 +61,6 @@ _MAX_CHUNK_BYTES = 8 * 1024**2
 _CHUNKS_PER_WORKER = 8
 _PICTURES_PER_WORKER = 16  # fewer do not repay the 0.15 s that a worker takes to start
 _PROGRESS_INTERVAL_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class DecodedPictures:
-    """The readable pictures of a source, in its order.
-
-    Attributes:
-        pixels: uint8 `[n, H, W, C]`, C being 1 or 3; mapped from the cache,
-            copy-on-write if they fit the memory, else read-only.
-        readable: int64 `[n]`, where in the source each picture is, ascending.
-        rejected: Index into the source and reason of every picture that is left out, ascending.
-        widths: int32 `[n]`, pixels across before resizing, after the EXIF orientation.
-        heights: int32 `[n]`, pixels down likewise.
-        modes: Pillow's names of the stored colour modes.
-        formats: Pillow's names of the file formats.
-        content_hashes: BLAKE2b of each file's bytes, 32 hexadecimal digits.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    readable: npt.NDArray[np.int64]
-    rejected: list[tuple[int, str]]
-    widths: npt.NDArray[np.int32]
-    heights: npt.NDArray[np.int32]
-    modes: list[str]
-    formats: list[str]
-    content_hashes: list[str]
 
 
 def decode_all(
@@ -123,17 +100,17 @@ def decode_all(
         settings = {"image_size": image_size, "resize": resize, "channels": channels or 3}
         with contextlib.suppress(OSError, ValueError, KeyError):
             if not _more_is_readable_now(entry, locations, settings, picture_timeout_seconds):
-                return _load(entry, len(locations))
+                return load_entry(entry, len(locations))
         discard_entry(entry)
     n_workers = _default_jobs(len(locations)) if jobs is None else max(1, jobs)
     with WorkerPool(n_workers=n_workers, picture_timeout_seconds=picture_timeout_seconds) as pool:
         build = _Build(pool, locations, image_size, resize, n_workers, on_progress)
         if channels is None and _all_grey(_probe(pool, locations)):
             try:
-                return _load(build.entry(key, 1, grey_only=True), len(locations))
+                return load_entry(build.entry(key, 1, grey_only=True), len(locations))
             except _ColourFoundError:
                 pass
-        return _load(build.entry(key, channels or 3), len(locations))
+        return load_entry(build.entry(key, channels or 3), len(locations))
 
 
 def suggest_image_size(locations: Sequence[Location], *, fingerprint: str | None = None) -> tuple[int, int]:
@@ -195,18 +172,18 @@ class _Build:
 
     def _fill(self, folder: Path, channels: int, *, grey_only: bool) -> None:
         shape = (len(self.locations), *self.image_size, channels)
-        first_offset = _reserve(folder / _PIXELS_FILE, shape)
+        first_offset = reserve_pixels(folder / PIXELS_FILE, shape)
         settings = {
             "operation": "decode",
-            "output": str(folder / _PIXELS_FILE),
+            "output": str(folder / PIXELS_FILE),
             "image_size": self.image_size,
             "resize": self.resize,
             "channels": channels,
         }
         answers = self._answers(settings, first_offset, math.prod(shape[1:]), grey_only)
         readable = np.array([i for i in sorted(answers) if answers[i][0] == "ok"], dtype=np.int64)
-        _close_gaps(folder / _PIXELS_FILE, readable)
-        _write_columns(folder / _PICTURES_FILE, answers)
+        close_gaps(folder / PIXELS_FILE, readable)
+        write_columns(folder / PICTURES_FILE, answers)
         for_now = [i for i in sorted(answers) if answers[i][0] != "ok" and len(answers[i]) > 2]
         if for_now:
             write_json(folder / _AGAIN_FILE, {"indices": for_now, "tries": 0})
@@ -278,8 +255,8 @@ def _any_is_readable(
         tempfile.TemporaryDirectory(prefix="netloom-decoding-") as folder,
         WorkerPool(n_workers=1, picture_timeout_seconds=timeout_seconds) as pool,
     ):
-        output = Path(folder) / _PIXELS_FILE
-        offset = _reserve(output, (1, *settings["image_size"], settings["channels"]))
+        output = Path(folder) / PIXELS_FILE
+        offset = reserve_pixels(output, (1, *settings["image_size"], settings["channels"]))
         request = {"operation": "decode", "output": str(output), **settings}
         tasks = (
             [Task(task.index, task.location, task.data, offset=offset) for task in chunk]
@@ -376,80 +353,3 @@ def _streamed_chunks(
                 chunk, n_bytes = [], 0
         if chunk:
             yield chunk
-
-
-def _reserve(path: Path, shape: tuple[int, ...]) -> int:
-    """Make an .npy file of that shape, claim its room on the disk; where its first pixel is.
-
-    Raises:
-        OSError: `ENOSPC`: there is not enough room.
-    """
-    with path.open("wb") as file:
-        _write_header(file, shape)
-        offset = file.tell()
-        n_bytes = offset + math.prod(shape)
-        if shutil.disk_usage(path).free < n_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        file.truncate(n_bytes)
-    return offset
-
-
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    # NumPy leaves room for a first axis of any length: the header's size does not depend on it.
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _close_gaps(path: Path, readable: npt.NDArray[np.int64]) -> None:
-    """Move the rows `readable` (ascending) to the front and cut the others off."""
-    pixels = np.load(path, mmap_mode="r")
-    shape = (len(readable), *pixels.shape[1:])
-    row_bytes = math.prod(shape[1:])
-    n_block = 1 + _MAX_CHUNK_BYTES // row_bytes
-    with path.open("r+b") as file:
-        _write_header(file, shape)
-        first_offset = file.tell()
-        if len(readable) < len(pixels):
-            for start in range(0, len(readable), n_block):
-                # A row only ever moves forward, so that none is overwritten before it is read.
-                # Written to the file, not the mapping: a full disk then is an error, no signal.
-                file.write(pixels[readable[start : start + n_block]].data)
-                file.flush()
-        del pixels  # Windows cuts no file that is mapped
-        file.truncate(first_offset + len(readable) * row_bytes)
-        os.fsync(file.fileno())
-
-
-def _write_columns(path: Path, answers: dict[int, list[Any]]) -> None:
-    """Write what is known of the pictures as JSON columns: 60,000 load in 0.05 s."""
-    readable = [i for i in sorted(answers) if answers[i][0] == "ok"]
-    names = ("content_hashes", "widths", "heights", "modes", "formats")
-    columns = {name: [answers[i][k] for i in readable] for k, name in enumerate(names, start=1)}
-    rejected = [(i, answers[i][1]) for i in sorted(answers) if answers[i][0] != "ok"]
-    content = {"n_locations": len(answers), "readable": readable, "rejected": rejected, **columns}
-    with path.open("w", encoding="ascii") as file:
-        file.write(json.dumps(content))  # json.dump would take ten times as long
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _load(entry: Path, n_locations: int) -> DecodedPictures:
-    """Map an entry.
-
-    Raises:
-        OSError, ValueError, KeyError: It is incomplete, damaged, or of other pictures.
-    """
-    pixels = map_pixels(entry / _PIXELS_FILE)
-    content = json.loads((entry / _PICTURES_FILE).read_text(encoding="ascii"))
-    if content["n_locations"] != n_locations or len(content["readable"]) != len(pixels):
-        raise ValueError(f"{entry} does not hold {n_locations} pictures.")
-    return DecodedPictures(
-        pixels=pixels,
-        readable=np.array(content["readable"], dtype=np.int64),
-        rejected=[(index, reason) for index, reason in content["rejected"]],
-        widths=np.array(content["widths"], dtype=np.int32),
-        heights=np.array(content["heights"], dtype=np.int32),
-        modes=content["modes"],
-        formats=content["formats"],
-        content_hashes=content["content_hashes"],
-    )

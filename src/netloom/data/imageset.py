@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from netloom.data.decode import Resize, decode_picture
-from netloom.data.decoding import DecodedPictures, decode_all, suggest_image_size
+from netloom.data.decoded_entry import DecodedPictures
+from netloom.data.decoding import decode_all, suggest_image_size
 from netloom.data.fingerprint import hash_pictures
 from netloom.data.mapping import fits_memory
 from netloom.data.samples import Rejected, Sample, Source

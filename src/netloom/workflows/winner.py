@@ -108,7 +108,7 @@ def train_anew(
             out=search.folder,
             name=name,
             details={},
-            jobs=None if search.jobs > 1 else 1,
+            jobs=search.jobs,
             device=search.manifest.plan.device,
             plan=search.manifest.plan,
             model=search.model,
