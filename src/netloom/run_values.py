@@ -49,6 +49,7 @@ class Result(_Values):
     status: str
     tests: Count
     test_notes: list[str] = []
+    departures: list[str] = []
     parameters: Count | None = None
     kept_epoch: Count | None = None
     validation: Scores | UnlabelledScores | None = None

@@ -108,3 +108,33 @@ def test_the_command_on_the_page_of_a_search_has_its_pictures(photos: Path, tmp_
     _, _, source, _, recipe = shlex.split(html.unescape(command))
     assert Path(source).samefile(archive)
     assert netloom.load_recipe(recipe) == found.best_recipe
+
+
+def how_to_get_the_same(run: netloom.Run) -> str:
+    """The words of a report, without the command."""
+    section = run.report_path.read_text(encoding="utf-8").partition('id="made"')[2].partition("</section>")[0]
+    return html.unescape(section)
+
+
+def test_an_extension_is_told_where_it_changes_the_result(photos: Path, tmp_path: Path) -> None:
+    def extended(**settings: Any) -> netloom.Run:
+        run = netloom.train(photos, plan=PLAN, out=tmp_path, quiet=True, settings={**QUICK, **settings})
+        assert run.result["departures"] == []
+        return netloom.resume(run.path, epochs=2, quiet=True)
+
+    exact = extended(schedule=None)
+    assert exact.result["departures"] == []
+    assert "gives another result" not in how_to_get_the_same(exact)
+    recomputed = extended(schedule={"kind": "cosine"})
+    told = "It was extended from 1 to 2 epochs: the cosine schedule depends on the length."
+    assert recomputed.result["departures"] == [told]
+    assert f"{told} A training in one go gives another result." in how_to_get_the_same(recomputed)
+    again = netloom.resume(recomputed.path, epochs=3, quiet=True)
+    assert again.result["departures"] == [told, told.replace("1 to 2", "2 to 3")]
+
+
+def test_a_training_that_a_time_limit_ended_says_so(photos: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "epochs": 500, "time_limit_minutes": 1e-6}
+    run = netloom.train(photos, plan=PLAN, out=tmp_path, quiet=True, settings=settings)
+    assert run.result["epochs"] == 1
+    assert "depends on the machine's speed" in how_to_get_the_same(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from netloom.data.folds import Scheme
 from netloom.data.splits import DRAWN_AT_ONCE, VALIDATION_TRAINS, Split
 from netloom.errors import DataError
 from netloom.run import RunFolder
+from netloom.training.callbacks.time_limit import is_time_limit
 from netloom.workflows.training_job import job_manifest
 
 
@@ -33,7 +35,7 @@ class _Verb(NamedTuple):
 
 
 def how_to_repeat(folder: RunFolder, split: Split) -> Repetition:
-    """What gives a run again, bit for bit under its execution plan.
+    """What gives a run again, bit for bit under its execution plan where it was trained in one go.
 
     Args:
         folder: The run.
@@ -44,6 +46,7 @@ def how_to_repeat(folder: RunFolder, split: Split) -> Repetition:
         return Repetition("", _why_not(split))
     if verb.name == "cv":
         notes.append("This is one training of a cross-validation, which is repeated as a whole.")
+    notes += _departures(folder.result)
     source = folder.data.source_location
     if not source:
         return Repetition("", " ".join(notes))
@@ -80,6 +83,16 @@ def _verb(folder: RunFolder, split: Split) -> _Verb | None:
         return None
     options = {name: value for name, value in scheme.to_json().items() if value is not None}
     return _Verb("cv", "cross_validate", first.recipe_path, options)
+
+
+def _departures(result: Mapping[str, Any]) -> list[str]:
+    """What a training in one go would not do again."""
+    found = list(result.get("departures", ()))  # runs of earlier versions have none
+    if found:
+        found.append("A training in one go gives another result.")
+    if is_time_limit(result.get("stop_reason")):
+        found.append("A time limit ended it: how many epochs are trained within it depends on the machine's speed.")
+    return found
 
 
 def _why_not(split: Split) -> str:

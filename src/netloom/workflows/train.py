@@ -25,7 +25,7 @@ from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run, load_classifier
 from netloom.workflows.starting_weights import settle
-from netloom.workflows.training_run import TrainingRun
+from netloom.workflows.training_run import Past, TrainingRun
 
 
 def train(
@@ -139,6 +139,7 @@ def resume(
     plan, place = _where(opened, device, reporter)
     if checkpoint is not None and trained_for != extended.epochs:
         _say_what_changes(reporter, extended, checkpoint)
+    departures = [] if checkpoint is None else _departures(opened, extended, checkpoint, place)
     return TrainingRun(
         opened,
         extended,
@@ -149,7 +150,7 @@ def resume(
         plan=plan,
         checkpoint=checkpoint,
         profile=profile,
-        earlier_tests=int(result.get("tests", 0)),
+        past=Past.of(result).departing(departures),
     ).execute(callbacks)
 
 
@@ -206,6 +207,20 @@ def _say_what_changes(reporter: Reporter, extended: Recipe, checkpoint: Checkpoi
         reporter.say(f"  note: it had ended early by {printable(checkpoint.stop_reason)}{anew}")
     if extended.time_limit_minutes is not None:
         reporter.say(f"  note: the time limit of {extended.time_limit_minutes:g} minutes counts anew")
+
+
+def _departures(run: RunFolder, extended: Recipe, checkpoint: Checkpoint, device: str) -> list[str]:
+    """What sets a training that goes on like this apart from one in one go, as sentences."""
+    found = []
+    if checkpoint.epochs != extended.epochs:
+        length = f"It was extended from {checkpoint.epochs} to {extended.epochs} epochs"
+        found += [f"{length}: {what} on the length." for what in builders.depending_on_length(extended)]
+        if checkpoint.stop_reason is not None:
+            found.append(f"{length} after it had ended early: {checkpoint.stop_reason}.")
+    plan = run.saved_plan
+    if plan is not None and plan.device != device:
+        found.append(f"It began on {plan.device} and went on on {device}.")
+    return found
 
 
 def recipe_for(

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,28 @@ class InterruptedTrainingError(TrainingError):
         self.exit_code = exit_code_of(reason)
 
 
+class Past(NamedTuple):
+    """What earlier calls left of a training that goes on."""
+
+    tests: int = 0
+    """How often the test part was looked at."""
+    departures: tuple[str, ...] = ()
+    """What sets it apart from a training in one go, as sentences."""
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Past:
+        """What a run's result tells."""
+        return cls(int(result.get("tests", 0)), tuple(result.get("departures", ())))
+
+    def departing(self, departures: Sequence[str]) -> Past:
+        """The same with more that sets it apart, each once."""
+        return self._replace(departures=tuple(dict.fromkeys([*self.departures, *departures])))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a result has it."""
+        return {"tests": self.tests, "departures": list(self.departures)}
+
+
 @dataclass
 class TrainingRun:
     """What one call of `train` or `resume` works with.
@@ -56,7 +78,7 @@ class TrainingRun:
         plan: How it is executed; None to measure.
         checkpoint: To go on from.
         profile: Record where the time of some steps goes.
-        earlier_tests: How often the test part was looked at before this call.
+        past: What calls before this one left of the training.
         interruption: Asked between two steps; a reason ends the training there, to be resumed, without scores and
             report, for which there may be no time. None ends it by Ctrl-C and SIGTERM, with both.
         started: When the call began, by `time.perf_counter`.
@@ -72,7 +94,7 @@ class TrainingRun:
     plan: ExecutionPlan | None = None
     checkpoint: Checkpoint | None = None
     profile: bool = False
-    earlier_tests: int = 0
+    past: Past = Past()
     interruption: Callable[[], str | None] | None = None
     started: float = field(default_factory=time.perf_counter)
 
@@ -100,7 +122,7 @@ class TrainingRun:
         self.run.write_plan(plan)
         if self.recipe != self.run.recipe:  # it is extended, now that nothing keeps it from training
             self.run.write_recipe(self.recipe)
-        self.run.write_result({"status": "running", "tests": self.earlier_tests})
+        self.run.write_result({"status": "running", **self.past.to_json()})
         self.reporter.say(
             f"{self.recipe.custom_model or self.recipe.model}: {builders.parameters_in_words(self.network)}, on "
             f"{plan.device} with "
@@ -111,7 +133,7 @@ class TrainingRun:
             try:
                 state = self._fit(plan, callbacks)
             except TrainingError as error:
-                self.run.write_result({"status": "failed", "reason": str(error), "tests": self.earlier_tests})
+                self.run.write_result({"status": "failed", "reason": str(error), **self.past.to_json()})
                 raise
             result, test = self._tested(state, plan, users.call)
         return self._finish(state, result, test)
@@ -229,7 +251,7 @@ class TrainingRun:
             "device": plan.device,
             "precision": plan.precision,
             "test_time_augmentation": self.recipe.test_time_augmentation,
-            "tests": self.earlier_tests,
+            **self.past.to_json(),
             "notes": list(self.data.split.notes),
             "test_notes": list(self.data.split.test_notes),
             **self.fitting.about(),

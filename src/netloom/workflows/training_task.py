@@ -26,7 +26,7 @@ from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
-from netloom.workflows.training_run import InterruptedTrainingError, TrainingRun
+from netloom.workflows.training_run import InterruptedTrainingError, Past, TrainingRun
 
 _SECONDS_PER_REPORT = 0.5
 
@@ -97,7 +97,7 @@ def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> di
         Reporter(quiet=True),
         plan=execution,
         checkpoint=load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None,
-        earlier_tests=int(result.get("tests", 0)),
+        past=Past.of(result),
         interruption=context.stop_reason,
     )
     try:

@@ -11,6 +11,9 @@ from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
 from netloom.training.state import TrainingState
 
 
+_REASON = "time limit"
+
+
 class TimeLimit(Callback):
     """Stops after the epoch from which another one would not end within the limit.
 
@@ -53,7 +56,7 @@ class TimeLimit(Callback):
         spent = self._seconds()
         if spent + self._longest_epoch_seconds > 60 * self.max_minutes:
             state.stop(
-                f"time limit: {spent / 60:.1f} of {self.max_minutes:g} minutes are used and an epoch takes up to "
+                f"{_REASON}: {spent / 60:.1f} of {self.max_minutes:g} minutes are used and an epoch takes up to "
                 f"{self._longest_epoch_seconds / 60:.1f}{self._cut_off(state)}"
             )
 
@@ -84,6 +87,11 @@ class TimeLimit(Callback):
 
     def _seconds(self) -> float:
         return self._earlier_seconds + (0.0 if self._started is None else time.monotonic() - self._started)
+
+
+def is_time_limit(reason: str | None) -> bool:
+    """Whether a training's `stop_reason` is that of a time limit."""
+    return reason is not None and reason.startswith(_REASON)
 
 
 def count_earlier(callbacks: Iterable[Callback], seconds: float) -> None:
