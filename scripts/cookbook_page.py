@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from netloom.durations import duration
+from transfer_tables import transfer_tables
 
 DOCS = Path(__file__).parent.parent / "docs"
 _COLUMNS = (
@@ -25,15 +24,6 @@ _COLUMNS = (
     "gap",
     "why",
 )
-
-_WAYS = (
-    ("scratch", "0.70 to 0.72", "cats-dogs-scratch"),
-    ("augmented", "0.82", "cats-dogs-augmented"),
-    ("features", "0.90 (VGG16)", None),
-    ("frozen", "about the same, less overfitting (VGG16)", None),
-    ("finetune", "1 to 2 points more (VGG16)", None),
-)
-_AMOUNTS = (20, 100, 500, 0)
 
 
 def cookbook_page(note: str) -> str:
@@ -54,8 +44,9 @@ def cookbook_page(note: str) -> str:
         "|" + "---|" * len(_COLUMNS),
         *(f"| {' | '.join(_row(experiment))} |" for experiment in experiments),
         "",
-        *_few_pictures(experiments),
         *_machines(experiments),
+        "",
+        *transfer_tables(),
     ]
     return "\n".join(lines) + "\n"
 
@@ -86,45 +77,6 @@ def _row(experiment: dict[str, Any]) -> list[str]:
         str(result["test_accuracy"]["n"]),
         f"{result['train_images_per_second']['mean']:,.0f}",
         *_gap(experiment, result),
-    ]
-
-
-def _few_pictures(experiments: list[dict[str, Any]]) -> list[str]:
-    """A table over the ways to a classifier of cats and dogs and the number of pictures, if any of it is recorded."""
-    path = DOCS / "results" / "few-pictures.json"
-    if not path.is_file():
-        return []
-    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
-    head = ("way", "what they got (validation)", *("all" if not n else f"{n} of each class" for n in _AMOUNTS))
-    rows = []
-    for way, theirs, recipe in _WAYS:
-        cells = []
-        for amount in _AMOUNTS:
-            found = figures.get(way, {}).get(str(amount))
-            if found is not None:
-                low, high = found["test"]["interval"]
-                cells.append(f"{found['test']['accuracy']:.1%} ({low:.1%} to {high:.1%}), {duration(found['seconds'])}")
-            elif not amount and recipe and (result := _result({"recipe": recipe})):
-                seconds = duration(result["train_seconds"]["mean"])
-                cells.append(f"{_share(result['test_accuracy'])}, {seconds}")
-            else:
-                cells.append("not measured yet")
-        rows.append(f"| {way} | {theirs} | {' | '.join(cells)} |")
-    return [
-        "## From few pictures, and from a pretrained network",
-        "",
-        "Cats and dogs again, 1,000 training pictures of each class or so many of each as `--per-class` says, always",
-        "the same. `scratch` and `augmented` are the recipes above; the others are `netloom transfer",
-        "cats_and_dogs_small.zip --backbone mobilenetv1_100 --mode features`, `frozen` and `finetune` with their",
-        "defaults; mobilenetv1_100 was pretrained on ImageNet, of whose 1,000 classes 118 are breeds of dogs and five",
-        "domestic cats. Test accuracy on the same 1,000 pictures, with its 95% interval (one training each, so that",
-        "the interval is that of the test pictures alone; over seeds, ± the deviation), and the time of the whole",
-        "command with empty caches, `python benchmarks/few_pictures.py`; of the rows above, of training alone.",
-        "",
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
-        *rows,
-        "",
     ]
 
 
