@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import netloom
 from html_page import Page
 from netloom.data.imageset import ImageSet
-from netloom.errors import NetloomError, RecipeError, TrainingError
+from netloom.errors import ModelError, NetloomError, RecipeError, TrainingError
 from netloom.features import FeatureExtractor
 from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback, TimeLimit
@@ -367,8 +367,38 @@ def test_without_a_validation_part(photos: Path, backbone: Path, tmp_path: Path)
 
 
 def test_views_without_augmentation_are_refused(photos: Path, backbone: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="views"):
-        train(photos, tmp_path, backbone, **{"transfer.views": 2})
+    for augmentation in (None, {"mixup": 0.2}):
+        with pytest.raises(RecipeError, match=r"transfer\.views: .*augmentation\.horizontal_flip=true"):
+            chosen = settings(backbone, **{"transfer.views": 2, "augmentation": augmentation})
+            netloom.train(photos, "transfer-features", out=tmp_path, quiet=True, plan=PLAN, settings=chosen)
+    assert not any(tmp_path.iterdir())
+
+
+def test_views_of_new_pictures_alone_are_looked_at(backbone: Path, tmp_path: Path) -> None:
+    """New ones come first, so that all the others move to another place."""
+    changes = {"transfer.views": 2, "augmentation": {"rotation": 20}}
+    for first, computed in ((3, 60 + 2 * 40), (0, 3 + 2 * 2)):
+        numbers = np.arange(first, 63)
+        splits = np.where(numbers % 3 < 2, "train", np.where(numbers % 2, "validation", "test")).tolist()
+        images = ImageSet.from_arrays(
+            np.stack([stripes(i // 3 % 3, i) for i in numbers]),
+            numbers // 3 % 3,
+            class_names=("across", "down", "plain"),
+            splits=splits,
+        )
+        assert train(images, tmp_path, backbone, **changes).result["features"]["computed"] == computed
+
+
+def test_features_that_are_no_numbers_leave_a_run_that_failed(
+    photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureExtractor, "forward", lambda self, x: torch.full((len(x), 8), float("nan")))
+    with pytest.raises(ModelError, match="not finite"):
+        train(photos, tmp_path, backbone)
+    (run,) = tmp_path.iterdir()
+    result = netloom.load(run).result
+    assert (result["status"], result["tests"]) == ("failed", 0)
+    assert "not finite" in result["reason"]
 
 
 def test_a_model_that_is_not_divided_is_refused(photos: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import nn
 
 from netloom.data.splits import groups_of
-from netloom.errors import TrainingError
+from netloom.errors import NetloomError, RunError, TrainingError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Watch
 from netloom.models.heads import Head
@@ -104,6 +104,8 @@ class TrainingRun:
         Raises:
             InterruptedTrainingError: Ctrl-C or SIGTERM, or by `interruption`.
             TrainingError: The loss is no longer a number.
+            NetloomError: Something else keeps it from its end: features that are no numbers, a full disk, …; the run
+                has the status `failed`.
         """
         self.fitting = Fitting.prepare(
             self.recipe,
@@ -128,14 +130,17 @@ class TrainingRun:
             f"{plan.device} with "
             f"{plan.describe_threads()} in {plan.precision} ({plan.reason})"
         )
-        # The user's own are open until the last prediction, whose hooks are theirs, too.
-        with contextlib.closing(CallbackList(callbacks)) as users:
-            try:
+        try:
+            # The user's own are open until the last prediction, whose hooks are theirs, too.
+            with contextlib.closing(CallbackList(callbacks)) as users:
                 state = self._fit(plan, callbacks)
-            except TrainingError as error:
+                result, test = self._tested(state, plan, users.call)
+        except InterruptedTrainingError:
+            raise
+        except NetloomError as error:
+            with contextlib.suppress(RunError):  # where nothing can be written, the first error is the one to be told
                 self.run.write_result({"status": "failed", "reason": str(error), **self.past.to_json()})
-                raise
-            result, test = self._tested(state, plan, users.call)
+            raise
         return self._finish(state, result, test)
 
     def _fit(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
