@@ -177,8 +177,9 @@ def test_views_are_the_augmented_pictures_and_cached_for_their_own() -> None:
     images = pictures()
     augmenter = Augmenter(AugmentationSpec(horizontal_flip=True, brightness=0.5), seed=3)
     found = Counted(network())(images, [4, 1], view=View(augmenter, 2))
-    digests = [int.from_bytes(key[:8].tobytes(), "little", signed=True) for key in picture_keys(images, np.array([4, 1]))]
-    drawn = augmenter.draw(epoch=2, samples=np.array(digests))
+    keys = [key.tobytes() for key in picture_keys(images, np.array([4, 1]))]
+    numbers = [int.from_bytes(key[:8], "little", signed=True) for key in keys]
+    drawn = augmenter.draw(epoch=2, samples=np.array(numbers))
     with torch.inference_mode():
         expected = FeatureExtractor(network())(SCALING(augmenter.apply(images[[4, 1]], drawn)))
     assert found.features == pytest.approx(expected.numpy(), abs=1e-5)

@@ -22,6 +22,7 @@ from netloom.models.pretrained import (
     find_weights,
     input_of,
     load_pretrained,
+    network_of,
     padding_of,
     published_input,
     read_weights,
@@ -306,6 +307,33 @@ def test_impossible_metadata_is_told_in_few_words(texts: dict[str, str], tmp_pat
     save_file({"a": torch.zeros(1)}, path, metadata=said)
     with pytest.raises(ModelError, match="impossible image_size, mean or std") as error:
         input_of(path)
+    assert len(str(error.value)) < len(str(path)) + 400
+
+
+def with_texts(path: Path, **texts: str) -> Path:
+    save_file({"a": torch.zeros(1)}, path, metadata=texts)
+    return path
+
+
+def test_a_file_may_say_which_network_it_is_of(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    options = {"filters": [8, 16], "normalization": "before"}
+    said = network_of(with_texts(path, model='"convnet"', options=json.dumps(options)))
+    assert said == ("convnet", options)
+    assert network_of(with_texts(path, model=f'"{RESNET}"')) == (RESNET, {})
+    # What others write there, and a network of another version, say nothing.
+    for text in ("convnet", "{}", '"no such network"', '"' + 10_000 * "x" + '"', 5_000 * "["):
+        assert network_of(with_texts(path, model=text, options="[")) is None
+    assert network_of(with_texts(path, format="pt")) is None
+
+
+@pytest.mark.parametrize(
+    "options", ["[]", "[", 5_000 * "[", '{"filters": "many"}', '{"custom_model": "x"}', json.dumps({10_000 * "x": 1})]
+)
+def test_impossible_options_are_told_in_few_words(options: str, tmp_path: Path) -> None:
+    path = with_texts(tmp_path / "hostile.safetensors", model='"convnet"', options=options)
+    with pytest.raises(ModelError, match="tell impossible options of convnet") as error:
+        network_of(path)
     assert len(str(error.value)) < len(str(path)) + 400
 
 

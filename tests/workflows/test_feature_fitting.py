@@ -368,8 +368,8 @@ def test_without_a_validation_part(photos: Path, backbone: Path, tmp_path: Path)
 
 def test_views_without_augmentation_are_refused(photos: Path, backbone: Path, tmp_path: Path) -> None:
     for augmentation in (None, {"mixup": 0.2}):
+        chosen = settings(backbone, **{"transfer.views": 2, "augmentation": augmentation})
         with pytest.raises(RecipeError, match=r"transfer\.views: .*augmentation\.horizontal_flip=true"):
-            chosen = settings(backbone, **{"transfer.views": 2, "augmentation": augmentation})
             netloom.train(photos, "transfer-features", out=tmp_path, quiet=True, plan=PLAN, settings=chosen)
     assert not any(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from netloom.cli import app
 from netloom.errors import ModelError, NetloomError, RecipeError, RunError
 from netloom.models.backbones import TRUNK_PREFIX, timm
 from netloom.models.pretrained import digest_of
+from netloom.workflows.transfer import backbone_settings
 from picture_folders import stripes, write_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -317,6 +319,22 @@ def test_what_a_backbone_cannot_be(frozen: netloom.Run, photos: Path, weights: P
     with pytest.raises(RecipeError, match="first_layer: a pretrained network has its own"):
         transfer(photos, tmp_path, weights=weights, settings={"first_layer": "whitening"})
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_folder_of_the_networks_name_does_not_hide_it(
+    frozen: netloom.Run, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the first makes the folder
+        run = transfer(photos, Path(NAME), weights=weights)
+        assert run.recipe.model == f"timm/{NAME}"
+    shutil.copytree(frozen.path, "mine")
+    assert backbone_settings("mine")["transfer.weights"] == "mine"
+    shutil.copytree(frozen.path, "resnet18")
+    assert backbone_settings("resnet18")["transfer.weights"] == "resnet18"
+    Path("birds").mkdir()
+    with pytest.raises(RunError, match=r"birds is not a run: it has no recipe\.yaml"):
+        backbone_settings("birds")
 
 
 @pytest.mark.parametrize(

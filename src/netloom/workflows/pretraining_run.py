@@ -201,9 +201,15 @@ class PretrainingRun:
         return self.run
 
     def _weights(self) -> bytes:
-        """The network's without its classifier, with what it was trained on, so that the file may stand alone."""
+        """The network's without its classifier, and what it is and was trained on, so that the file may stand alone."""
         facts = self.data.facts
-        texts = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
+        texts = {
+            "model": self.recipe.model,
+            "options": self.recipe.model_options(),
+            "image_size": facts.image_size,
+            "mean": facts.mean,
+            "std": facts.std,
+        }
         return weights_bytes(
             nn.ModuleDict({"trunk": self._network.trunk, "head": self._network.head}),
             metadata={key: json.dumps(value) for key, value in texts.items()},
