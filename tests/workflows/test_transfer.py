@@ -110,6 +110,27 @@ def test_fine_tuning_starts_from_the_weights_and_moves_them(photos: Path, weight
     assert {key.partition(".")[0] for key in moved} == {last}
 
 
+@pytest.mark.parametrize(("mode", "epochs"), [("finetune", 10), ("frozen", 15)])
+def test_the_page_of_a_shipped_recipe_has_running_averages(
+    mode: str, epochs: int, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    quick = {key: value for key, value in QUICK.items() if key != "epochs"}
+    run = netloom.transfer(
+        photos, NAME, weights=weights, mode=mode, out=tmp_path, quiet=True, device="cpu", settings=quick
+    )
+    assert len(run.history) == epochs
+    page = run.report_path.read_text(encoding="utf-8")
+    assert all(f'id="{name}-average"' in page for name in ("loss-validation", "loss-train", "accuracy-validation"))
+    assert "Thick lines are running averages" in page
+
+
+def test_few_epochs_have_none(frozen: netloom.Run) -> None:
+    page = frozen.report_path.read_text(encoding="utf-8")
+    assert 'id="loss-validation"' in page
+    assert "-average" not in page
+    assert "running average" not in page
+
+
 def test_other_weights_than_noted_are_refused(frozen: netloom.Run, photos: Path, weights: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     tensors = load_file(weights)

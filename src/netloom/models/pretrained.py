@@ -23,6 +23,7 @@ from netloom.files import with_home
 from netloom.models.backbones import HEAD_PREFIX, PREFIX, TRUNK_PREFIX, backbone_name, pretrained_config
 from netloom.models.contract import ImageModel
 from netloom.models.registry import MAX_PARAMETERS, is_model, validate_options
+from netloom.models.stored_numbers import not_finite, of_other_types
 from netloom.progress import printable
 
 Found = TypeVar("Found")
@@ -248,8 +249,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in names}
 
     tensors = _reading(path, read)
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
+    if broken := not_finite(tensors):
         raise ModelError(
             f"The weights {path} hold numbers that are not finite, in {_shown(broken[0])}; they are damaged."
         )
@@ -287,7 +287,8 @@ def load_pretrained(
         weights.
 
     Raises:
-        ModelError: The weights belong to another network; the message names what differs. Nothing was changed.
+        ModelError: The weights belong to another network, or are quantized; the message names what differs. Nothing
+            was changed.
     """
     stages = _stages_to_load(model, name, cut)
     identities = {id(value) for _, part in stages for value in (*part.parameters(), *part.buffers())}
@@ -296,6 +297,12 @@ def load_pretrained(
     found = _named_as_here(tensors, wanted)
     if _differences(model, wanted, found):
         found = _translated(model, tensors, wanted) or found
+    if others := of_other_types(found, wanted):
+        raise ModelError(
+            f"The weights {where} cannot be those of {name}: {len(others)} of its tensors must be floating-point "
+            f"numbers of 16, 32 or 64 bits, and are not ({_listed(map(_plain, others))}). Give weights that are not "
+            "quantized."
+        )
     if problems := _differences(model, wanted, found):
         raise ModelError(
             f"The weights {where} belong to another network than {name}: {'; '.join(problems)}. Give the weights of "

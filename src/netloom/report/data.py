@@ -69,6 +69,8 @@ class TrainingFacts:
     """Of a pretrained network: the first `epoch` that stages trained in, and their names, from the top."""
     frozen: Sequence[str] = ()
     """Names of the stages that did not train, from input to output."""
+    averaged: bool = False
+    """Whether running averages are drawn where there are epochs enough, as of trainings whose gains are small."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -67,6 +67,7 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             # Runs of earlier versions have neither.
             unfreezing=[(step["epoch"], step["stages"]) for step in result.get("unfreezing", ())],
             frozen=result.get("frozen_stages", ()),
+            averaged=recipe.transfer is not None,
         ),
         test=None if test is None else test.scores,
         tests=result["tests"],
