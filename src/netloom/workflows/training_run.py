@@ -232,6 +232,7 @@ class TrainingRun:
         if freezing is not None:
             trained = freezing.trained_parameters(begun)
         n = len(self.data.split.train)
+        mode_choice = self.run.mode_choice
         return {
             "run": str(self.run.path),
             "status": status,
@@ -260,6 +261,7 @@ class TrainingRun:
             "notes": list(self.data.split.notes),
             "test_notes": list(self.data.split.test_notes),
             **self.fitting.about(),
+            **({"transfer": mode_choice} if mode_choice else {}),
         }
 
     def _say_result(self, result: Mapping[str, Any]) -> None:
