@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 import netloom
 from html_page import Page
+from netloom.data.cache import cache_directory
 from netloom.data.imageset import ImageSet
 from netloom.errors import ModelError, NetloomError, RecipeError, TrainingError
 from netloom.features import FeatureExtractor
 from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback, TimeLimit
-from netloom.workflows import training_run
+from netloom.workflows import starting_head, training_run
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import stripes
 
@@ -233,6 +234,69 @@ def test_an_interruption_while_the_head_gets_its_start_leaves_a_run_that_goes_on
     assert (run.result["status"], run.result["epochs"], run.history) == ("interrupted", 0, [])
     resumed, whole = netloom.resume(run.path, quiet=True), train(photos, tmp_path, backbone, **changes)
     assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
+
+
+def frozen(backbone: Path, **changes: Any) -> dict[str, Any]:
+    own = {"transfer.mode": "frozen", "dense_units": None, "epochs": 1, "augmentation": {"horizontal_flip": True}}
+    return settings(backbone, **{**own, **changes})
+
+
+def weights_of(found: Any) -> list[bytes]:
+    return [run.weights_path.read_bytes() for run in found.runs]
+
+
+def test_folds_and_repetitions_find_the_start_of_their_head(
+    photos: Path, backbone: Path, tmp_path: Path, looked_at: list[int]
+) -> None:
+    def folds(**changes: Any) -> Any:
+        looked_at.clear()
+        chosen = frozen(backbone, **changes)
+        return netloom.cross_validate(photos, folds=2, jobs=1, out=tmp_path, quiet=True, plan=PLAN, settings=chosen)
+
+    first = folds()
+    n_train = sum(len(run.split["train"]) for run in first.runs)
+    assert sum(looked_at) == n_train > 40
+    assert weights_of(folds()) == weights_of(first)
+    assert not looked_at
+    folds(**{"transfer.mode": "finetune", "epochs": 2})
+    assert not looked_at
+
+
+def test_what_decides_a_start_is_another(
+    photos: Path, backbone: Path, tmp_path: Path, looked_at: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked(threads: int = 1, **changes: Any) -> int:
+        looked_at.clear()
+        plan = ExecutionPlan("cpu", threads, "float32")
+        netloom.train(photos, out=tmp_path, quiet=True, plan=plan, settings=frozen(backbone, **changes))
+        return sum(looked_at)
+
+    assert looked() > 0
+    assert looked(seed=1) == 0  # of the trainings that follow
+    assert looked(threads=2) > 0
+    assert looked(class_weight={"down": 2.0}) > 0
+    assert looked(split_seed=1, **{"transfer.test_on_seen": True}) > 0
+    own = starting_head.environment_record
+    monkeypatch.setattr(starting_head, "environment_record", lambda: {**own(), "cpu_capability": "another"})
+    assert looked() > 0
+
+
+def test_a_damaged_start_is_made_anew(photos: Path, backbone: Path, tmp_path: Path, looked_at: list[int]) -> None:
+    def train() -> bytes:
+        looked_at.clear()
+        run = netloom.train(photos, out=tmp_path, quiet=True, plan=PLAN, settings=frozen(backbone))
+        return run.weights_path.read_bytes()
+
+    whole = train()
+    n_train = sum(looked_at)
+    (file,) = cache_directory().glob("*/classifier-*/classifier.safetensors")
+    content = file.read_bytes()
+    for broken in (content[:-1], content[:-4] + bytes(4), b"", content[:20]):
+        file.write_bytes(broken)
+        assert train() == whole
+        assert sum(looked_at) == n_train
+    assert train() == whole
+    assert not looked_at
 
 
 def test_a_time_limit_ends_the_computing_of_features_and_keeps_them(
