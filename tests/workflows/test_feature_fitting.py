@@ -27,6 +27,7 @@ from picture_folders import stripes
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
+NEVER_TESTED = {"tests": 0, "departures": []}
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +278,9 @@ def test_what_decides_a_start_is_another(
     assert looked(class_weight={"down": 2.0}) > 0
     assert looked(split_seed=1, **{"transfer.test_on_seen": True}) > 0
     own = starting_head.environment_record
-    monkeypatch.setattr(starting_head, "environment_record", lambda: {**own(), "cpu_capability": "another"})
-    assert looked() > 0
+    for key, differs in (("usable_cpus", False), ("cpu_capability", True)):
+        monkeypatch.setattr(starting_head, "environment_record", lambda key=key: {**own(), key: 99})
+        assert (looked() > 0) == differs, key
 
 
 def test_a_damaged_start_is_made_anew(photos: Path, backbone: Path, tmp_path: Path, looked_at: list[int]) -> None:
@@ -463,6 +465,25 @@ def test_features_that_are_no_numbers_leave_a_run_that_failed(
     result = netloom.load(run).result
     assert (result["status"], result["tests"]) == ("failed", 0)
     assert "not finite" in result["reason"]
+
+
+def test_an_error_before_the_first_step_fails_a_new_run_and_leaves_a_finished_one(
+    photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = train(photos, tmp_path / "finished", backbone, **{"transfer.classifier": "network"})
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise ModelError("The network does not fit.")
+
+    monkeypatch.setattr(training_run.Fitting, "prepare", refused)
+    with pytest.raises(ModelError, match="does not fit"):
+        train(photos, tmp_path / "new", backbone)
+    (path,) = (tmp_path / "new").iterdir()
+    assert netloom.load(path).result == {"status": "failed", "reason": "The network does not fit.", **NEVER_TESTED}
+    before = finished.result
+    with pytest.raises(ModelError, match="does not fit"):
+        netloom.resume(finished.path, epochs=6, quiet=True)
+    assert finished.result == before
 
 
 def test_a_model_that_is_not_divided_is_refused(photos: Path, tmp_path: Path) -> None:

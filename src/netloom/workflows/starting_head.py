@@ -121,7 +121,7 @@ def _key_of(space: str, plan: ExecutionPlan, keys: Keys, targets: Tensor, asked:
     facts = {
         "space": space,
         "plan": (plan.device, plan.threads, plan.precision),
-        "environment": environment_record(),
+        "environment": {name: value for name, value in environment_record().items() if name != "usable_cpus"},
         "scipy": metadata.version("scipy"),
         "fit": {name: value for name, value in asked.items() if isinstance(value, int)},
     }
