@@ -4,17 +4,24 @@ Pretrains on a source's training part, then fits the logistic regression of `net
 features of both networks, with all labels or some of each class, and tests it on the test part. Processor time is what
 is compared with a budget, since wall times of a busy machine say nothing. Run as
 
-    python -m benchmarks.pretraining SOURCE [--set KEY=VALUE ...] [--per-class 20 100 0] [--run RUN] [--out FILE]
+    python -m benchmarks.pretraining SOURCE [--set KEY=VALUE ...] [--per-class 20 100 0] [--draws N] [--run RUN]
+        [--out FILE]
 
-where 0 stands for all labels; prints JSON.
+where 0 stands for all labels; prints JSON. What lies in docs/results/pretraining/NAME.json is
+shown by docs/pretrain.md, between the comments that name it (scripts/generate_docs.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
+import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +29,15 @@ import numpy as np
 import torch
 
 import netloom
+from benchmarks.suite.machine import QUIET_CPUS, OtherWork, machine_record
 from netloom.data.imageset import ImageSet, load_image_set
 from netloom.data.splits import Split
 from netloom.recipe import parse_overrides
 from netloom.recipe.groups import MODEL_OPTIONS
 from netloom.run import RunFolder
 from netloom.runtime import package_versions
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def probed(pictures: ImageSet, folder: RunFolder, weights: str, out: Path) -> dict[str, float]:
@@ -80,6 +90,7 @@ def main() -> None:
     parser.add_argument("--run", help="pretrained before")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    others = OtherWork()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         started = time.process_time()
@@ -104,10 +115,12 @@ def main() -> None:
                 rows.append({"per_class": per_class, "draw": draw, "pretrained": pretrained, "random": random})
                 rows[-1]["gain"] = gain
         result = {
-            "source": arguments.source,
-            "run": str(run.path),
+            "command": f"python -m benchmarks.pretraining {' '.join(_argument(text) for text in sys.argv[1:])}",
+            "date": date.today().isoformat(),
+            "machine": machine_record(),
+            "other_work_cpus": others.cpus(),
             "recipe": run.recipe.to_yaml(),
-            "pretraining": run.result,
+            "pretraining": {key: value for key, value in run.result.items() if key not in ("run", "source")},
             "cpu_seconds": None if arguments.run else seconds,
             "threads": torch.get_num_threads(),
             "probes": rows,
@@ -117,6 +130,63 @@ def main() -> None:
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def _argument(text: str) -> str:
+    """An argument of the command as the page shows it: of paths, the name alone."""
+    return Path(text).name if "/" in text else text
+
+
+def page(docs: Path = DOCS) -> str:
+    """docs/pretrain.md with what is recorded, each record between the comments that name it.
+
+    Raises:
+        ValueError: The page has no such place for a record.
+    """
+    text = (docs / "pretrain.md").read_text(encoding="utf-8")
+    for path in sorted((docs / "results" / "pretraining").glob("*.json")):
+        begin, end = f"<!-- Measured: {path.stem} -->\n", f"<!-- End of {path.stem} -->\n"
+        place = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
+        if len(place.findall(text)) != 1:
+            raise ValueError(f"docs/pretrain.md has no place for {path.name}: write {begin.strip()} and {end.strip()}.")
+        lines = "\n".join(_measured(json.loads(path.read_text(encoding="utf-8")))) + "\n"
+        text = place.sub(lambda _, lines=lines: lines, text)
+    return text
+
+
+def _measured(record: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a record: how it was measured, and a table with a row for each number of labelled pictures."""
+    pretraining, machine, probes = record["pretraining"], record["machine"], record["probes"]
+    n = probes[0]["random"]["n"]
+    shares = [one[weights]["accuracy"] for one in probes for weights in ("random", "pretrained")]
+    error = max(math.sqrt(share * (1 - share) / n) for share in shares)
+    seconds = record["cpu_seconds"]
+    yield f"`{record['command']}`, {record['date']}:"
+    yield (
+        f"{pretraining['epochs']} epochs of {pretraining['train_n']:,} training pictures"
+        f"{'' if seconds is None else f', {seconds:.0f} s of processor time ({_threads(record)})'}, on "
+        f"{machine['processor']} ({machine['cpu_capability']}), torch {record['versions']['torch']}; a network of "
+        f"{pretraining['parameters']:,} parameters; {n:,} test pictures, so that a standard error is "
+        f"{100 * error:.1f} points."
+    )
+    if (record["other_work_cpus"] or 0.0) > QUIET_CPUS:
+        yield f"The machine was not quiet: other work took {record['other_work_cpus']:.1f} processors."
+    yield ""
+    yield "| labelled pictures | random weights | pretrained | gain in points |"
+    yield "|---|---:|---:|---:|"
+    for per_class in dict.fromkeys(one["per_class"] for one in probes):
+        of_row = [one for one in probes if one["per_class"] == per_class]
+        labelled = f"{per_class:,} of each class" if per_class else f"all {pretraining['train_n']:,}"
+        gains = ", ".join(f"{100 * one['gain']:+.1f}" for one in of_row)
+        yield f"| {labelled} | {_accuracies(of_row, 'random')} | {_accuracies(of_row, 'pretrained')} | {gains} |"
+
+
+def _accuracies(probes: Sequence[Mapping[str, Any]], weights: str) -> str:
+    return ", ".join(f"{one[weights]['accuracy']:.1%}" for one in probes)
+
+
+def _threads(record: Mapping[str, Any]) -> str:
+    return "one thread" if record["threads"] == 1 else f"{record['threads']} threads"
 
 
 if __name__ == "__main__":

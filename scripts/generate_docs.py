@@ -13,6 +13,7 @@ os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1", _TYPER_FORCE_DISABLE
 sys.path.append(str(Path(__file__).parent.parent))
 
 from backbones_page import backbones_page
+from benchmarks.pretraining import page as pretraining_page
 from benchmarks.suite.page import performance_page
 from cookbook_page import cookbook_page
 from typer.main import get_command
@@ -106,6 +107,7 @@ def main() -> int:
         "cli.md": cli_page(),
         "cookbook.md": cookbook_page(NOTE),
         "performance.md": performance_page(),
+        "pretrain.md": pretraining_page(),
     }
     for name, text in pages.items():
         path = DOCS / name

@@ -98,7 +98,7 @@ class View:
     """One augmented version of each picture.
 
     Attributes:
-        augmenter: Of what is drawn for (epoch, picture).
+        augmenter: Of what is drawn for (epoch, pixels of the picture).
         number: The epoch.
     """
 
@@ -154,15 +154,22 @@ def picture_keys(images: Tensor, indices: npt.NDArray[np.int64]) -> Keys:
     return np.frombuffer(content, dtype=np.uint8).reshape(-1, KEY_BYTES)
 
 
-def view_keys(keys: Keys, view: View, indices: npt.NDArray[np.int64]) -> Keys:
-    """The same for a view of these pictures: what is drawn depends on the seed, the view and the picture's index."""
+def view_keys(keys: Keys, view: View) -> Keys:
+    """The same for a view of these pictures: what is drawn depends on the seed, the view and the picture's pixels."""
     facts = {"spec": str(view.augmenter.spec), "seed": view.augmenter.seed, "number": view.number}
     start = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    content = b"".join(
-        _digest(start, key.tobytes() + int(index).to_bytes(8, "little"))
-        for key, index in zip(keys, indices, strict=True)
-    )
+    content = b"".join(_digest(start, key.tobytes()) for key in keys)
     return np.frombuffer(content, dtype=np.uint8).reshape(-1, KEY_BYTES)
+
+
+def _drawn_by(keys: Keys, indices: npt.NDArray[np.int64], n_images: int) -> npt.NDArray[np.int64]:
+    """The number by which the views of each of `n_images` pictures are drawn: of its pixels, not of its place.
+
+    So a picture has the same views in a source that has grown, where others may have come before it.
+    """
+    numbers = np.zeros(n_images, dtype=np.int64)
+    numbers[indices] = np.ascontiguousarray(keys[:, :8]).view("<i8")[:, 0]
+    return numbers
 
 
 def _digest(start: hashlib._Hash, content: bytes | memoryview) -> bytes:
@@ -221,7 +228,8 @@ def extract_features(
     Raises:
         ModelError: A feature is not a finite number.
     """
-    keys = keys if view is None else view_keys(keys, view, indices)
+    drawn_by = None if view is None else _drawn_by(keys, indices, len(images))
+    keys = keys if view is None else view_keys(keys, view)
     features, found = (None, np.zeros(len(keys), dtype=np.bool_)) if cache is None else cache.find(keys)
     missing = np.flatnonzero(~found)
     # Pictures of the same content are one row of work.
@@ -238,6 +246,7 @@ def extract_features(
         scaling=scaling,
         seed=0 if view is None else view.augmenter.seed,
         augmenter=None if view is None else view.augmenter,
+        drawn_by=drawn_by,
         device=plan.torch_device,
     )
     if len(rows):

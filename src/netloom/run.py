@@ -19,7 +19,7 @@ from netloom.errors import RunError, did_you_mean
 from netloom.files import partial_files, read_json, safe_name, write_atomically, write_json, writing
 from netloom.recipe import Recipe, load_recipe
 from netloom.recipe.groups import Side
-from netloom.run_values import Environment, Result, SplitManifest, checked
+from netloom.run_values import Environment, ModeChoice, Result, SplitManifest, checked
 from netloom.runtime import ExecutionPlan
 
 _RECIPE = "recipe.yaml"
@@ -27,6 +27,7 @@ _SPLIT = "split.json"
 _PICTURES = "pictures.safetensors"
 _DATA = "data.json"
 _ENVIRONMENT = "environment.json"
+_TRANSFER = "transfer.json"
 _EXECUTION = "execution.json"
 _METRICS = "metrics.csv"
 _WEIGHTS = "weights.safetensors"
@@ -212,6 +213,22 @@ class RunFolder:
             raise self._damaged(_ENVIRONMENT, error) from error
 
     @property
+    def mode_choice(self) -> dict[str, Any]:
+        """How the mode of a transfer was chosen among several; empty where it was not.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        if not (self.path / _TRANSFER).is_file():
+            return {}
+        told = self._read_object(_TRANSFER)
+        try:
+            checked(ModeChoice, told)
+        except ValueError as error:
+            raise self._damaged(_TRANSFER, error) from error
+        return told
+
+    @property
     def plan(self) -> ExecutionPlan:
         """How it was executed.
 
@@ -312,12 +329,15 @@ class RunFolder:
         data: DataFacts,
         environment: Mapping[str, Any],
         pictures: Mapping[str, npt.NDArray[np.int64]] | None = None,
+        mode_choice: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write all that is known before training; `pictures` are what `pictures` gives back."""
+        """Write all that is known before training; `pictures` and `mode_choice` are what these give back."""
         self.write_recipe(recipe)
         write_json(self.path / _SPLIT, split)
         write_json(self.path / _DATA, data.to_json())
         write_json(self.path / _ENVIRONMENT, environment)
+        if mode_choice is not None:
+            write_json(self.path / _TRANSFER, mode_choice)
         if pictures is not None:
             from safetensors.numpy import save
 

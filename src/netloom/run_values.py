@@ -56,6 +56,25 @@ class Result(_Values):
     test: Scores | None = None
 
 
+class ModeTried(_Values):
+    """A mode of transfer that was cross-validated, and its gain over the one before it."""
+
+    mode: str
+    accuracy: Share
+    gain: FiniteFloat | None = None
+    interval: tuple[FiniteFloat, FiniteFloat] | None = None
+    p_value: Share | None = None
+
+
+class ModeChoice(_Values):
+    """`transfer.json`: how the mode of a transfer was chosen."""
+
+    chosen: str
+    reason: str
+    steps: list[ModeTried]
+    notes: list[str] = []
+
+
 class Environment(_Values):
     """`environment.json`."""
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from netloom.errors import ModelError
+from netloom.features import FeatureExtractor, FeatureHead
 from netloom.models import ImageModel, create_model
 from netloom.models.backbone_list import Backbone, listed_backbones
 from netloom.models.backbones import HEAD_PREFIX, TRUNK_PREFIX, timm
 from netloom.models.pretrained import load_pretrained
+from netloom.recipe import load_recipe
+from netloom.workflows import builders
 
 SIZE = (64, 96)  # height and width differ, so that nothing can take one for the other
 ODD = (75, 53)
@@ -92,21 +95,55 @@ def test_stages_hold_every_parameter_once_and_end_with_the_classifier(model: Ima
     assert all(any(p.dim() > 1 for p in part.parameters()) for name, part in stages if name not in ("stem", "head"))
 
 
-def test_a_frozen_trunk_leaves_exactly_the_head_to_be_trained(backbone: Backbone) -> None:
-    model = build(backbone).train()
-    model.trunk.requires_grad_(False).eval()
-    own = {name for name, p in model.named_parameters() if p.requires_grad}
-    behind = {name for name, _ in model.named_parameters() if name.startswith(("head.", "classifier."))}
-    assert own == behind
-    assert {"classifier.weight", "classifier.bias"} <= own
+def trained_names(model: ImageModel, mode: str) -> set[str]:
+    """Names of what is to be trained: the classifier, and of a fine-tuning of one stage the last one.
+
+    What the network does with its last feature map goes with that stage.
+    """
+    names = {"classifier.weight", "classifier.bias"}
+    if mode == "frozen":
+        return names
+    last = [part for name, part in model.stages() if name not in ("head", "classifier")][-1]
+    own = {id(p) for p in last.parameters()}
+    return names | {name for name, p in model.named_parameters() if id(p) in own or name.startswith("head.")}
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_a_step_of_the_shipped_recipe_changes_exactly_what_is_to_be_trained(mode: str, backbone: Backbone) -> None:
+    """In the last epoch of `transfer-frozen`, and of `transfer-finetune` with one stage unfrozen."""
+    changes = {"model": f"timm/{backbone.name}", **({"transfer.unfreeze": 1} if mode == "finetune" else {})}
+    recipe = load_recipe(f"transfer-{mode}", changes)
+    model = builders.build_model(recipe, in_channels=3, num_outputs=5, image_size=SIZE)
+    assert isinstance(model, ImageModel)
+    freezing = builders.build_freezing(recipe, model)
+    assert freezing is not None
+    optimizer = builders.build_optimizer(recipe, model, freezing)
+    x, trained = pictures(), trained_names(model, mode)
+    with torch.no_grad():
+        features = model.eval().forward_features(x)
+    freezing.enter(model, recipe.epochs - 1)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
+    assert set(freezing.trained_parameters(recipe.epochs)) == trained
+    if mode == "frozen":
+        assert torch.equal(model.forward_features(x), features)  # no dropout, no statistics of the batch
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    model(pictures()).square().sum().backward()
+    model(x).square().sum().backward()
+    assert all(p.grad is None for name, p in model.named_parameters() if name not in trained)
     optimizer.step()
-    after = model.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("trunk."))
-    assert all(p.grad is None for p in model.trunk.parameters())
-    assert not torch.equal(after["classifier.weight"], before["classifier.weight"])
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed <= trained
+    assert {"classifier.weight", "classifier.bias"} <= changed
+    assert any(name.startswith("trunk.") for name in changed) == (mode == "finetune")
+
+
+def test_features_and_the_head_of_features_are_the_network(backbone: Backbone, model: ImageModel) -> None:
+    extractor, head = FeatureExtractor(model), FeatureHead(model)
+    with torch.no_grad():
+        features = extractor(pictures())
+        assert features.shape == (2, extractor.num_features) == (2, backbone.features)
+        assert torch.equal(head(features), model(pictures()))
+    assert not set(head.state_dict()) & set(extractor.state_dict())
+    assert set(head.state_dict()) <= set(model.state_dict())
 
 
 def test_the_classifier_is_replaced_and_nothing_else(backbone: Backbone) -> None:

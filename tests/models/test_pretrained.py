@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +15,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from netloom.errors import ModelError
+from netloom.errors import ModelError, RunError
 from netloom.models import ImageModel, create_model
-from netloom.models.backbones import timm
+from netloom.models.backbones import TRUNK_PREFIX, timm
 from netloom.models.pretrained import (
     digest_of,
     find_weights,
     input_of,
     load_pretrained,
+    network_of,
     padding_of,
     published_input,
     read_weights,
 )
-from netloom.training.checkpoint import weights_bytes
+from netloom.training.checkpoint import load_weights, weights_bytes
 
 RESNET, VIT = "timm/test_resnet", "timm/test_vit"  # timm's own test networks: half a million parameters each
 
@@ -163,6 +165,63 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=rf"not finite, in {name}"):
         read_weights(tmp_path / "w.safetensors")
+
+
+def with_type(path: Path, tensor: str, kind: str, bits: int) -> None:
+    """Say in the header of a safetensors file that a tensor is of another type, and give it as many bytes."""
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header, content = json.loads(whole[8:start]), b""
+    for name, about in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = about["data_offsets"]
+        part = whole[start + begin : start + end]
+        if name == tensor:
+            about["dtype"], part = kind, bytes(math.prod(about["shape"]) * bits // 8)
+        about["data_offsets"] = [len(content), len(content) + len(part)]
+        content += part
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "told"),
+    [
+        ("F8_E4M3", 8, "float8_e4m3fn"),
+        ("F8_E8M0", 8, "float8_e8m0fnu"),
+        ("F4", 4, "float4_e2m1fn_x2"),
+        ("I8", 8, "int8"),
+        ("U16", 16, "uint16"),
+        ("C64", 64, "complex64"),
+        ("BOOL", 8, "bool"),
+    ],
+)
+def test_quantized_and_other_numbers_are_refused(kind: str, bits: int, told: str, tmp_path: Path) -> None:
+    path, model = tmp_path / "w.safetensors", network()
+    save_file(tensors_of(theirs()), path)
+    with_type(path, "layer1.0.bn1.weight", kind, bits)
+    before = weights_bytes(model)
+    with pytest.raises(ModelError, match=rf"1 of its tensors .* \(layer1\.0\.bn1\.weight \({told}\)\).* quantized"):
+        load_pretrained(model, read_weights(path), name=RESNET, where=str(path))
+    assert weights_bytes(model) == before
+    path.write_bytes(before)
+    with_type(path, "classifier.weight", kind, bits)
+    with pytest.raises(RunError, match=rf"other types of numbers .* classifier\.weight \({told}\); they are damaged"):
+        load_weights(model, path)
+    assert weights_bytes(model) == before
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_read(kind: torch.dtype) -> None:
+    """Half of a network's precision is often all that is published; counters of batches stay whole numbers."""
+    tensors = {
+        name: value.to(kind) if value.is_floating_point() else value for name, value in tensors_of(theirs()).items()
+    }
+    model = network()
+    load_pretrained(model, tensors, name=RESNET, where="w.safetensors")
+    name = "layer1.0.conv1.weight"
+    assert torch.equal(model.state_dict()[TRUNK_PREFIX + name], tensors[name].float())
 
 
 def test_weights_are_found_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +365,33 @@ def test_impossible_metadata_is_told_in_few_words(texts: dict[str, str], tmp_pat
     save_file({"a": torch.zeros(1)}, path, metadata=said)
     with pytest.raises(ModelError, match="impossible image_size, mean or std") as error:
         input_of(path)
+    assert len(str(error.value)) < len(str(path)) + 400
+
+
+def with_texts(path: Path, **texts: str) -> Path:
+    save_file({"a": torch.zeros(1)}, path, metadata=texts)
+    return path
+
+
+def test_a_file_may_say_which_network_it_is_of(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    options = {"filters": [8, 16], "normalization": "before"}
+    said = network_of(with_texts(path, model='"convnet"', options=json.dumps(options)))
+    assert said == ("convnet", options)
+    assert network_of(with_texts(path, model=f'"{RESNET}"')) == (RESNET, {})
+    # What others write there, and a network of another version, say nothing.
+    for text in ("convnet", "{}", '"no such network"', '"' + 10_000 * "x" + '"', 5_000 * "["):
+        assert network_of(with_texts(path, model=text, options="[")) is None
+    assert network_of(with_texts(path, format="pt")) is None
+
+
+@pytest.mark.parametrize(
+    "options", ["[]", "[", 5_000 * "[", '{"filters": "many"}', '{"custom_model": "x"}', json.dumps({10_000 * "x": 1})]
+)
+def test_impossible_options_are_told_in_few_words(options: str, tmp_path: Path) -> None:
+    path = with_texts(tmp_path / "hostile.safetensors", model='"convnet"', options=options)
+    with pytest.raises(ModelError, match="tell impossible options of convnet") as error:
+        network_of(path)
     assert len(str(error.value)) < len(str(path)) + 400
 
 

@@ -145,7 +145,7 @@ def luminance(colour: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def test_unfreezing_is_marked_between_epochs_and_long_curves_are_averaged():
+def test_unfreezing_is_marked_between_epochs_and_averages_are_drawn():
     """The average of the definition: m = 0.8 m + 0.2 x, from the first value on."""
     history = [{"epoch": e, "train_loss": 1 / e, "validation_loss": 1 + (-1) ** e / 4} for e in range(1, 21)]
     plain = draw_curve(history, "loss", best_epoch=None)
@@ -153,8 +153,8 @@ def test_unfreezing_is_marked_between_epochs_and_long_curves_are_averaged():
     assert "unfrozen" not in plain
     assert [n for n in (3, 5, 40) if f'id="loss-unfrozen-{n}"' in marked] == [3, 5]
     assert marked.count(">unfrozen<") == 1
-    assert 'id="loss-validation-average"' in marked
-    assert "average" not in draw_curve(history[:9], "loss", best_epoch=None, unfreezing=[3])
+    assert "average" not in marked
+    assert 'id="loss-validation-average"' in draw_curve(history, "loss", best_epoch=None, averaged=True)
     expected, mean = [], 1.0
     for value in (1.0, 3.0, 2.0):
         mean = 0.8 * mean + 0.2 * value

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -68,6 +69,20 @@ def checkpoint(**values: Any) -> Damage:
         header["__metadata__"]["training"] = json.dumps(training)
         packed = json.dumps(header).encode()
         path.write_bytes(struct.pack("<Q", len(packed)) + packed + data[8 + length :])
+
+    return damage
+
+
+def quantized(prefix: str) -> Damage:
+    """Whole numbers of 8 bits in place of a checkpoint's floating-point ones."""
+
+    def damage(run: Path) -> None:
+        path = run / "checkpoint.safetensors"
+        with safe_open(path, "np") as file:
+            tensors, texts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        small = {k: v.astype(np.int8) if k.startswith(prefix) and v.ndim else v for k, v in tensors.items()}
+        assert any(v.dtype == np.int8 for v in small.values())
+        save_file(small, path, metadata=texts)
 
     return damage
 
@@ -148,6 +163,8 @@ def test_a_picture_to_train_and_to_test_is_refused(run: Path) -> None:
         (checkpoint(rates=[["a", "b"]]), "rates"),
         (checkpoint(rates=[]), "does not belong to this training"),
         (checkpoint(progress={"batches": "x"}), "progress"),
+        (quantized("model."), "other types of numbers than weights have"),
+        (quantized("optimizer."), "other types of numbers than an optimizer has"),
         (content("execution.json", b"[]"), "execution.json is damaged"),
         (changed("execution.json", threads=10**9), "1 to 1,024 threads"),
         (changed("execution.json", device="evil"), "Device 'evil' is unknown"),

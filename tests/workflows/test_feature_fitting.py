@@ -14,18 +14,20 @@ from safetensors.torch import load_file
 
 import netloom
 from html_page import Page
+from netloom.data.cache import cache_directory
 from netloom.data.imageset import ImageSet
-from netloom.errors import NetloomError, RecipeError, TrainingError
+from netloom.errors import ModelError, NetloomError, RecipeError, TrainingError
 from netloom.features import FeatureExtractor
 from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback, TimeLimit
-from netloom.workflows import training_run
+from netloom.workflows import starting_head, training_run
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import stripes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
+NEVER_TESTED = {"tests": 0, "departures": []}
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +237,70 @@ def test_an_interruption_while_the_head_gets_its_start_leaves_a_run_that_goes_on
     assert resumed.weights_path.read_bytes() == whole.weights_path.read_bytes()
 
 
+def frozen(backbone: Path, **changes: Any) -> dict[str, Any]:
+    own = {"transfer.mode": "frozen", "dense_units": None, "epochs": 1, "augmentation": {"horizontal_flip": True}}
+    return settings(backbone, **{**own, **changes})
+
+
+def weights_of(found: Any) -> list[bytes]:
+    return [run.weights_path.read_bytes() for run in found.runs]
+
+
+def test_folds_and_repetitions_find_the_start_of_their_head(
+    photos: Path, backbone: Path, tmp_path: Path, looked_at: list[int]
+) -> None:
+    def folds(**changes: Any) -> Any:
+        looked_at.clear()
+        chosen = frozen(backbone, **changes)
+        return netloom.cross_validate(photos, folds=2, jobs=1, out=tmp_path, quiet=True, plan=PLAN, settings=chosen)
+
+    first = folds()
+    n_train = sum(len(run.split["train"]) for run in first.runs)
+    assert sum(looked_at) == n_train > 40
+    assert weights_of(folds()) == weights_of(first)
+    assert not looked_at
+    folds(**{"transfer.mode": "finetune", "epochs": 2})
+    assert not looked_at
+
+
+def test_what_decides_a_start_is_another(
+    photos: Path, backbone: Path, tmp_path: Path, looked_at: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked(threads: int = 1, **changes: Any) -> int:
+        looked_at.clear()
+        plan = ExecutionPlan("cpu", threads, "float32")
+        netloom.train(photos, out=tmp_path, quiet=True, plan=plan, settings=frozen(backbone, **changes))
+        return sum(looked_at)
+
+    assert looked() > 0
+    assert looked(seed=1) == 0  # of the trainings that follow
+    assert looked(threads=2) > 0
+    assert looked(class_weight={"down": 2.0}) > 0
+    assert looked(split_seed=1, **{"transfer.test_on_seen": True}) > 0
+    own = starting_head.environment_record
+    for key, differs in (("usable_cpus", False), ("cpu_capability", True)):
+        monkeypatch.setattr(starting_head, "environment_record", lambda key=key: {**own(), key: 99})
+        assert (looked() > 0) == differs, key
+
+
+def test_a_damaged_start_is_made_anew(photos: Path, backbone: Path, tmp_path: Path, looked_at: list[int]) -> None:
+    def train() -> bytes:
+        looked_at.clear()
+        run = netloom.train(photos, out=tmp_path, quiet=True, plan=PLAN, settings=frozen(backbone))
+        return run.weights_path.read_bytes()
+
+    whole = train()
+    n_train = sum(looked_at)
+    (file,) = cache_directory().glob("*/classifier-*/classifier.safetensors")
+    content = file.read_bytes()
+    for broken in (content[:-1], content[:-4] + bytes(4), b"", content[:20]):
+        file.write_bytes(broken)
+        assert train() == whole
+        assert sum(looked_at) == n_train
+    assert train() == whole
+    assert not looked_at
+
+
 def test_a_time_limit_ends_the_computing_of_features_and_keeps_them(
     photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,8 +433,57 @@ def test_without_a_validation_part(photos: Path, backbone: Path, tmp_path: Path)
 
 
 def test_views_without_augmentation_are_refused(photos: Path, backbone: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="views"):
-        train(photos, tmp_path, backbone, **{"transfer.views": 2})
+    for augmentation in (None, {"mixup": 0.2}):
+        chosen = settings(backbone, **{"transfer.views": 2, "augmentation": augmentation})
+        with pytest.raises(RecipeError, match=r"transfer\.views: .*augmentation\.horizontal_flip=true"):
+            netloom.train(photos, "transfer-features", out=tmp_path, quiet=True, plan=PLAN, settings=chosen)
+    assert not any(tmp_path.iterdir())
+
+
+def test_views_of_new_pictures_alone_are_looked_at(backbone: Path, tmp_path: Path) -> None:
+    """New ones come first, so that all the others move to another place."""
+    changes = {"transfer.views": 2, "augmentation": {"rotation": 20}}
+    for first, computed in ((3, 60 + 2 * 40), (0, 3 + 2 * 2)):
+        numbers = np.arange(first, 63)
+        splits = np.where(numbers % 3 < 2, "train", np.where(numbers % 2, "validation", "test")).tolist()
+        images = ImageSet.from_arrays(
+            np.stack([stripes(i // 3 % 3, i) for i in numbers]),
+            numbers // 3 % 3,
+            class_names=("across", "down", "plain"),
+            splits=splits,
+        )
+        assert train(images, tmp_path, backbone, **changes).result["features"]["computed"] == computed
+
+
+def test_features_that_are_no_numbers_leave_a_run_that_failed(
+    photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureExtractor, "forward", lambda self, x: torch.full((len(x), 8), float("nan")))
+    with pytest.raises(ModelError, match="not finite"):
+        train(photos, tmp_path, backbone)
+    (run,) = tmp_path.iterdir()
+    result = netloom.load(run).result
+    assert (result["status"], result["tests"]) == ("failed", 0)
+    assert "not finite" in result["reason"]
+
+
+def test_an_error_before_the_first_step_fails_a_new_run_and_leaves_a_finished_one(
+    photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = train(photos, tmp_path / "finished", backbone, **{"transfer.classifier": "network"})
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise ModelError("The network does not fit.")
+
+    monkeypatch.setattr(training_run.Fitting, "prepare", refused)
+    with pytest.raises(ModelError, match="does not fit"):
+        train(photos, tmp_path / "new", backbone)
+    (path,) = (tmp_path / "new").iterdir()
+    assert netloom.load(path).result == {"status": "failed", "reason": "The network does not fit.", **NEVER_TESTED}
+    before = finished.result
+    with pytest.raises(ModelError, match="does not fit"):
+        netloom.resume(finished.path, epochs=6, quiet=True)
+    assert finished.result == before
 
 
 def test_a_model_that_is_not_divided_is_refused(photos: Path, tmp_path: Path) -> None:

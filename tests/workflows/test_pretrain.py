@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import netloom
@@ -24,6 +24,7 @@ from netloom.training.state import TrainingState
 from netloom.workflows.pretraining_data import prepare_unlabelled
 from netloom.workflows.pretraining_run import collapse_in_words
 from netloom.workflows.training_run import InterruptedTrainingError
+from netloom.workflows.transfer import backbone_settings
 from picture_folders import write_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -215,11 +216,41 @@ def test_transfer_starts_from_the_run(run: netloom.Run, photos: Path, tmp_path: 
 def test_the_weights_file_stands_alone(run: netloom.Run, photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     shutil.copy(run.weights_path, file)
-    model = {key: SETTINGS[key] for key in ("model", "filters", "normalization", "head_pooling")}
-    settings = {**model, "transfer.weights": str(file), "input_scaling": "pretrained"}
-    classifier = netloom.train(photos, "transfer-features", out=tmp_path / "runs", quiet=True, settings=settings)
-    assert classifier.data.mean == run.data.mean
-    assert np.allclose(classifier.data.std, run.data.std)
+    classifier = netloom.transfer(photos, "convnet", weights=file, out=tmp_path / "runs", quiet=True)
+    assert (classifier.data.mean, classifier.data.std) == (run.data.mean, run.data.std)
+    assert classifier.data.image_size == run.data.image_size
+    recipe = classifier.recipe
+    for key in ("model", "filters", "normalization", "head_pooling"):
+        assert getattr(recipe, key) == SETTINGS[key]
+    ours, theirs = load_file(classifier.weights_path), load_file(file)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    arguments = [str(photos), "--backbone", "convnet", "--weights", str(file), "--out", str(tmp_path / "runs")]
+    told = CliRunner().invoke(app, ["transfer", *arguments, "--json", "--quiet"])
+    assert told.exit_code == 0
+    assert json.loads(told.output)["test"] == classifier.result["test"]
+
+
+def test_what_is_asked_for_of_a_weights_file_wins(run: netloom.Run, photos: Path, tmp_path: Path) -> None:
+    options = {"weights": run.weights_path, "out": tmp_path, "quiet": True}
+    dropping = netloom.transfer(photos, "convnet", mode="frozen", dropout=0.5, epochs=1, **options)
+    assert (dropping.recipe.dropout, dropping.recipe.filters) == (0.5, [8, 16])
+    with pytest.raises(ModelError, match="belong to another network than convnet"):
+        netloom.transfer(photos, "convnet", filters=[8, 8], **options)
+    with pytest.raises(ModelError, match="belong to another network than resnet20"):
+        netloom.transfer(photos, "resnet20", **options)
+    with pytest.raises(ModelError, match="no published weights of convnet"):
+        netloom.transfer(photos, "convnet", out=tmp_path, quiet=True)
+
+
+def test_of_two_networks_of_a_name_the_file_says_which(tmp_path: Path) -> None:
+    """There is a vgg11 of netloom's and one of timm's."""
+    own, other = tmp_path / "own.safetensors", tmp_path / "published.safetensors"
+    save_file({"a": torch.zeros(1)}, own, metadata={"model": '"vgg11"'})
+    save_file({"a": torch.zeros(1)}, other)
+    assert backbone_settings("vgg11", weights=own)["model"] == "vgg11"
+    assert backbone_settings("vgg11", weights=other)["model"] == "timm/vgg11"
+    assert backbone_settings("timm/vgg11", weights=own)["model"] == "timm/vgg11"
+    assert backbone_settings("vgg11")["model"] == "timm/vgg11"
 
 
 def test_a_network_of_timm_at_the_size_of_the_pictures(flat: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from netloom.cli import app
 from netloom.errors import ModelError, NetloomError, RecipeError, RunError
 from netloom.models.backbones import TRUNK_PREFIX, timm
 from netloom.models.pretrained import digest_of
+from netloom.workflows.transfer import backbone_settings
 from picture_folders import stripes, write_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,6 +108,27 @@ def test_fine_tuning_starts_from_the_weights_and_moves_them(photos: Path, weight
     assert moved
     last = max(key.partition(".")[0] for key in trunk if key.startswith("layer"))
     assert {key.partition(".")[0] for key in moved} == {last}
+
+
+@pytest.mark.parametrize(("mode", "epochs"), [("finetune", 10), ("frozen", 15)])
+def test_the_page_of_a_shipped_recipe_has_running_averages(
+    mode: str, epochs: int, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    quick = {key: value for key, value in QUICK.items() if key != "epochs"}
+    run = netloom.transfer(
+        photos, NAME, weights=weights, mode=mode, out=tmp_path, quiet=True, device="cpu", settings=quick
+    )
+    assert len(run.history) == epochs
+    page = run.report_path.read_text(encoding="utf-8")
+    assert all(f'id="{name}-average"' in page for name in ("loss-validation", "loss-train", "accuracy-validation"))
+    assert "Thick lines are running averages" in page
+
+
+def test_few_epochs_have_none(frozen: netloom.Run) -> None:
+    page = frozen.report_path.read_text(encoding="utf-8")
+    assert 'id="loss-validation"' in page
+    assert "-average" not in page
+    assert "running average" not in page
 
 
 def test_other_weights_than_noted_are_refused(frozen: netloom.Run, photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -317,6 +340,22 @@ def test_what_a_backbone_cannot_be(frozen: netloom.Run, photos: Path, weights: P
     with pytest.raises(RecipeError, match="first_layer: a pretrained network has its own"):
         transfer(photos, tmp_path, weights=weights, settings={"first_layer": "whitening"})
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_folder_of_the_networks_name_does_not_hide_it(
+    frozen: netloom.Run, photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the first makes the folder
+        run = transfer(photos, Path(NAME), weights=weights)
+        assert run.recipe.model == f"timm/{NAME}"
+    shutil.copytree(frozen.path, "mine")
+    assert backbone_settings("mine")["transfer.weights"] == "mine"
+    shutil.copytree(frozen.path, "resnet18")
+    assert backbone_settings("resnet18")["transfer.weights"] == "resnet18"
+    Path("birds").mkdir()
+    with pytest.raises(RunError, match=r"birds is not a run: it has no recipe\.yaml"):
+        backbone_settings("birds")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +16,17 @@ import torch
 from safetensors.torch import save_file
 
 import netloom
-from netloom.errors import DataError, RecipeError, TrainingError
+from html_page import Page
+from netloom.errors import DataError, RecipeError, RunError, TrainingError
 from netloom.evaluation.cross_validation import FoldOutcome, summarize_folds
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.models.backbones import timm
 from netloom.progress import Reporter
+from netloom.training.callbacks import Callback
 from netloom.workflows import transfer_auto
 from netloom.workflows.interruption import BY_USER
 from netloom.workflows.prepare import prepare_data
+from netloom.workflows.training_run import InterruptedTrainingError
 from netloom.workflows.trainings import FailedTrainingsError, InterruptedTrainingsError
 from picture_folders import write_folder
 
@@ -57,6 +61,13 @@ def auto(photos: Path, weights: Path, out: Path, **options: Any) -> netloom.Run:
     return netloom.transfer(
         photos, NAME, weights=weights, mode="auto", out=out, quiet=True, device="cpu", settings=settings, **options
     )
+
+
+class CtrlC(Callback):
+    """In the first epoch."""
+
+    def on_batch_end(self, state: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture
@@ -123,6 +134,36 @@ def test_folds_that_gain_alike_are_not_taken_for_certainty(
     assert told["chosen"] == "features"
     assert told["reason"] == "frozen gains no more than noise over features"
     assert told["steps"][1]["p_value"] == 0.0625
+
+
+def test_a_last_training_that_is_cut_short_and_extended_still_tells_the_choice(
+    photos: Path, weights: Path, tmp_path: Path, scripted: Any
+) -> None:
+    scripted(LOW, CLEARLY_BETTER, NO_BETTER)
+    with pytest.raises(InterruptedTrainingError) as error:
+        auto(photos, weights, tmp_path, callbacks=(CtrlC(),))
+    path = error.value.run.path
+    told = netloom.load(path).result["transfer"]
+    assert (told["chosen"], told["reason"]) == ("frozen", "finetune gains no more than noise over frozen")
+    for epochs in (None, 3):
+        run = netloom.resume(path, epochs=epochs, quiet=True)
+        assert (run.result["status"], run.result["transfer"]) == ("finished", told)
+        text = Page(run.report_path.read_text(encoding="utf-8")).words
+        assert "How the mode was chosen" in text
+        assert f"Mode frozen was taken: {told['reason']}." in text
+        assert "frozen 90.0% +10.0 points +7." in text
+
+
+def test_what_the_page_says_of_the_choice_is_checked(
+    photos: Path, weights: Path, tmp_path: Path, scripted: Any
+) -> None:
+    scripted(LOW, NO_BETTER)
+    run = auto(photos, weights, tmp_path)
+    choice = json.loads((run.path / "transfer.json").read_text(encoding="utf-8"))
+    for broken in ([], {**choice, "steps": [{"mode": "features"}]}, {**choice, "notes": 3}):
+        (run.path / "transfer.json").write_text(json.dumps(broken), encoding="utf-8")
+        with pytest.raises(RunError, match=r"transfer\.json is damaged"):
+            _ = netloom.load(run.path).mode_choice
 
 
 def test_all_folds_leave_the_test_part_alone(photos: Path, weights: Path, tmp_path: Path, scripted: Any) -> None:
@@ -250,6 +291,8 @@ def test_folds_that_a_backbone_run_has_seen_are_told(
     backbone = netloom.train(photos, out=tmp_path, quiet=True, settings=settings)
     scripted(LOW, NO_BETTER)
     run = netloom.transfer(photos, backbone.path, mode="auto", out=tmp_path, device="cpu")
+    page = Page(run.report_path.read_text(encoding="utf-8")).words
+    assert run.result["transfer"]["notes"][0] in page
     told = f"{len(backbone.split['train'])} of the 48 pictures of the held-out folds were trained on with their labels"
     assert run.result["transfer"]["notes"][0].startswith(told)
     assert told in capsys.readouterr().err

@@ -53,7 +53,8 @@ def transfer(
             "--backbone",
             "-b",
             metavar="NAME",
-            help="A network of timm's, see `netloom backbones`, or a run's folder.",
+            help="A network of timm's, see `netloom backbones`; a run's folder; or, with --weights, a network of "
+            "`netloom models`.",
             show_default=False,
         ),
     ],

@@ -164,6 +164,7 @@ class ImageBatches:
         weights: Float32 `[N]`, beside the images.
         device: Where batches are wanted; None for where the images are.
         sizes: Of the pictures in each epoch, which are made smaller behind the augmentation; None for whole ones.
+        drawn_by: The number by which each picture's augmentation is drawn, int64 `[N]`; None for its index.
     """
 
     def __init__(
@@ -180,10 +181,12 @@ class ImageBatches:
         weights: torch.Tensor | None = None,
         device: torch.device | str | None = None,
         sizes: Sizes | None = None,
+        drawn_by: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.images, self.targets, self.indices, self.weights = images, targets, indices, weights
         self.batch_size, self.scaling = batch_size, scaling
         self.seed, self.shuffle, self.augmenter, self.sizes = seed, shuffle, augmenter, sizes
+        self.drawn_by = drawn_by
         self.device = images.device if device is None else torch.device(device)
         self._collected_ahead = images.device.type == "cpu" and (
             self.device.type != "cpu" or not fits_memory(images.nbytes)
@@ -208,7 +211,8 @@ class ImageBatches:
         bounds = self._bounds()[skip:]
         drawn = None
         if self.augmenter is not None:
-            drawn = self.augmenter.draw(epoch=epoch, samples=order, device=self.device)
+            samples = order if self.drawn_by is None else self.drawn_by[order]
+            drawn = self.augmenter.draw(epoch=epoch, samples=samples, device=self.device)
         rows = torch.from_numpy(order).to(self.images.device)
         height, width = self.images.shape[2:]
         size = (height, width) if self.sizes is None else self.sizes.at(epoch, (height, width))

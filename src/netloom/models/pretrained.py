@@ -22,13 +22,14 @@ from netloom.errors import ModelError, did_you_mean
 from netloom.files import with_home
 from netloom.models.backbones import HEAD_PREFIX, PREFIX, TRUNK_PREFIX, backbone_name, pretrained_config
 from netloom.models.contract import ImageModel
-from netloom.models.registry import MAX_PARAMETERS
+from netloom.models.registry import MAX_PARAMETERS, is_model, validate_options
+from netloom.models.stored_numbers import not_finite, of_other_types
 from netloom.progress import printable
 
 Found = TypeVar("Found")
 
 PUBLISHED, RANDOM = "published", "random"
-_SUFFIX = ".safetensors"
+SUFFIX = ".safetensors"
 _NAMES_SHOWN = 4
 _MOST_SHOWN = 200  # characters of a name or a reason
 # Files that say nothing of it themselves: MobileNet v1 of Keras, trained with TensorFlow's padding.
@@ -83,13 +84,13 @@ def find_weights(weights: str, model: str) -> Path:
 
 def _own_file(weights: str) -> Path:
     path = with_home(weights)
-    if path.suffix != _SUFFIX:
+    if path.suffix != SUFFIX:
         raise ModelError(
-            f"Weights must be a {_SUFFIX} file, `{PUBLISHED}` or `{RANDOM}`, found {weights!r}. Files of other kinds "
+            f"Weights must be a {SUFFIX} file, `{PUBLISHED}` or `{RANDOM}`, found {weights!r}. Files of other kinds "
             "can hold programs and are not opened; convert them with the safetensors library."
         )
     if not path.is_file():
-        siblings = [p.name for p in path.parent.glob(f"*{_SUFFIX}")] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.glob(f"*{SUFFIX}")] if path.parent.is_dir() else []
         raise ModelError(f"There are no weights at {path}.{did_you_mean(path.name, siblings)}")
     return path
 
@@ -106,7 +107,7 @@ def _in_data_folder(model: str) -> Path | None:
     folder = os.environ.get("NETLOOM_DATA")
     if not folder:
         return None
-    candidates = (with_home(folder) / "weights" / f"{name}{_SUFFIX}" for name in _names_of_files(model))
+    candidates = (with_home(folder) / "weights" / f"{name}{SUFFIX}" for name in _names_of_files(model))
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -117,8 +118,8 @@ def _from_hub(model: str) -> Path:
     if not repository:
         raise ModelError(f"timm publishes no weights of {backbone_name(model)}. {_other_ways(model)}")
     # Only safetensors are ever asked for; of these the hub has every network of timm's.
-    filename = str(config.get("hf_hub_filename") or f"model{_SUFFIX}")
-    filename = str(Path(filename.replace("pytorch_model", "model")).with_suffix(_SUFFIX))
+    filename = str(config.get("hf_hub_filename") or f"model{SUFFIX}")
+    filename = str(Path(filename.replace("pytorch_model", "model")).with_suffix(SUFFIX))
     identifier, _, revision = str(repository).partition("@")
     try:
         return _downloaded(identifier, filename, revision or None)
@@ -143,9 +144,9 @@ def _downloaded(repository: str, filename: str, revision: str | None) -> Path:
 
 
 def _other_ways(model: str) -> str:
-    names = " or ".join(f"{name}{_SUFFIX}" for name in _names_of_files(model))
+    names = " or ".join(f"{name}{SUFFIX}" for name in _names_of_files(model))
     return (
-        f"There are three ways: a network connection; --weights FILE{_SUFFIX} (transfer.weights in a recipe); or "
+        f"There are three ways: a network connection; --weights FILE{SUFFIX} (transfer.weights in a recipe); or "
         f"$NETLOOM_DATA/weights/{names.replace(' or ', ' or $NETLOOM_DATA/weights/')}."
     )
 
@@ -207,6 +208,31 @@ def input_of(path: Path) -> NetworkInput | None:
     return NetworkInput((height, width), mean, std)
 
 
+def network_of(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Which network weights are of, and its options, where their file says so: `model` and `options` as JSON, or None.
+
+    Others may mean something else by `model`: what names no network here counts as not said.
+
+    Raises:
+        ModelError: It says options that the network cannot have.
+    """
+    texts = texts_of(path)
+    try:
+        model = json.loads(texts.get("model", "null"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(model, str) or len(model) > _MOST_SHOWN or not is_model(model):
+        return None
+    try:
+        options = json.loads(texts.get("options", "{}"))
+        if not isinstance(options, dict):
+            raise ValueError(f"a mapping is expected, found {type(options).__name__}")
+        validate_options(model, options)
+    except (ValueError, RecursionError, ModelError) as error:
+        raise ModelError(f"The weights {path} tell impossible options of {model} ({_shown(error)}).") from error
+    return model, options
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU.
 
@@ -223,8 +249,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in names}
 
     tensors = _reading(path, read)
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
+    if broken := not_finite(tensors):
         raise ModelError(
             f"The weights {path} hold numbers that are not finite, in {_shown(broken[0])}; they are damaged."
         )
@@ -237,7 +262,7 @@ def _reading(path: Path, read: Callable[[Any], Found]) -> Found:
             return read(file)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"The weights {path} cannot be read ({_shown(error)}): the file is truncated, damaged or no {_SUFFIX} "
+            f"The weights {path} cannot be read ({_shown(error)}): the file is truncated, damaged or no {SUFFIX} "
             "file. Get it again."
         ) from error
 
@@ -262,7 +287,8 @@ def load_pretrained(
         weights.
 
     Raises:
-        ModelError: The weights belong to another network; the message names what differs. Nothing was changed.
+        ModelError: The weights belong to another network, or are quantized; the message names what differs. Nothing
+            was changed.
     """
     stages = _stages_to_load(model, name, cut)
     identities = {id(value) for _, part in stages for value in (*part.parameters(), *part.buffers())}
@@ -271,6 +297,12 @@ def load_pretrained(
     found = _named_as_here(tensors, wanted)
     if _differences(model, wanted, found):
         found = _translated(model, tensors, wanted) or found
+    if others := of_other_types(found, wanted):
+        raise ModelError(
+            f"The weights {where} cannot be those of {name}: {len(others)} of its tensors must be floating-point "
+            f"numbers of 16, 32 or 64 bits, and are not ({_listed(map(_plain, others))}). Give weights that are not "
+            "quantized."
+        )
     if problems := _differences(model, wanted, found):
         raise ModelError(
             f"The weights {where} belong to another network than {name}: {'; '.join(problems)}. Give the weights of "

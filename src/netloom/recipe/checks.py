@@ -63,6 +63,11 @@ def combination_problems(recipe: Recipe) -> list[str]:
             "transfer.cut: what follows a cut is drawn anew and has to be trained, and mode: features trains the "
             "classifier alone; use mode: finetune (--mode finetune), or frozen, or leave the cut out"
         )
+    if transfer is not None and transfer.mode == "features" and transfer.views and not _changes_pictures(recipe):
+        problems.append(
+            "transfer.views: augmented views need an augmentation, and the recipe has none that changes a picture; "
+            "give one (augmentation.horizontal_flip=true, say), or set transfer.views to 0"
+        )
     if transfer is not None and transfer.mode == "finetune" and transfer.head_epochs >= recipe.epochs:
         problems.append(
             f"transfer.head_epochs: {transfer.head_epochs} of {recipe.epochs} epochs leave none in which more than the "
@@ -80,6 +85,18 @@ def _augmentation_problems(augmentation: Augmentation) -> list[str]:
     except ValueError as error:
         return [f"augmentation.{problem.replace(' is ', ': ', 1)}" for problem in str(error).splitlines()]
     return []
+
+
+def _changes_pictures(recipe: Recipe) -> bool:
+    """Whether there is an augmentation beside the mixing of pictures; one that is told to be impossible counts."""
+    from netloom.data.augment import AugmentationSpec
+
+    if recipe.augmentation is None:
+        return False
+    try:
+        return AugmentationSpec(**recipe.augmentation.model_dump()).changes_pictures
+    except ValueError:
+        return True
 
 
 def _problems_without_labels(recipe: Recipe) -> list[str]:

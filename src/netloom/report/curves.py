@@ -56,7 +56,6 @@ _COLOURS = {
 }
 _SIZE_INCHES = (5.2, 3.1)
 _MARKED_EPOCHS = 12
-_AVERAGED_EPOCHS = 15
 # Inline SVG needs none of these: namespaces hold addresses, and the `*` in the style sheet would
 # match the whole page.
 _NOT_INLINE = re.compile(
@@ -64,12 +63,17 @@ _NOT_INLINE = re.compile(
 )
 
 
-def draw_curve(history: History, quantity: Quantity, *, best_epoch: int | None, unfreezing: Sequence[int] = ()) -> str:
+def draw_curve(
+    history: History,
+    quantity: Quantity,
+    *,
+    best_epoch: int | None,
+    unfreezing: Sequence[int] = (),
+    averaged: bool = False,
+) -> str:
     """One `<svg>` element: training and validation curve of `quantity`, the best epoch marked.
 
-    Dotted lines stand in front of the epochs from which on more of a pretrained network trains. Of such a training
-    with many epochs a running average is drawn, too, which tells a gain of tenths of a percent from the noise
-    (Chollet, "Deep learning with Python", 2018, listing 5.26, smooths with 0.8 as well).
+    Dotted lines stand in front of the epochs from which on more of a pretrained network trains.
 
     Args:
         history: A row per epoch with `epoch` and any of `train_loss`, `validation_loss`,
@@ -77,6 +81,8 @@ def draw_curve(history: History, quantity: Quantity, *, best_epoch: int | None, 
         quantity: Which pair of columns to draw.
         best_epoch: The `epoch` value of the row whose weights were kept.
         unfreezing: The `epoch` values of the rows in which more trains than in the one before.
+        averaged: Draw running averages, too, which tell a gain of tenths of a percent from the noise (Chollet, "Deep
+            learning with Python", 2018, listing 5.26, smooths with 0.8 as well).
 
     Returns:
         SVG markup for use inside HTML: no namespace, no fixed size, ids unique to `quantity`.
@@ -84,7 +90,6 @@ def draw_curve(history: History, quantity: Quantity, *, best_epoch: int | None, 
 
     def draw(axes: Axes) -> None:
         epochs = column(history, "epoch")
-        averaged = bool(unfreezing) and len(epochs) >= _AVERAGED_EPOCHS
         for part, linewidth in (("train", 1.6), ("validation", 2.2)):
             marker = "o" if len(epochs) <= _MARKED_EPOCHS else None
             values = column(history, f"{part}_{quantity}")

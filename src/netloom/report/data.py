@@ -35,6 +35,33 @@ class SourceFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TriedMode:
+    """A mode of transfer that was cross-validated."""
+
+    mode: str
+    accuracy: float
+    """Mean over the folds, 0..1."""
+    gain: float | None = None
+    """Of that, over the mode before it; None for the first."""
+    interval: tuple[float, float] | None = None
+    """95% of the gain."""
+    p_value: float | None = None
+    """Of the exact test that as many held-out answers were right before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceFacts:
+    """How the mode of a transfer was chosen among several."""
+
+    chosen: str
+    reason: str
+    """Why it went no further."""
+    tried: Sequence[TriedMode]
+    notes: Sequence[str] = ()
+    """What makes the figures too good, a sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """The network."""
 
@@ -69,6 +96,8 @@ class TrainingFacts:
     """Of a pretrained network: the first `epoch` that stages trained in, and their names, from the top."""
     frozen: Sequence[str] = ()
     """Names of the stages that did not train, from input to output."""
+    averaged: bool = False
+    """Whether running averages are drawn where there are epochs enough, as of trainings whose gains are small."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +127,7 @@ class ReportData:
     class_names: Sequence[str]
     source: SourceFacts | None = None
     model: ModelFacts | None = None
+    choice: ChoiceFacts | None = None
     training: TrainingFacts | None = None
     test: HeldOutScores | None = None
     tests: int = 1

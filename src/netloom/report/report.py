@@ -24,6 +24,8 @@ _GLANCE_CLASSES = 20
 # Above, a matrix has more cells (10,000) than anyone looks at; the pairs say it.
 _MATRIX_CLASSES = 100
 _CONFUSED_PAIRS = 12
+# Of fewer epochs a running average says no more than its beginning.
+_AVERAGED_EPOCHS = 8
 # More unreadable files than this are counted, not listed; the audit lists them all.
 _REJECTED = 100
 
@@ -79,6 +81,7 @@ def _test(test: HeldOutScores, class_names: Sequence[str]) -> dict[str, Any]:
 def _training(training: TrainingFacts) -> dict[str, Any]:
     history = training.history
     unfreezing = [epoch for epoch, _ in training.unfreezing]
+    averaged = training.averaged and len(history) >= _AVERAGED_EPOCHS
     validated = any(row.get("validation_loss") is not None for row in history)
     return {
         "epochs": len(history),
@@ -86,11 +89,26 @@ def _training(training: TrainingFacts) -> dict[str, Any]:
         "columns": [c for c in _COLUMNS if validated or not c[1].startswith("validation")],
         # Markup of Matplotlib from numbers alone; no name of the user's is in it.
         "curves": [
-            (name, Markup(draw_curve(history, name, best_epoch=training.best_epoch, unfreezing=unfreezing)))
+            (
+                name,
+                Markup(
+                    draw_curve(
+                        history,
+                        name,
+                        best_epoch=training.best_epoch,
+                        unfreezing=unfreezing,
+                        averaged=averaged,
+                    )
+                ),
+            )
             for name in ("loss", "accuracy")
             if history
         ],
-        "reading": [*read_unfreezing(training.unfreezing, training.frozen), *read_curves(history)],
+        "reading": [
+            *read_unfreezing(training.unfreezing, training.frozen),
+            *read_curves(history),
+            *(["Thick lines are running averages of the thin ones."] if averaged else []),
+        ],
     }
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from netloom.errors import RunError
 from netloom.files import write_atomically
+from netloom.models.stored_numbers import not_finite, of_other_types
 from netloom.training.callbacks.base import CallbackList
 from netloom.training.state import TrainingState
 
@@ -101,7 +102,10 @@ class Checkpoint:
 
     def _restore(self, state: TrainingState, callbacks: CallbackList) -> None:
         prefix = "model."
-        state.model.load_state_dict({k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)})
+        weights = {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
+        if others := of_other_types(weights, state.model.state_dict()):
+            raise ValueError(f"other types of numbers than weights have, in {others[0]}.")
+        state.model.load_state_dict(weights)
         self._restore_optimizer(state.optimizer)
         for name in ("epoch", "step", "learning_rate_scale", "history"):
             setattr(state, name, self.values[name])
@@ -121,6 +125,8 @@ class Checkpoint:
                     name = key[len(prefix) :]
                     # Fused optimizers walk parameter and state in memory order: the layout must be the parameter's.
                     averages = value.shape == parameter.shape and name != "step"
+                    if averages and of_other_types({name: value}, {name: parameter}):
+                        raise ValueError(f"other types of numbers than an optimizer has, in {key} ({value.dtype}).")
                     device = parameter.device if averages or on_device else value.device
                     restored = torch.empty_like(parameter if averages else value, dtype=value.dtype, device=device)
                     optimizer.state[parameter][name] = restored.copy_(value).detach()
@@ -226,9 +232,10 @@ def load_weights_bytes(model: nn.Module, content: bytes) -> None:
 
 
 def _put_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
+    if broken := not_finite(weights):
         raise RunError(f"The {where} hold numbers that are not finite, in {broken[0]}; they are damaged.")
+    if others := of_other_types(weights, model.state_dict()):
+        raise RunError(f"The {where} hold other types of numbers than this network, in {others[0]}; they are damaged.")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -19,7 +19,7 @@ from netloom.data.batches import Batches
 from netloom.data.feature_cache import FeatureCache
 from netloom.data.imageset import ImageSet
 from netloom.data.units import tie_into_units
-from netloom.errors import RecipeError, TrainingError
+from netloom.errors import TrainingError
 from netloom.features import (
     Extraction,
     FeatureBatches,
@@ -92,16 +92,9 @@ class FeatureFitting(Fitting):
 
     @classmethod
     def of(cls, fitting: Fitting, reporter: Reporter) -> FeatureFitting:
-        """The same training, by features.
-
-        Raises:
-            RecipeError: Views are wanted, and no augmentation.
-        """
-        network, recipe = fitting.network, fitting.recipe
+        """The same training, by features."""
+        network = fitting.network
         assert isinstance(network, ImageModel)  # `builders.build_model` refuses others
-        assert recipe.transfer is not None
-        if recipe.transfer.views and builders.build_augmenter(recipe) is None:
-            raise RecipeError("transfer.views: augmented views need an augmentation, and the recipe has none.")
         own = {name: getattr(fitting, name) for name in Fitting.__dataclass_fields__}
         return cls(**{**own, "reporter": reporter}, extractor=FeatureExtractor(network), head=FeatureHead(network))
 
@@ -289,8 +282,9 @@ class FeatureFitting(Fitting):
     def _views(self, n: int) -> list[View]:
         """Drawn from the seed of the split, so that trainings with other seeds find the same ones."""
         recipe = self.recipe
-        if not n or recipe.augmentation is None:
+        if not n:
             return []
+        assert recipe.augmentation is not None  # `recipe.checks` refuses views without
         unmixed = {**recipe.augmentation.model_dump(), "mixup": 0.0, "cutmix": 0.0}
         augmenter = Augmenter(AugmentationSpec(**unmixed), seed=recipe.split_seed)
         return [View(augmenter, number) for number in range(n)]

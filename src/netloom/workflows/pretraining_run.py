@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from torch import nn
 
 from netloom.data.augment import AugmentationSpec
-from netloom.errors import TrainingError
+from netloom.errors import NetloomError, RunError
 from netloom.inference import predict_outputs
 from netloom.models.contract import ImageModel
 from netloom.progress import Reporter
@@ -76,7 +77,7 @@ class PretrainingRun:
 
         Raises:
             InterruptedTrainingError: Ctrl-C or SIGTERM.
-            TrainingError: The loss is no longer a number.
+            NetloomError: The loss is no longer a number, the disk is full, …; the run has the status `failed`.
         """
         embedder = on_device(self.embedder, self.device)
         self._images = builders.resident(self.data.image_set, self.device)
@@ -132,8 +133,9 @@ class PretrainingRun:
                     resume=self.checkpoint,
                     interruption=interruption,
                 )
-        except TrainingError as error:
-            self.run.write_result({"status": "failed", "reason": str(error), "tests": 0})
+        except NetloomError as error:
+            with contextlib.suppress(RunError):  # where nothing can be written, the first error is the one to be told
+                self.run.write_result({"status": "failed", "reason": str(error), "tests": 0})
             raise
         return self._finish(state, validation, plan)
 
@@ -199,9 +201,15 @@ class PretrainingRun:
         return self.run
 
     def _weights(self) -> bytes:
-        """The network's without its classifier, with what it was trained on, so that the file may stand alone."""
+        """The network's without its classifier, and what it is and was trained on, so that the file may stand alone."""
         facts = self.data.facts
-        texts = {"image_size": facts.image_size, "mean": facts.mean, "std": facts.std}
+        texts = {
+            "model": self.recipe.model,
+            "options": self.recipe.model_options(),
+            "image_size": facts.image_size,
+            "mean": facts.mean,
+            "std": facts.std,
+        }
         return weights_bytes(
             nn.ModuleDict({"trunk": self._network.trunk, "head": self._network.head}),
             metadata={key: json.dumps(value) for key, value in texts.items()},

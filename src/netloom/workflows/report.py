@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
 from netloom.evaluation.holdout import Evaluation
 from netloom.models.registry import describe_models
-from netloom.report.data import Mistake, ModelFacts, ReportData, SourceFacts, TrainingFacts
+from netloom.report.data import ChoiceFacts, Mistake, ModelFacts, ReportData, SourceFacts, TrainingFacts, TriedMode
 from netloom.report.report import render_report
 from netloom.report.wording import counted
 from netloom.run import RunFolder
@@ -56,6 +57,7 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             trainable_parameters=result["trainable_parameters"],
             input_shape=(facts.channels, *facts.image_size),
         ),
+        choice=_choice(folder.mode_choice),
         training=TrainingFacts(
             history=() if builders.is_solved_at_once(recipe) else folder.history,
             best_epoch=result["kept_epoch"],
@@ -67,6 +69,7 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
             # Runs of earlier versions have neither.
             unfreezing=[(step["epoch"], step["stages"]) for step in result.get("unfreezing", ())],
             frozen=result.get("frozen_stages", ()),
+            averaged=recipe.transfer is not None,
         ),
         test=None if test is None else test.scores,
         tests=result["tests"],
@@ -104,6 +107,15 @@ def _how_solved(result: Mapping[str, Any]) -> list[str]:
         f"{_CLASSIFIERS[classifier['kind']]} the {result['train_n']:,} training pictures{seen}.",
         classifier["how"],
     ]
+
+
+def _choice(told: Mapping[str, Any]) -> ChoiceFacts | None:
+    """How the mode was chosen, as a run keeps it."""
+    if not told:
+        return None
+    names = [f.name for f in fields(TriedMode)]
+    tried = [TriedMode(**{name: step.get(name) for name in names}) for step in told["steps"]]
+    return ChoiceFacts(chosen=told["chosen"], reason=told["reason"], tried=tried, notes=told.get("notes", ()))
 
 
 def _what_was_tried(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:

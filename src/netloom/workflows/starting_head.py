@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import metadata
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netloom.data.batches import InputScaling
+from netloom.data.classifier_cache import KeptClassifier, find_classifier, keep_classifier
+from netloom.data.feature_cache import KEY_BYTES, Keys
 from netloom.data.imageset import ImageSet
 from netloom.data.units import tie_into_units
-from netloom.features import FeatureExtractor, FeatureHead, extract_features, picture_keys
+from netloom.features import FeatureExtractor, FeatureHead, extract_features, feature_space, picture_keys
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.models.pretrained import RANDOM
 from netloom.progress import OnProgress
 from netloom.recipe import Recipe
-from netloom.runtime import ExecutionPlan, executing
+from netloom.runtime import ExecutionPlan, environment_record, executing
 from netloom.training.feature_heads import fit_logistic
 from netloom.workflows import builders
 
@@ -48,8 +54,9 @@ def start_from_features(
 
     Training from a random head would move the network towards what suits that head, and away from what it was
     pretrained for (Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution",
-    2022). Features are computed anew, which takes about as long as an epoch of a frozen network: those of the cache
-    may come from another execution plan, and differ in their last bits.
+    2022). Features of the cache may have been computed in other batches, and differ in their last bits, so that they
+    are computed anew, which takes about as long as an epoch of a frozen network. What comes of them is kept: the same
+    pictures under the same plan, in a fold of another mode or a repetition, find it.
 
     Args:
         recipe: With the class weights.
@@ -65,31 +72,62 @@ def start_from_features(
     Returns:
         How the regularization was chosen, a sentence for people; None if it was asked to stop, and nothing was changed.
     """
-    extraction = extract_features(
+    extractor, keys, rows = (
         FeatureExtractor(model),
-        image_set.images,
-        train,
-        keys=picture_keys(image_set.images.cpu(), train),
-        scaling=scaling,
-        plan=plan,
-        on_progress=on_progress,
-        interruption=interruption,
+        picture_keys(image_set.images.cpu(), train),
+        torch.from_numpy(train),
     )
-    if extraction is None:
-        return None
     weights = builders.sample_weights(recipe, image_set, train)
-    rows = torch.from_numpy(train)
-    with executing(replace(plan, threads=1)):  # more would wait for one another at each of a thousand short operations
-        solution = fit_logistic(
-            torch.from_numpy(extraction.features),
-            image_set.targets.cpu()[rows],
-            num_classes=head.num_classes,
-            num_outputs=head.num_outputs,
-            weights=None if weights is None else weights.cpu()[rows],
-            units=tie_into_units(len(image_set), image_set.groups, image_set.content_hashes)[train],
-            seed=recipe.split_seed,
+    asked: dict[str, Any] = {
+        "num_classes": head.num_classes,
+        "num_outputs": head.num_outputs,
+        "weights": None if weights is None else weights.cpu()[rows],
+        "units": tie_into_units(len(image_set), image_set.groups, image_set.content_hashes)[train],
+        "seed": recipe.split_seed,
+    }
+    targets = image_set.targets.cpu()[rows]
+    space = feature_space(extractor, identity=recipe.model, scaling=scaling, plan=plan)
+    key = _key_of(space, plan, keys, targets, asked)
+    start = find_classifier(key, shape=(head.num_outputs, extractor.num_features))
+    if start is None:
+        extraction = extract_features(
+            extractor,
+            image_set.images,
+            train,
+            keys=keys,
+            scaling=scaling,
+            plan=plan,
+            on_progress=on_progress,
+            interruption=interruption,
         )
+        if extraction is None:
+            return None
+        # More threads would wait for one another at each of a thousand short operations.
+        with executing(replace(plan, threads=1)):
+            solution = fit_logistic(torch.from_numpy(extraction.features), targets, **asked)
+        start = KeptClassifier(solution.weight.numpy(), solution.bias.numpy(), solution.choice.in_words())
+        keep_classifier(key, start)
     with torch.no_grad():
-        model.classifier.weight.copy_(solution.weight)
-        model.classifier.bias.copy_(solution.bias)
-    return solution.choice.in_words()
+        model.classifier.weight.copy_(torch.from_numpy(start.weight))
+        model.classifier.bias.copy_(torch.from_numpy(start.bias))
+    return start.how
+
+
+def _key_of(space: str, plan: ExecutionPlan, keys: Keys, targets: Tensor, asked: Mapping[str, Any]) -> str:
+    """What a start is found by, 32 hexadecimal digits: all that its last bits may depend on, and be it by little.
+
+    Threads count, since they divide the operations of a network that has no folded copy.
+    """
+    facts = {
+        "space": space,
+        "plan": (plan.device, plan.threads, plan.precision),
+        "environment": {name: value for name, value in environment_record().items() if name != "usable_cpus"},
+        "scipy": metadata.version("scipy"),
+        "fit": {name: value for name, value in asked.items() if isinstance(value, int)},
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    weights, units = asked["weights"], asked["units"]
+    for values in (keys, targets.numpy(), units, np.zeros(0) if weights is None else weights.numpy()):
+        digest.update(f"{values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()[: 2 * KEY_BYTES]

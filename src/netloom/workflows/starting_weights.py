@@ -20,6 +20,7 @@ from netloom.models.pretrained import (
     find_weights,
     input_of,
     load_pretrained,
+    network_of,
     padding_of,
     published_input,
     read_weights,
@@ -29,7 +30,7 @@ from netloom.run import RunFolder
 
 
 def settle(recipe: Recipe) -> Recipe:
-    """The recipe with what its weights decide written down: their digest, size of the pictures, colour, padding.
+    """The recipe with what its weights decide written down: digest, size of the pictures, colour, padding, options.
 
     A recipe without pretrained weights, or one that is settled, stays as it is.
 
@@ -43,7 +44,10 @@ def settle(recipe: Recipe) -> Recipe:
     path = find_weights(weights, recipe.model)
     digest = _checked_digest(recipe, path)
     known = _input_of(recipe, path)
+    said = network_of(path)
+    options = said[1] if said is not None and said[0] == recipe.model else {}
     changes: dict[str, Any] = {
+        **{key: value for key, value in options.items() if getattr(recipe, key) is None},
         "transfer.weights": weights if weights == PUBLISHED else str(path.resolve()),
         "transfer.weights_sha256": digest,
     }
@@ -51,8 +55,9 @@ def settle(recipe: Recipe) -> Recipe:
         changes["image_size"] = list(known.image_size)
     if recipe.color == "auto":
         changes["color"] = _color_of(known)
-    if recipe.padding is None and is_backbone(recipe.model) and padding_of(path, digest) is not None:
-        changes["padding"] = padding_of(path, digest)
+    padding = padding_of(path, digest) if is_backbone(recipe.model) and recipe.padding is None else None
+    if padding is not None:
+        changes.setdefault("padding", padding)
     return recipe.replace(**changes)
 
 

@@ -64,11 +64,61 @@ def train(
         NetloomError: Of the fitting kind; the message says what to do.
         InterruptedTrainingError: Ctrl-C or SIGTERM; the run so far stays usable.
     """
-    keep_freed_memory()
-    reporter = Reporter(quiet=quiet)
     if isinstance(model, str):
         overrides, model = {**overrides, "model": model}, None
-    chosen = recipe_for(source, recipe, {**(settings or {}), **overrides}, model)
+    return begin(
+        source,
+        recipe,
+        {**(settings or {}), **overrides},
+        model=model,
+        out=out,
+        name=name,
+        device=device,
+        quiet=quiet,
+        callbacks=callbacks,
+        plan=plan,
+        profile=profile,
+    )
+
+
+def begin(
+    source: str | Path | ImageSet,
+    recipe: str | Path | Recipe | None,
+    changes: Mapping[str, Any],
+    *,
+    model: CustomModel | None = None,
+    out: str | Path,
+    name: str | None,
+    device: str,
+    quiet: bool,
+    callbacks: Sequence[Callback],
+    plan: ExecutionPlan | None,
+    profile: bool = False,
+    mode_choice: Mapping[str, Any] | None = None,
+) -> Run:
+    """What `train` does, for those who know more of the training.
+
+    Args:
+        source: As for `train`, as all that is not named here.
+        recipe: As for `train`.
+        changes: Recipe keys to change.
+        model: A module, or a function making one.
+        out: As for `train`.
+        name: As for `train`.
+        device: As for `train`.
+        quiet: As for `train`.
+        callbacks: As for `train`.
+        plan: As for `train`.
+        profile: As for `train`.
+        mode_choice: How the mode of a transfer was chosen; the run keeps it from its beginning, and its result and its
+            report tell it.
+
+    Raises:
+        NetloomError: As `train` raises it.
+    """
+    keep_freed_memory()
+    reporter = Reporter(quiet=quiet)
+    chosen = recipe_for(source, recipe, changes, model)
     device = resolve_device(device if plan is None else plan.device)
     builders.check_extras(chosen)
     data = prepare_data(source, chosen, reporter)
@@ -81,6 +131,7 @@ def train(
         data=data.facts,
         environment=environment_record(),
         pictures=pictures_to_remember(data.image_set, data.split),
+        mode_choice=mode_choice,
     )
     run = Run(folder.path, model=model)
     training = TrainingRun(run, chosen, data, network, heads, device, reporter, plan=plan, profile=profile)

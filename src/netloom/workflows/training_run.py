@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import nn
 
 from netloom.data.splits import groups_of
-from netloom.errors import TrainingError
+from netloom.errors import NetloomError, TrainingError
 from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Watch
 from netloom.models.heads import Head
@@ -104,7 +104,24 @@ class TrainingRun:
         Raises:
             InterruptedTrainingError: Ctrl-C or SIGTERM, or by `interruption`.
             TrainingError: The loss is no longer a number.
+            NetloomError: Something else keeps it from its end: features that are no numbers, a full disk, …. Unless it
+                had ended before, the run has the status `failed` then.
         """
+        try:
+            state, result, test = self._trained(callbacks)
+        except NetloomError as error:
+            self._note_failure(error)
+            raise
+        return self._finish(state, result, test)
+
+    def _note_failure(self, error: NetloomError) -> None:
+        """Write why a running training failed; of one that had ended, or was interrupted, the result stays."""
+        with contextlib.suppress(NetloomError):  # where nothing can be written, the first error is the one to be told
+            if self.run.result["status"] == "running":
+                self.run.write_result({"status": "failed", "reason": str(error), **self.past.to_json()})
+
+    def _trained(self, callbacks: Sequence[Callback]) -> tuple[TrainingState, dict[str, Any], Evaluation | None]:
+        """Train, keep the weights and test."""
         self.fitting = Fitting.prepare(
             self.recipe,
             self.network,
@@ -130,13 +147,8 @@ class TrainingRun:
         )
         # The user's own are open until the last prediction, whose hooks are theirs, too.
         with contextlib.closing(CallbackList(callbacks)) as users:
-            try:
-                state = self._fit(plan, callbacks)
-            except TrainingError as error:
-                self.run.write_result({"status": "failed", "reason": str(error), **self.past.to_json()})
-                raise
-            result, test = self._tested(state, plan, users.call)
-        return self._finish(state, result, test)
+            state = self._fit(plan, callbacks)
+            return state, *self._tested(state, plan, users.call)
 
     def _fit(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
         own = self.fitting.callbacks(self.run)
@@ -227,6 +239,7 @@ class TrainingRun:
         if freezing is not None:
             trained = freezing.trained_parameters(begun)
         n = len(self.data.split.train)
+        mode_choice = self.run.mode_choice
         return {
             "run": str(self.run.path),
             "status": status,
@@ -255,6 +268,7 @@ class TrainingRun:
             "notes": list(self.data.split.notes),
             "test_notes": list(self.data.split.test_notes),
             **self.fitting.about(),
+            **({"transfer": mode_choice} if mode_choice else {}),
         }
 
     def _say_result(self, result: Mapping[str, Any]) -> None:

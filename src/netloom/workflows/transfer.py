@@ -9,8 +9,10 @@ from typing import Any, Literal, get_args
 from netloom.data.imageset import ImageSet
 from netloom.durations import parse_duration
 from netloom.errors import RecipeError, did_you_mean
+from netloom.files import with_home
 from netloom.models.backbones import PREFIX, is_backbone
-from netloom.models.pretrained import RANDOM
+from netloom.models.pretrained import RANDOM, SUFFIX, network_of
+from netloom.models.registry import is_model, model_names
 from netloom.recipe import Recipe, load_recipe
 from netloom.recipe.groups import CUSTOM_MODEL, MODEL_OPTIONS
 from netloom.run import RunFolder
@@ -51,7 +53,8 @@ def transfer(
 
     Args:
         source: As for `train`.
-        backbone: The name of one of timm's networks (`resnet18`), or the folder of a run.
+        backbone: The name of one of timm's networks (`resnet18`), the folder of a run, or the name of one of
+            netloom's own networks (`convnet`) whose `weights` are given.
         weights: A `.safetensors` file; `random` for none. Without it those published with the network, from
             `$NETLOOM_DATA/weights/` or the hub, or those of the run.
         mode: `features`: a classifier on features that are computed once. `frozen`: a head in front of the network,
@@ -152,7 +155,8 @@ def backbone_settings(
     """Recipe keys of a backbone: its network, its weights, and the pictures that it takes.
 
     Args:
-        backbone: The name of a network, or a run's folder.
+        backbone: The name of a network, or a run's folder. A folder that happens to be called as a network is, and is
+            no run, does not hide it.
         weights: A file of weights, or `random`; None for those that come with the backbone.
         cut: The last stage that is kept; None for all in front of the head.
 
@@ -162,13 +166,32 @@ def backbone_settings(
         RecipeError: Weights are given for a run, which has its own, or its network is the user's own.
     """
     text = str(backbone)
-    as_run = isinstance(backbone, Path) or Path(text).is_dir() or (len(Path(text).parts) > 1 and not is_backbone(text))
-    changes = _of_run(Path(text), weights) if as_run else {"model": text if is_backbone(text) else PREFIX + text}
+    as_run = isinstance(backbone, Path) or _names_run(text)
+    changes = _of_run(Path(text), weights) if as_run else {"model": _model_of(text, weights)}
     if weights is not None:
         changes["transfer.weights"] = str(weights)
     if str(weights) == RANDOM and cut is not None:
         raise RecipeError("--cut says what is kept of pretrained weights, and there are none with --weights random.")
     return changes if cut is None else {**changes, "transfer.cut": cut}
+
+
+def _names_run(text: str) -> bool:
+    """Whether a backbone is meant as a folder."""
+    folder = Path(text)
+    if RunFolder(folder).recipe_path.is_file():
+        return True
+    if is_backbone(text):
+        return False
+    return len(folder.parts) > 1 or (folder.is_dir() and not (is_model(text) or is_model(PREFIX + text)))
+
+
+def _model_of(name: str, weights: str | Path | None) -> str:
+    """The model that a network is meant by: timm's, or netloom's own where timm has none or the weights are of that."""
+    if is_backbone(name) or name not in model_names():
+        return name if is_backbone(name) else PREFIX + name
+    file = None if weights is None or str(weights) == RANDOM else with_home(weights)
+    said = network_of(file) if file is not None and file.is_file() and file.suffix == SUFFIX else None
+    return name if (said is not None and said[0] == name) or not is_model(PREFIX + name) else PREFIX + name
 
 
 def _split_of(start: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.runs import Run
 from netloom.workflows.seen_pictures import notes_on_folds
-from netloom.workflows.train import recipe_for, train
+from netloom.workflows.train import begin, recipe_for
 from netloom.workflows.trainings import FailedTrainingsError, InterruptedTrainingsError
 
 DEFAULT_SECONDS = 1800.0
@@ -145,18 +145,18 @@ def climb(
     reporter.say(f"Training {best}: {reason}")
     told = {"chosen": best, "reason": reason, "steps": [asdict(step) for step in steps], "notes": notes}
     write_json(folder / STEPS_FILE, told)
-    run = train(
+    return begin(
         source,
         chosen[best],
+        {},
         out=out,
         name=name,
         device=device,
         quiet=quiet,
         plan=plan,
         callbacks=callbacks,
+        mode_choice={**told, "folder": str(folder)},
     )
-    run.write_result({**run.result, "transfer": {**told, "folder": str(folder)}})
-    return run
 
 
 def _test_part_marked(data: PreparedData) -> ImageSet:
