@@ -239,7 +239,6 @@ def _underfitting(curves: _Curves) -> list[str]:
     before, after = curves.train_loss[-_last_fifth(curves) - 1], curves.train_loss[-1]
     if not (accuracy < _FITS_WELL and _is_flat(before, after)):
         return []
-    # The percentage is that of the pictures it does better on, which mixing may have made the validation pictures.
     which = "training" if accuracy == curves.train_accuracy[-1] else "validation"
     return [
         f"It underfits: even of the {which} pictures only {percent(accuracy)} are right, and the curves have "
