@@ -262,6 +262,11 @@ class RunFolder:
         return result
 
     @property
+    def is_complete(self) -> bool:
+        """Whether it is finished and told of; killed between the two, it lacks its report."""
+        return bool(self.result["status"] == "finished" and self.report_path.is_file())
+
+    @property
     def history(self) -> list[dict[str, float]]:
         """One row per epoch.
 
@@ -375,6 +380,11 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write what came out."""
         write_json(self.path / _RESULT, result)
+
+    def remove_report(self) -> None:
+        """Remove the report of a result that is about to be replaced."""
+        with writing(self.path, "Give write permission to the run's folder."):
+            self.report_path.unlink(missing_ok=True)
 
     def write_report(self, html: str) -> None:
         """Write the report."""

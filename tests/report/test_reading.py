@@ -76,6 +76,55 @@ def test_underfitting_is_a_flat_curve_with_many_training_mistakes():
         )
     )
     assert any(s.startswith("It underfits: even of the training pictures only 48.0%") for s in told)
+    assert any(s.endswith("a gap of 1.0 points.") for s in told)
+
+
+def test_mixed_training_pictures_are_no_underfitting():
+    """Most of them count as wrong for a network that knows them well; validation pictures are whole."""
+    losses = np.r_[np.linspace(2.2, 1.2, 40), np.full(20, 1.2)]
+    told = read_curves(
+        history(
+            losses,
+            np.r_[np.linspace(2.0, 0.1, 40), np.full(20, 0.1)],
+            train_accuracy=np.full(60, 0.72),
+            validation_accuracy=np.full(60, 0.98),
+        )
+    )
+    assert not any("underfits" in sentence for sentence in told)
+    assert "It does better on the validation pictures: no sign of overfitting." in told
+    assert (
+        "In the last epoch it was right on 72.0% of the training pictures and 98.0% of the validation pictures, 26.0 "
+        "points more." in told
+    )
+
+
+def test_a_training_loss_that_still_falls_has_not_flattened():
+    validation = np.r_[np.linspace(2.0, 0.8, 20), np.linspace(0.8, 0.832, 10)]
+    told = read_curves(
+        history(
+            np.linspace(2.0, 0.5, 30),
+            validation,
+            train_accuracy=np.linspace(0.3, 0.82, 30),
+            validation_accuracy=np.linspace(0.3, 0.79, 30),
+        )
+    )
+    assert told == [
+        "Validation loss was lowest, 0.800, in epoch 20 of 30; 10 epochs later it stood at 0.832, hardly different.",
+        "Over the last 6 epochs training loss went on falling, from 0.810 to 0.500, and validation loss did not: more "
+        "epochs alone would hardly help.",
+        "In the last epoch it was right on 82.0% of the training pictures and 79.0% of the validation pictures, a gap "
+        "of 3.0 points.",
+    ]
+
+
+def test_memorizing_without_a_perfect_fit_is_not_underfitting_too():
+    """The advice of one is the opposite of the other's."""
+    losses = np.r_[np.linspace(1, 0.5, 10), np.full(10, 0.5)]
+    told = read_curves(
+        history(losses, losses + 0.1, train_accuracy=np.full(20, 0.85), validation_accuracy=np.full(20, 0.75))
+    )
+    assert any("validation loss has not turned up" in sentence for sentence in told)
+    assert not any("underfits" in sentence for sentence in told)
 
 
 def test_memorizing_is_a_gap_in_accuracy_without_a_rise_of_the_loss():

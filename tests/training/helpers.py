@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import ImageBatches, InputScaling
@@ -87,14 +88,20 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 class StopAfter:
-    """Asks for an end after so many questions, as Ctrl-C would."""
+    """Asks for an end after so many steps of any optimizer, as Ctrl-C would."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
+        self._counting = register_optimizer_step_post_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.left -= 1
 
     def __call__(self) -> str | None:
-        self.left -= 1
-        return "stopped" if self.left == 0 else None
+        if self.left > 0:
+            return None
+        self._counting.remove()
+        return "stopped"
 
 
 def blobs(n: int, classes: int, width: int, *, spread: float = 1.5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -129,6 +129,50 @@ def test_a_loss_that_is_no_number_is_told() -> None:
         train(model, optimizer=create_optimizer(model, "sgd", learning_rate=1e20))
 
 
+class Breaks(Callback):
+    """Puts what is no number into a weight after a step, and into the running statistics of some validations."""
+
+    def __init__(self, *, step: int = 0, epochs: tuple[int, ...] = ()) -> None:
+        self.step, self.epochs = step, epochs
+
+    def on_batch_end(self, state: TrainingState) -> None:
+        if state.step == self.step:
+            torch.nn.init.constant_(state.model[-1].weight[0, :1], math.inf)  # type: ignore[index]
+
+    def on_validation_start(self, state: TrainingState) -> None:
+        norm = state.model[1]  # type: ignore[index]
+        self.before = norm.running_var.clone()
+        if state.epoch + 1 in self.epochs:
+            norm.running_var.fill_(math.nan)
+
+    def on_validation_end(self, state: TrainingState) -> None:
+        state.model[1].running_var.copy_(self.before)  # type: ignore[index]
+
+
+def test_weights_that_the_last_step_breaks_are_told() -> None:
+    """6 steps are an epoch; no loss is computed of what the last one left."""
+    with pytest.raises(TrainingError, match=r"A weight became NaN or infinite in the last step of epoch 1 .*=0\.001"):
+        train(epochs=1, callbacks=[Breaks(step=6)], validation=None)
+
+
+def test_a_validation_loss_that_stays_no_number_ends_the_training(tmp_path: Path) -> None:
+    """Also across a resumption."""
+    with pytest.raises(TrainingError, match=r"The validation loss is NaN .* second epoch in a row, in epoch 3 "):
+        train(callbacks=[Breaks(epochs=(2, 3, 4))])
+    path = tmp_path / "checkpoint.safetensors"
+    train(callbacks=[Breaks(epochs=(2,))], checkpointer=Checkpointer(path), interruption=StopAfter(14))
+    with pytest.raises(TrainingError, match="validation loss"):
+        train(callbacks=[Breaks(epochs=(3,))], resume=load_checkpoint(path))
+
+
+def test_single_epochs_without_a_validation_loss_end_nothing() -> None:
+    """The best of the others is kept."""
+    best = BestWeights()
+    state = train(epochs=5, callbacks=[Breaks(epochs=(1, 3)), best])
+    assert [math.isnan(row["validation_loss"]) for row in state.history] == [True, False, True, False, False]
+    assert best.monitor.best == min(row["validation_loss"] for row in state.history[1::2] + state.history[4:])
+
+
 def test_early_stopping_and_best_weights() -> None:
     """With a rate of zero nothing improves after the first epoch."""
     model = network()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import pytest
 import torch
 from torch import nn
 
+from netloom.data.batches import Batch
 from netloom.models import create_model, model_names
 from netloom.models.backbones import timm
+from netloom.models.heads import Head
+from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import CallbackList, ReduceOnPlateau
 from netloom.training.checkpoint import Checkpointer, EpochProgress, load_checkpoint
 from netloom.training.optim import create_optimizer, kernel_names, rate_factors
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.state import TrainingState
+from netloom.training.step import TrainingStep
 
 RATE, STEPS = 0.1, 5
 
@@ -84,10 +89,12 @@ def test_rmsprop_averages_with_09_as_keras_does() -> None:
     assert trained("rmsprop") == pytest.approx(reference(update), rel=1e-4)
 
 
-def test_nadam() -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_nadam(decay: float) -> None:
     product = [1.0]
 
     def update(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], t: int) -> np.ndarray:
+        g = g + decay * w
         mu, following = (0.9 * (1 - 0.5 * 0.96 ** (i * 4e-3)) for i in (t, t + 1))
         product[0] *= mu
         s["m"] = 0.9 * s["m"] + 0.1 * g
@@ -97,7 +104,72 @@ def test_nadam() -> None:
         ahead = following * s["m"] / (1 - product[0] * following)
         return w - RATE * (now + ahead) / denominator
 
-    assert trained("nadam") == pytest.approx(reference(update), rel=1e-4)
+    assert trained("nadam", weight_decay=decay) == pytest.approx(reference(update), rel=1e-4)
+
+
+DECAY = 0.2
+
+
+def test_sgd_adds_its_decay_to_the_gradient_before_momentum() -> None:
+    def update(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], _: int) -> np.ndarray:
+        s["m"] = 0.9 * s["m"] + g + DECAY * w
+        return w - RATE * s["m"]
+
+    assert trained("sgd", momentum=0.9, weight_decay=DECAY) == pytest.approx(reference(update), rel=1e-5)
+
+
+def test_adam_adds_its_decay_to_the_gradient_before_its_averages() -> None:
+    """Which AdamW does not: Loshchilov and Hutter 2019."""
+
+    def update(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], t: int) -> np.ndarray:
+        g = g + DECAY * w
+        s["m"] = 0.9 * s["m"] + 0.1 * g
+        s["v"] = 0.999 * s["v"] + 0.001 * g**2
+        return w - RATE * s["m"] / (1 - 0.9**t) / (np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-7)
+
+    assert trained("adam", weight_decay=DECAY) == pytest.approx(reference(update), rel=1e-4)
+
+
+@pytest.mark.parametrize("decay", [0.0, DECAY])
+def test_rmsprop_with_momentum_sums_what_it_divided(decay: float) -> None:
+    def update(w: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray], _: int) -> np.ndarray:
+        g = g + decay * w
+        s["v"] = 0.9 * s["v"] + 0.1 * g**2
+        s["m"] = 0.8 * s["m"] + g / (np.sqrt(s["v"]) + 1e-7)
+        return w - RATE * s["m"]
+
+    assert trained("rmsprop", momentum=0.8, weight_decay=decay) == pytest.approx(reference(update), rel=1e-4)
+
+
+@pytest.mark.parametrize("limit", [0.05, 100.0])
+def test_the_whole_gradient_is_clipped_with_the_penalty_in_it(limit: float) -> None:
+    """Pascanu, Mikolov and Bengio 2013: of loss and penalty together, over kernel and bias; a small one is left."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(6, 4)), np.array([0, 1, 2, 0, 1, 2])
+    w, b = generator.normal(size=(3, 4)), generator.normal(size=3)
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(w))
+        model.bias.copy_(torch.from_numpy(b))
+    step = TrainingStep(
+        model,
+        [Head(class_names=("a", "b", "c"))],
+        create_optimizer(model, "sgd", learning_rate=RATE),
+        plan=ExecutionPlan("cpu", 1, "float32"),
+        seed=0,
+        penalty=WeightPenalty(model, l1=0.1, l2=0.5),
+        gradient_clip_norm=limit,
+    )
+    step(Batch({"image": torch.from_numpy(x).float()}, {"label": torch.from_numpy(y)}), 0)
+    exponentials = np.exp(x @ w.T + b)
+    error = (exponentials / exponentials.sum(axis=1, keepdims=True) - np.eye(3)[y]) / len(y)
+    of_weight = error.T @ x + 0.1 * np.sign(w) + 2 * 0.5 * w
+    of_bias = error.sum(axis=0)
+    norm = math.sqrt((of_weight**2).sum() + (of_bias**2).sum())
+    assert 0.05 < norm < 100
+    factor = min(1.0, limit / norm)
+    assert model.weight.detach().numpy() == pytest.approx(w - RATE * factor * of_weight, rel=1e-4)
+    assert model.bias.detach().numpy() == pytest.approx(b - RATE * factor * of_bias, rel=1e-4)
 
 
 def test_decay_is_for_weights_not_for_biases_and_norms() -> None:

@@ -1,7 +1,8 @@
-"""A training that kills itself without warning; run as `killed_training.py SOURCE OUT STEP PHASE`.
+"""A training that kills itself without warning; run as `killed_training.py SOURCE OUT KIND PLAN_OF STEP PHASE`.
 
-PHASE says where in the step's epoch the kill comes: `step` right after the optimizer step, `validation` when the
-epoch's validation starts, `save` while the checkpoint after that step is being written.
+KIND is one of `KINDS`, PLAN_OF the run whose execution plan it has. PHASE says where the kill comes: `step` right after
+the optimizer step, `validation` when the validation of the step's epoch starts, `save` while what comes after the step
+is being written: a checkpoint, or behind the last step of an epoch the epoch's weights.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ RECIPE: dict[str, Any] = {
     "epochs": 6,
     "schedule": {"kind": "cosine", "warmup_epochs": 1},
     "early_stopping": {"patience": 5},
+    "lookahead": {"every_steps": 3},
+    "time_limit_minutes": 60,
     "reduce_on_plateau": {"patience": 1},
     "ema": {"decay": 0.9},
     "augmentation": {
@@ -44,13 +47,20 @@ RECIPE: dict[str, Any] = {
     "precision": "float32",
 }
 
+KINDS: dict[str, dict[str, Any]] = {
+    "all": {},
+    # Nothing improves by 10 behind the first epoch, so that the third is the last.
+    "stopping": {"early_stopping": {"patience": 2, "min_delta": 10}},
+    "shards": {"shards": 2},
+}
+
 
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Killer(netloom.Callback):
-    """Kills the process at a step, or at the validation or the saving that comes after it."""
+    """Kills the process at a step, or at the validation or the next saving that comes after it."""
 
     def __init__(self, step: int, phase: str) -> None:
         self.step, self.phase = step, phase
@@ -58,29 +68,36 @@ class Killer(netloom.Callback):
     def on_batch_end(self, state: Any) -> None:
         if self.phase == "step" and state.step == self.step:
             kill()
+        if self.phase == "save" and state.step == self.step:
+            os.fsync = lambda _: kill()
 
     def on_validation_start(self, state: Any) -> None:
         if self.phase == "validation" and state.step >= self.step:
             kill()
 
-    def on_epoch_end(self, state: Any) -> None:
-        if self.phase == "save" and state.step >= self.step:
-            os.fsync = lambda _: kill()
-
 
 class EagerCheckpointer(Checkpointer):
-    """Saves at every opportunity, so that short epochs have something to go on from."""
+    """Saves at every opportunity, which `main` makes of every step, so that a kill is gone on from the step before."""
 
     def save_if_due(self, *arguments: Any) -> None:
         self.save(*arguments)
 
 
 def main() -> None:
-    source, out, step, phase = sys.argv[1:]
+    source, out, kind, plan_of, step, phase = sys.argv[1:]
+    from netloom.training import loop
     from netloom.workflows import training_run
 
     training_run.Checkpointer = EagerCheckpointer  # type: ignore[misc]
-    netloom.train(source, out=out, quiet=True, callbacks=[Killer(int(step), phase)], settings=RECIPE)
+    loop._STEPS_PER_CHECK = 1
+    netloom.train(
+        source,
+        out=out,
+        quiet=True,
+        callbacks=[Killer(int(step), phase)],
+        plan=netloom.load(plan_of).plan,
+        settings={**RECIPE, **KINDS[kind]},
+    )
 
 
 if __name__ == "__main__":

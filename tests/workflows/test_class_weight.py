@@ -13,6 +13,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from typer.testing import CliRunner
 
 import netloom
+from html_page import Page
 from netloom.cli import app
 from netloom.data.batches import InputScaling
 from netloom.errors import RecipeError
@@ -128,3 +129,5 @@ def test_the_report_shows_the_weight_of_every_class(tmp_path: Path) -> None:
         row = section[section.index(f"<bdi>{name}</bdi></th>") :].split("</tr>")[0]
         assert f'<td class="number">{weight:.3g}</td>' in row
     assert "weighted mean" in section
+    by_class = Page(page).table("class", "F1")
+    assert {row[0]: row[-1] for row in by_class} == {name: f"{weight:.3g}" for name, weight in balanced.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import recall_score
 from typer.testing import CliRunner
 
 import netloom
@@ -116,6 +117,40 @@ def test_a_pair_is_tested_on_the_pictures_that_tell_the_runs_apart(tmp_path: Pat
     assert pair["interval"][0] < 0.16 < pair["interval"][1]
     assert pair["p_value"] == pair["adjusted_p_value"] == pytest.approx(stats.binomtest(4, 24).pvalue)
     assert pair["more_than_noise"] is True
+
+
+def test_recall_is_set_beside_each_other_class_by_class(tmp_path: Path) -> None:
+    """Reference: scikit-learn's `recall_score`. The class that differs most comes first, and nothing is tested."""
+    wrong = (range(30), range(60, 95))
+    runs = [write_run(tmp_path / f"run{i}", right=answers(part)) for i, part in enumerate(wrong)]
+    found = compare(*runs)
+    expected = [
+        recall_score(TARGETS, np.where(answers(part), TARGETS, 1 - TARGETS), average=None).tolist() for part in wrong
+    ]
+    names = ("cat", "dog")
+    (pair,) = found["pairs"]
+    assert [(row["name"], row["n"]) for row in pair["classes"]] == [
+        (name, int((label == TARGETS).sum())) for label, name in enumerate(names)
+    ]
+    for label, row in enumerate(pair["classes"]):
+        assert [row["first"], row["second"]] == pytest.approx([expected[0][label], expected[1][label]])
+        assert row["difference"] == pytest.approx(expected[1][label] - expected[0][label])
+        assert set(row) == {"name", "n", "first", "second", "difference"}
+    result = CliRunner().invoke(app, ["compare", *map(str, runs), "--out", str(tmp_path / "page.html")])
+    rows = Page((tmp_path / "page.html").read_text(encoding="utf-8")).table("class", "test pictures", "run 1", "run 2")
+    largest = max(pair["classes"], key=lambda row: abs(row["difference"]))
+    assert len(rows) == 2
+    assert rows[0][0] == largest["name"]
+    assert rows[0][3].endswith(f"{largest['difference'] * 100:+.1f} points")
+    assert f"{largest['difference'] * 100:+.1f} points" in result.stdout
+    assert "not tested" in result.stdout
+
+
+def test_runs_of_other_test_pictures_have_no_recalls_beside_each_other(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", right=answers()[:80], ids=IDS[:80], targets=TARGETS[:80])
+    other = write_run(tmp_path / "other", right=answers())
+    assert compare(one, other)["pairs"][0]["classes"] == []
+    assert "recall" not in CliRunner().invoke(app, ["compare", str(one), str(other)]).stdout
 
 
 def test_pictures_are_matched_by_id_and_class_names_whatever_their_order(tmp_path: Path) -> None:

@@ -139,14 +139,18 @@ def test_what_says_the_length(changes: dict[str, Any], pictures: int | None) -> 
 
 
 class Interrupt(Callback):
-    """Asks for the end of the training after a step."""
+    """Asks for the end of the training after a step, or with `epoch` during that one's validation."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int = 0, *, epoch: int = 0, number: int = signal.SIGINT) -> None:
+        self.step, self.epoch, self.number = step, epoch, number
 
     def on_batch_end(self, state: TrainingState) -> None:
         if state.step == self.step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
+
+    def on_validation_start(self, state: TrainingState) -> None:
+        if state.epoch + 1 == self.epoch:
+            signal.raise_signal(self.number)
 
 
 @pytest.mark.parametrize("step", [3, 7, 10])
@@ -164,6 +168,29 @@ def test_a_resumed_pretraining_has_the_bits_of_a_whole_one(
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert resumed.result["spread"] == run.result["spread"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_last_validation_is_heard(
+    run: netloom.Run, flat: Path, tmp_path: Path, number: int
+) -> None:
+    """SIGTERM leaves no time for a verdict and a report."""
+    with pytest.raises(InterruptedTrainingError, match="after 2 of 2 epochs") as error:
+        pretrain(flat, tmp_path, Interrupt(epoch=2, number=number))
+    cut = error.value.run
+    at_once = number == signal.SIGTERM
+    assert ("spread" not in cut.result, not cut.report_path.is_file()) == (at_once, at_once)
+    resumed = netloom.resume_pretraining(cut.path, quiet=True)
+    assert (resumed.result["status"], resumed.result["spread"]) == ("finished", run.result["spread"])
+    assert resumed.weights_path.read_bytes() == run.weights_path.read_bytes()
+
+
+def test_a_finished_run_without_its_report_gets_it(run: netloom.Run, tmp_path: Path) -> None:
+    """As if it had been killed while the report was drawn."""
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    (copy / "report.html").unlink()
+    assert netloom.resume_pretraining(copy, quiet=True).result == run.result
+    assert "No collapse" in (copy / "report.html").read_text("utf-8")
 
 
 def test_labelled_pictures_are_split_as_a_training_splits_them(photos: Path, tmp_path: Path) -> None:

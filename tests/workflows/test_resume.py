@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -7,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import netloom
+from figures import note
 from netloom.cli import app
 from netloom.data import decoding
 from netloom.data.imageset import load_image_set
@@ -26,26 +28,42 @@ from netloom.errors import NetloomError
 from netloom.progress import Reporter
 from netloom.recipe import load_recipe
 from netloom.training.callbacks import Callback
+from netloom.training.checkpoint import load_checkpoint
 from netloom.tuning.space import Dimension
+from netloom.workflows import report, training_run
 from netloom.workflows.prepare import prepare_data
+from netloom.workflows.seeds import resume_seeds, train_seeds
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import write_folder
-from workflows.killed_training import RECIPE, Killer
+from workflows.killed_training import KINDS, RECIPE, Killer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCRIPT = Path(__file__).parent / "killed_training.py"
 STEPS_PER_EPOCH = 5  # 60 pictures: 12 to test, 10 to validate, 38 to train in batches of 8
+NEVER_SEEN = "test pictures it had never seen (95% interval"
 TIMED = ("seconds", "images_per_second")
 DENSE = {"batch_size": 8, "augmentation": None, "precision": "float32", "shards": 0, "schedule": None}
+WholeOf = Callable[[str], netloom.Run]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 
 
 @pytest.fixture(scope="module")
-def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.Run:
-    """The uninterrupted training."""
-    return train(photos, tmp_path_factory.mktemp("whole"))
+def whole_of(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> WholeOf:
+    """The uninterrupted training of a kind."""
+
+    @functools.cache
+    def run(kind: str) -> netloom.Run:
+        return train(photos, tmp_path_factory.mktemp(kind), **KINDS[kind])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(whole_of: WholeOf) -> netloom.Run:
+    """That of all that has a state."""
+    return whole_of("all")
 
 
 def train(photos: Path, out: Path, callback: Callback | None = None, **changes: Any) -> netloom.Run:
@@ -57,57 +75,132 @@ def resume(path: Path, **options: Any) -> netloom.Run:
     return netloom.resume(path, quiet=True, callbacks=[Killer(10**9, "step")], **options)
 
 
+def untimed(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name not in TIMED}
+
+
+def saved(run: netloom.Run) -> dict[str, Any]:
+    """What a checkpoint holds beside tensors: counters, history, callbacks' states; without what the clock says."""
+    values = load_checkpoint(run.checkpoint_path).values
+    for state in values["callbacks"].values():
+        for name in ("seconds", "longest_epoch_seconds"):  # of the time limit
+            state.pop(name, None)
+    return {**values, "history": [untimed(row) for row in values["history"]]}
+
+
 def assert_same_bits(resumed: netloom.Run, whole: netloom.Run) -> None:
-    """Weights, optimizer state, callbacks' state, generator-free counters and untimed metrics."""
+    """Weights, optimizer state, callbacks' states, counters and figures."""
     for path in ("weights_path", "checkpoint_path"):
         ours, theirs = (load_file(getattr(run, path)) for run in (resumed, whole))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    histories = [[{k: v for k, v in row.items() if k not in TIMED} for row in r.history] for r in (resumed, whole)]
-    assert histories[0] == histories[1]
+    assert saved(resumed) == saved(whole)
+    assert [untimed(row) for row in resumed.history] == [untimed(row) for row in whole.history]
     assert resumed.result["test"] == whole.result["test"]
     assert resumed.result["status"] == "finished"
 
 
-def killed(photos: Path, out: Path, step: int, phase: str) -> Path:
+def killed(photos: Path, out: Path, kind: str, whole: netloom.Run, step: int, phase: str) -> Path:
     """The folder of a run whose process was killed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), str(photos), str(out), str(step), phase]
+    command = [sys.executable, str(SCRIPT), str(photos), str(out), kind, str(whole.path), str(step), phase]
     result = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
     assert result.returncode == -signal.SIGKILL, result.stderr.decode()
     (folder,) = out.iterdir()
     return folder
 
 
+def steps_saved(folder: Path) -> int:
+    """How many steps a killed run need not take again."""
+    path = folder / "checkpoint.safetensors"
+    return int(load_checkpoint(path).values["step"]) if path.exists() else 0
+
+
 @POSIX
-@pytest.mark.parametrize(("step", "phase"), [(2, "step"), (13, "step"), (7, "validation"), (11, "save")])
+@pytest.mark.parametrize(
+    ("kind", "step", "phase", "left"),
+    [
+        ("all", 1, "step", 0),
+        ("all", 13, "step", 12),
+        ("all", 7, "validation", 9),
+        ("all", 12, "save", 11),
+        ("stopping", 12, "step", 11),
+    ],
+)
 def test_a_killed_training_is_resumed_bit_for_bit(
-    photos: Path, tmp_path: Path, whole: netloom.Run, step: int, phase: str
+    photos: Path, tmp_path: Path, whole_of: WholeOf, kind: str, step: int, phase: str, left: int
 ) -> None:
-    folder = killed(photos, tmp_path, step, phase)
+    folder = killed(photos, tmp_path, kind, whole_of(kind), step, phase)
+    assert steps_saved(folder) == left
     resumed = resume(folder)
     assert not list(folder.glob(".*partial"))
-    assert_same_bits(resumed, whole)
+    assert_same_bits(resumed, whole_of(kind))
+
+
+def test_a_training_whose_early_stopping_fires_has_few_epochs(whole_of: WholeOf) -> None:
+    """Else nothing would tell whether a resumption knows how long it has waited."""
+    assert whole_of("stopping").result["epochs"] == 3
+    assert whole_of("all").result["epochs"] == RECIPE["epochs"]
 
 
 @POSIX
 @pytest.mark.slow
-def test_thirty_kills_at_random_steps(photos: Path, tmp_path: Path, whole: netloom.Run) -> None:
-    draw = random.Random(20)
-    for number in range(30):
-        step = draw.randrange(1, STEPS_PER_EPOCH * RECIPE["epochs"])
-        folder = killed(photos, tmp_path / str(number), step, "step")
-        assert_same_bits(resume(folder), whole)
+def test_thirty_kills_at_random_steps(photos: Path, tmp_path: Path, whole_of: WholeOf) -> None:
+    """Of trainings with all that has a state, of such as end early, and of such in shards."""
+    draw, kills = random.Random(20), []
+    for kind, n, epochs in (("all", 14, RECIPE["epochs"]), ("stopping", 8, 3), ("shards", 8, RECIPE["epochs"])):
+        for step in draw.sample(range(1, STEPS_PER_EPOCH * epochs), n):
+            phase = draw.choice(["step", "step", "validation", "save"])
+            folder = killed(photos, tmp_path / str(len(kills)), kind, whole_of(kind), step, phase)
+            kills.append({"kind": kind, "step": step, "phase": phase, "resumed_from": steps_saved(folder)})
+            assert_same_bits(resume(folder), whole_of(kind))
+    points = {(kill["kind"], kill["resumed_from"]) for kill in kills}
+    within = sum(kill["resumed_from"] % STEPS_PER_EPOCH > 0 for kill in kills)
+    note(
+        "trainings killed and resumed",
+        kills=len(kills),
+        same_bits=len(kills),
+        resumption_points=len(points),
+        resumed_within_an_epoch=within,
+        of=kills,
+    )
+    assert len(kills) == 30
+    assert len(points) >= 20
+    assert within >= 15
+
+
+def test_members_of_a_job_that_were_killed_at_their_report_get_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without another test; those that have one are left alone."""
+    settings = {**DENSE, "epochs": 1, "filters": [4]}
+    summary = train_seeds(photos, n_seeds=2, out=tmp_path, jobs=1, quiet=True, settings=settings)
+    first, second = (netloom.load(path) for path in summary["runs"])
+    before, drawn = second.result, first.report_path.stat().st_mtime_ns
+    second.report_path.unlink()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("the test part is looked at again")
+
+    monkeypatch.setattr(training_run, "evaluate_model", fail)
+    assert resume_seeds(summary["folder"], quiet=True)["test_accuracy"] == summary["test_accuracy"]
+    assert second.result == before
+    assert NEVER_SEEN in second.report_path.read_text("utf-8")
+    assert first.report_path.stat().st_mtime_ns == drawn
 
 
 class StopAt(Callback):
-    """Asks for an end as a user does: by a signal to this process."""
+    """Asks for an end as a user does: by a signal to this process, after a step or when its epoch is validated."""
 
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
+    def __init__(self, step: int, number: int, *, validating: bool = False) -> None:
+        self.step, self.number, self.validating = step, number, validating
 
     def on_batch_end(self, state: Any) -> None:
-        if state.step == self.step:
+        if state.step == self.step and not self.validating:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_start(self, state: Any) -> None:
+        if state.step == self.step and self.validating:
             os.kill(os.getpid(), self.number)
 
 
@@ -125,6 +218,72 @@ def test_an_interrupted_training_is_resumed_bit_for_bit(
     assert_same_bits(resume(folder), whole)
 
 
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("epoch", [2, RECIPE["epochs"]])
+def test_a_signal_during_a_validation_ends_the_training_behind_it(
+    photos: Path, tmp_path: Path, whole: netloom.Run, number: int, epoch: int
+) -> None:
+    """Also in the last epoch, before the test; SIGTERM leaves no time for scores and report."""
+    with pytest.raises(InterruptedTrainingError, match=rf"after {epoch} of 6 epochs.*--resume") as caught:
+        train(photos, tmp_path, StopAt(epoch * STEPS_PER_EPOCH, number, validating=True))
+    run = caught.value.run
+    values = load_checkpoint(run.checkpoint_path).values
+    assert (values["epoch"], values["step"], values["progress"]["batches"]) == (epoch, epoch * STEPS_PER_EPOCH, 0)
+    assert (run.result["status"], run.result["tests"]) == ("interrupted", 0)
+    assert run.weights_path.is_file()
+    at_once = number == signal.SIGTERM
+    assert ("validation" not in run.result, not run.report_path.is_file()) == (at_once, at_once)
+    resumed = resume(run.path)
+    assert_same_bits(resumed, whole)
+    assert resumed.result["tests"] == 1
+
+
+@POSIX
+def test_a_signal_during_the_validation_that_ends_a_training_early_is_heard(
+    photos: Path, tmp_path: Path, whole_of: WholeOf
+) -> None:
+    whole = whole_of("stopping")
+    with pytest.raises(InterruptedTrainingError) as caught:
+        train(photos, tmp_path, StopAt(3 * STEPS_PER_EPOCH, signal.SIGTERM, validating=True), **KINDS["stopping"])
+    resumed = resume(caught.value.run.path)
+    assert_same_bits(resumed, whole)
+    assert (resumed.result["epochs"], resumed.result["stop_reason"]) == (3, whole.result["stop_reason"])
+
+
+@POSIX
+@pytest.mark.parametrize("interrupted_before", [False, True])
+def test_a_run_that_was_killed_at_its_report_gets_it_without_another_test(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, interrupted_before: bool
+) -> None:
+    """Where it had one of an interruption, that one is replaced."""
+
+    def killed(*_: Any) -> None:
+        raise SystemExit
+
+    begin = functools.partial(train, photos, tmp_path, epochs=1)
+    if interrupted_before:
+        with pytest.raises(InterruptedTrainingError) as caught:
+            begin(StopAt(4, signal.SIGINT))
+        assert NEVER_SEEN not in caught.value.run.report_path.read_text("utf-8")
+        begin = functools.partial(resume, caught.value.run.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_report", killed)
+        with pytest.raises(SystemExit):
+            begin()
+    (folder,) = tmp_path.iterdir()
+    before = netloom.load(folder).result
+    assert (before["status"], before["tests"]) == ("finished", 1)
+    assert not (folder / "report.html").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "evaluate_model", killed)
+        resumed = resume(folder)
+    assert resumed.result == before
+    assert NEVER_SEEN in resumed.report_path.read_text("utf-8")
+    drawn = resumed.report_path.stat().st_mtime_ns
+    assert resume(folder).report_path.stat().st_mtime_ns == drawn
+
+
 def test_a_constant_schedule_is_extended_exactly(photos: Path, tmp_path: Path) -> None:
     changes = {"schedule": None, "early_stopping": None}
     whole = train(photos, tmp_path / "whole", **changes)
@@ -138,7 +297,7 @@ def test_a_constant_schedule_is_extended_exactly(photos: Path, tmp_path: Path) -
     assert "The test part was looked at 2 times, with training in between." in page
     assert "never seen" not in page
     assert "or in any choice" not in page
-    assert "test pictures it had never seen (95% interval" in unseen
+    assert NEVER_SEEN in unseen
     assert "looked at" not in unseen
 
 

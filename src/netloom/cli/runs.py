@@ -20,6 +20,9 @@ from netloom.cli.options import (
 )
 from netloom.cli.output import print_json, print_table, say, told
 
+# More are read on the page.
+_CLASSES_SHOWN = 12
+
 
 @app.command()
 @told
@@ -112,16 +115,22 @@ def compare(
     as_json: AsJSON = False,
 ) -> None:
     """Compare runs: what differs, what came out, and which differences are more than noise."""
-    from netloom.report.comparison import headline, pairs_table, recipes_table, runs_table
+    from netloom.report.comparison import classes_table, headline, pairs_table, recipes_table, runs_table
     from netloom.workflows.compare import compare as run_comparison
 
     found = run_comparison(runs, out=out, force=force)
     if as_json:
         print_json({**found.to_json(), "page": None if out is None else str(out)})
         return
-    for table in (runs_table(found), recipes_table(found), pairs_table(found)):
+    by_class = classes_table(found)
+    shown = by_class._replace(rows=by_class.rows[:_CLASSES_SHOWN])
+    for table in (runs_table(found), recipes_table(found), pairs_table(found), shown):
         if table.rows:
             print_table(table.columns, table.rows, right=table.right)
+    if by_class.rows:
+        rest = len(by_class.rows) - len(shown.rows)
+        more = f" {rest:,} classes more differ less; --out and --json give all." if rest else ""
+        say(f"Recall by class, its differences not tested: those of few pictures are easily luck.{more}")
     if not found.recipe_differences:
         say("The recipes are the same.")
     say(headline(found))

@@ -38,6 +38,20 @@ class Evaluation:
     groups: npt.NDArray[np.int64] | None = None
     """The group of each picture, `[n]`; None where each stands for itself."""
 
+    @classmethod
+    def of(
+        cls,
+        probabilities: npt.NDArray[np.float32],
+        targets: npt.NDArray[np.int64],
+        *,
+        train_targets: npt.NDArray[np.int64],
+        class_names: tuple[str, ...],
+        groups: npt.NDArray[np.int64] | None = None,
+    ) -> Evaluation:
+        """Score finite probabilities `[n, K]`; the arguments are those of `evaluate_model`."""
+        scores = score_probabilities(probabilities, targets, train_targets=train_targets, groups=groups)
+        return cls(scores, probabilities, targets, class_names, groups)
+
     @property
     def predictions(self) -> npt.NDArray[np.int64]:
         """The likeliest class of each picture, int64 `[n]`."""
@@ -120,8 +134,9 @@ def evaluate_model(
             f"The network gives no finite probabilities for {broken:,} of {len(probabilities):,} pictures: its weights "
             "or activations have grown beyond all bounds. Train with a smaller learning_rate."
         )
-    scores = score_probabilities(probabilities, targets, train_targets=train_targets, groups=groups)
-    return Evaluation(scores, probabilities, targets, head.class_names, groups)
+    return Evaluation.of(
+        probabilities, targets, train_targets=train_targets, class_names=head.class_names, groups=groups
+    )
 
 
 def _number(value: float) -> float | None:

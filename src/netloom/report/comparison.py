@@ -66,6 +66,21 @@ class ComparedRun:
         }
 
 
+class ClassRecall(NamedTuple):
+    """Which share of a class's test pictures each run of a pair found, 0..1."""
+
+    name: str
+    n: int
+    """Test pictures of the class."""
+    first: float
+    second: float
+
+    @property
+    def difference(self) -> float:
+        """The second run's minus the first's."""
+        return self.second - self.first
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComparedPair:
     """The test accuracy of one run minus that of another."""
@@ -92,6 +107,8 @@ class ComparedPair:
     """Where paired: of McNemar's exact test, or with groups of the exact test of their differences' signs."""
     adjusted_p_value: float | None = None
     """The same, corrected by Holm's procedure for all pairs tested."""
+    classes: Sequence[ClassRecall] = ()
+    """Where paired, class by class; no test is made of these."""
 
     @property
     def more_than_noise(self) -> bool | None:
@@ -126,6 +143,7 @@ class Comparison:
             "first": self.runs[pair.first].name,
             "second": self.runs[pair.second].name,
             "interval": None if pair.interval is None else list(pair.interval),
+            "classes": [{**row._asdict(), "difference": row.difference} for row in pair.classes],
             "more_than_noise": pair.more_than_noise,
         }
 
@@ -149,6 +167,7 @@ def render_comparison(comparison: Comparison) -> str:
             "runs": runs_table(comparison),
             "pairs": pairs_table(comparison),
             "recipes": recipes_table(comparison),
+            "classes": classes_table(comparison),
         },
         # Markup of Matplotlib from numbers alone; no name of the user's is in it.
         curves=[
@@ -255,6 +274,35 @@ def recipes_table(comparison: Comparison) -> Table:
     numbers = [f"run {number}" for number in range(1, len(comparison.runs) + 1)]
     rows = [[key, *map(_value_text, values)] for key, values in comparison.recipe_differences.items()]
     return Table(["recipe key", *numbers], rows, tuple(range(1, len(numbers) + 1)))
+
+
+def classes_table(comparison: Comparison) -> Table:
+    """Recall by class of the runs that were tested on the same pictures as the first of them.
+
+    The classes with the largest differences come first; no rows where no two runs are so.
+    """
+    paired = [pair for pair in comparison.pairs if pair.classes]
+    pairs = [pair for pair in paired if pair.first == paired[0].first]
+    if not pairs:
+        return Table([], [])
+    by_class = sorted(
+        zip(*(pair.classes for pair in pairs), strict=True), key=lambda same: -max(abs(row.difference) for row in same)
+    )
+    rows = [
+        [
+            same[0].name,
+            f"{same[0].n:,}",
+            percent(same[0].first),
+            *(f"{percent(row.second)}\n{row.difference * 100:+.1f} points" for row in same),
+        ]
+        for same in by_class
+    ]
+    columns = [
+        "class",
+        "test pictures",
+        *(f"run {index + 1}" for index in (pairs[0].first, *(p.second for p in pairs))),
+    ]
+    return Table(columns, rows, tuple(range(1, len(columns))))
 
 
 def verdict(pair: ComparedPair) -> str:

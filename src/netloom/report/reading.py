@@ -25,10 +25,10 @@ _RISE = 0.05
 _LARGE_GAP = 0.05
 # Training that removed less of its first loss than this has not learned.
 _HARDLY_MOVED = 0.05
-# Loss still falling by this much over the last fifth of the epochs: more epochs would help.
+# A loss that still fell by this share over the last fifth of the epochs has not flattened.
 _STILL_FALLING = 0.03
-# Below this training accuracy, a flat curve without a gap means too small or too restrained a
-# network.
+# Below this accuracy, on training and validation pictures alike, flat curves without a gap mean too small or too
+# restrained a network. Mixed and augmented training pictures are harder, so that their accuracy alone tells little.
 _FITS_WELL = 0.9
 
 
@@ -147,15 +147,17 @@ def _training_only(curves: _Curves) -> str:
 
 
 def _judge(curves: _Curves) -> list[str]:
+    gap = _gap_in_words(curves)
     if np.isnan(curves.train_loss).any():
-        return []
+        return gap
     if not_learning := _not_learning(curves):
-        return not_learning
+        return [*not_learning, *gap]
     if overfitting := _overfitting(curves):
-        return overfitting
-    return [*_memorizing(curves), *_underfitting(curves)] or [
-        "Training and validation stay together: no sign of overfitting."
-    ]
+        return [*overfitting, *gap, _AGAINST_OVERFITTING]
+    if memorizing := _memorizing(curves):
+        return [*memorizing, *gap, _AGAINST_OVERFITTING, *_still_learning(curves)]
+    found = _still_learning(curves) or _underfitting(curves) or _learning_alone(curves)
+    return [*(found or [_no_overfitting(curves)]), *gap]
 
 
 def _not_learning(curves: _Curves) -> list[str]:
@@ -181,8 +183,6 @@ def _overfitting(curves: _Curves) -> list[str]:
         f"{curves.train_loss[best]:.3f} to {curves.train_loss[-1]:.3f}, while validation loss "
         "turned up. The gap between the two has been growing since about epoch "
         f"{curves.epoch[onset]:.0f}.",
-        *_accuracy_gap_in_words(curves),
-        _AGAINST_OVERFITTING,
     ]
 
 
@@ -202,37 +202,69 @@ def _memorizing(curves: _Curves) -> list[str]:
         return []
     return [
         "It knows the training pictures better than new ones, though validation loss has not turned up.",
-        *_accuracy_gap_in_words(curves),
-        _AGAINST_OVERFITTING,
     ]
 
 
-def _accuracy_gap_in_words(curves: _Curves) -> list[str]:
+def _no_overfitting(curves: _Curves) -> str:
+    if curves.validation_accuracy[-1] > curves.train_accuracy[-1] + _LARGE_GAP:
+        return "It does better on the validation pictures: no sign of overfitting."
+    return "Training and validation stay together: no sign of overfitting."
+
+
+def _gap_in_words(curves: _Curves) -> list[str]:
     train, validation = curves.train_accuracy[-1], curves.validation_accuracy[-1]
-    if not train > validation:
+    if np.isnan(train) or np.isnan(validation):
         return []
+    gap = f"a gap of {points(train - validation)}" if train >= validation else f"{points(validation - train)} more"
     return [
         f"In the last epoch it was right on {percent(train)} of the training pictures and "
-        f"{percent(validation)} of the validation pictures, a gap of {points(train - validation)}."
+        f"{percent(validation)} of the validation pictures, {gap}."
+    ]
+
+
+def _still_learning(curves: _Curves) -> list[str]:
+    n_last = _last_fifth(curves)
+    before, after = curves.validation_loss[-n_last - 1], curves.validation_loss[-1]
+    best_at_the_end = int(np.argmin(curves.validation_loss)) >= len(curves.epoch) - 2
+    if not best_at_the_end or _is_flat(before, after):
+        return []
+    return [
+        f"It was still learning at the end: over the last {n_last} epochs validation loss fell "
+        f"from {before:.3f} to {after:.3f}. More epochs would probably help."
     ]
 
 
 def _underfitting(curves: _Curves) -> list[str]:
-    n_last = max(2, len(curves.epoch) // 5)
-    before, after = curves.validation_loss[-n_last - 1], curves.validation_loss[-1]
-    best_at_the_end = int(np.argmin(curves.validation_loss)) >= len(curves.epoch) - 2
-    if best_at_the_end and after < before * (1 - _STILL_FALLING):
-        return [
-            f"It was still learning at the end: over the last {n_last} epochs validation loss fell "
-            f"from {before:.3f} to {after:.3f}. More epochs would probably help."
-        ]
-    if curves.train_accuracy[-1] < _FITS_WELL:
-        return [
-            "It underfits: even of the training pictures only "
-            f"{percent(curves.train_accuracy[-1])} are right, and the curves have flattened. "
-            "A larger network, larger pictures or less regularization could do better."
-        ]
-    return []
+    accuracy = np.fmax(curves.train_accuracy[-1], curves.validation_accuracy[-1])
+    before, after = curves.train_loss[-_last_fifth(curves) - 1], curves.train_loss[-1]
+    if not (accuracy < _FITS_WELL and _is_flat(before, after)):
+        return []
+    which = "training" if accuracy == curves.train_accuracy[-1] else "validation"
+    return [
+        f"It underfits: even of the {which} pictures only {percent(accuracy)} are right, and the curves have "
+        "flattened. A larger network, larger pictures or less regularization could do better."
+    ]
+
+
+def _learning_alone(curves: _Curves) -> list[str]:
+    n_last = _last_fifth(curves)
+    before, after = curves.train_loss[-n_last - 1], curves.train_loss[-1]
+    best = int(np.argmin(curves.validation_loss))
+    if _is_flat(before, after) or best >= len(curves.epoch) - n_last:
+        return []
+    return [
+        f"Over the last {n_last} epochs training loss went on falling, from {before:.3f} to {after:.3f}, and "
+        "validation loss did not: more epochs alone would hardly help."
+    ]
+
+
+def _last_fifth(curves: _Curves) -> int:
+    return max(2, len(curves.epoch) // 5)
+
+
+def _is_flat(before: float, after: float) -> bool:
+    """Whether a loss did not fall by so much that more epochs would change it; NaN is not flat."""
+    return bool(after >= before * (1 - _STILL_FALLING))
 
 
 def _easier_validation(curves: _Curves) -> list[str]:

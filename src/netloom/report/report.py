@@ -6,7 +6,6 @@ escaped when it is written, so that a class called `<b>` shows as such.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -56,7 +55,7 @@ def render_report(report: ReportData) -> str:
         report=report,
         headline=wording.headline(report),
         missing=wording.missing_parts(report),
-        test=_test(report.test, report.class_names) if report.test else None,
+        test=_test(report.test, report) if report.test else None,
         training=_training(report.training) if report.training else None,
         counts=tables.part_counts(report.source, report.class_names) if report.source else (),
         rejected_shown=_REJECTED,
@@ -64,14 +63,16 @@ def render_report(report: ReportData) -> str:
     )
 
 
-def _test(test: HeldOutScores, class_names: Sequence[str]) -> dict[str, Any]:
+def _test(test: HeldOutScores, report: ReportData) -> dict[str, Any]:
+    class_names, weights = report.class_names, report.source.class_weights if report.source else ()
     n_classes = len(class_names)
     return {
         "verdict": wording.verdict(test.accuracy, test.majority),
         "at_a_glance": n_classes <= _GLANCE_CLASSES,
         "matrix": (tables.confusion_rows(test.confusion, class_names) if n_classes <= _MATRIX_CLASSES else None),
         "pairs": tables.confused_pairs(test.confusion, class_names, limit=_CONFUSED_PAIRS),
-        "classes": tables.class_rows(test.confusion, class_names),
+        "classes": tables.class_rows(test.confusion, class_names, weights),
+        "weighted": bool(weights),
         "calibration": wording.calibration_in_words(test.reliability, test.calibration_error_by_chance),
         "reliability": tables.reliability_rows(test.reliability),
         "n_wrong": int(test.confusion.sum() - test.confusion.trace()),

@@ -62,6 +62,8 @@ class ClassRow(NamedTuple):
     precision: Proportion
     mistaken_for: str
     """The class its pictures were most often taken for, with the count; empty if for none."""
+    weight: float | None
+    """Of its training pictures in the loss; None where all classes weigh the same."""
 
 
 class PartCounts(NamedTuple):
@@ -127,8 +129,11 @@ def confused_pairs(confusion: npt.NDArray[np.int64], class_names: Sequence[str],
     ]
 
 
-def class_rows(confusion: npt.NDArray[np.int64], class_names: Sequence[str]) -> list[ClassRow]:
-    """Scores per class, the lowest F1 first, classes that do not occur last."""
+def class_rows(
+    confusion: npt.NDArray[np.int64], class_names: Sequence[str], class_weights: Sequence[float] = ()
+) -> list[ClassRow]:
+    """Scores per class, the lowest F1 first, classes that do not occur last; weights are empty if all are the same."""
+    weights: Sequence[float | None] = class_weights or [None] * len(class_names)
     scores = per_class_scores(confusion)
     predicted = confusion.sum(axis=0)
     rows = []
@@ -142,6 +147,7 @@ def class_rows(confusion: npt.NDArray[np.int64], class_names: Sequence[str]) -> 
                 _proportion(correct, int(scores.support[index])),
                 _proportion(correct, int(predicted[index])),
                 _mistaken_for(int(index), confusion[index], class_names),
+                weights[index],
             )
         )
     return rows

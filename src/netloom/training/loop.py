@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from netloom.data.batches import Batches
+from netloom.errors import TrainingError
 from netloom.inference import predict_outputs
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, executing
@@ -77,11 +79,12 @@ def fit(
         callbacks: Called in their order, and closed at the end; a CallbackList is left open, to whoever made it.
         checkpointer: Where to save what a resumption needs.
         resume: A checkpoint to go on from.
-        interruption: Asked between two steps; a text ends the training there and becomes its `stop_reason`. The
-            checkpoint then holds that very step, so that nothing is lost.
+        interruption: Asked between two steps and between two epochs, not behind the last; a text ends the training
+            there and becomes its `stop_reason`. The checkpoint then holds that very step, so that nothing is lost.
 
     Raises:
-        TrainingError: The loss is no longer a number, or a callback monitors a figure that the history does not have.
+        TrainingError: The loss or a weight is no longer a number, the validation loss was none in two epochs in a row,
+            or a callback monitors a figure that the history does not have.
     """
     state = TrainingState(model, optimizer, epochs, len(train), validates=validation is not None)
     step = TrainingStep(
@@ -105,6 +108,7 @@ def fit(
         try:
             # Who asks for an end asks for that of an epoch: one that was cut behind the request has one to come.
             while state.epoch < epochs and (state.stop_reason is None or progress.batches):
+                fitting.heed()
                 fitting.epoch(progress)
                 progress = EpochProgress()
         except _InterruptedError as error:
@@ -143,6 +147,11 @@ class _Fitting:
         if self.checkpointer is not None:
             self.checkpointer.save(self.state, self.callbacks, self.progress)
 
+    def heed(self) -> None:
+        """End the training here if it was asked to, during the validation of the epoch before, say."""
+        if asked_to_stop := self.interruption():
+            raise _InterruptedError(asked_to_stop)
+
     def epoch(self, progress: EpochProgress) -> None:
         """Train and validate one epoch, from `progress` on."""
         state = self.state
@@ -150,6 +159,7 @@ class _Fitting:
         row = {"epoch": float(state.epoch + 1), **self._train(progress)}
         if self.validation is not None:
             row |= self._validate(self.validation)
+            self._check_validation(row["validation_loss"])
         state.history.append(row)
         state.epoch += 1
         self.progress = EpochProgress()
@@ -183,6 +193,8 @@ class _Fitting:
             due = batches % _STEPS_PER_CHECK == 0 or time.perf_counter() - looked >= _SECONDS_PER_CHECK
             if asked_to_stop or due or batches == len(self.train):
                 step.check_finite(learning_rate=state.learning_rate, epoch=state.epoch + 1)
+                if batches == len(self.train):  # no loss tells of what the last step did
+                    step.check_weights(learning_rate=state.learning_rate, epoch=state.epoch + 1)
                 self._mark(batches, started)
                 looked = time.perf_counter()
             if asked_to_stop:
@@ -216,6 +228,23 @@ class _Fitting:
         )
         if self.checkpointer is not None and batches < len(self.train):
             self.checkpointer.save_if_due(self.state, self.callbacks, self.progress)
+
+    def _check_validation(self, loss: float) -> None:
+        """Look whether validation gives numbers; a single epoch without may be the statistics of a wild one.
+
+        Raises:
+            TrainingError: It gave none in the epoch before either; the message says what to try.
+        """
+        history = self.state.history
+        if math.isfinite(loss) or not history or math.isfinite(history[-1].get("validation_loss", 0.0)):
+            return
+        rate = self.state.learning_rate
+        raise TrainingError(
+            f"The validation loss is NaN or infinite for the second epoch in a row, in epoch {self.state.epoch + 1} at "
+            f"learning rate {rate:g}, though the training loss is a number: in evaluation mode, with the running "
+            "statistics of batch normalization, the network's outputs grow beyond all bounds. Try a lower rate, for "
+            f"example learning_rate={rate / 10:g}, or larger batches."
+        )
 
     @torch.no_grad()
     def _validate(self, validation: Batches) -> dict[str, float]:

@@ -133,6 +133,20 @@ class TrainingStep:
                 "gradient_clip_norm=1; check `input_scaling` if the pictures are not scaled."
             )
 
+    def check_weights(self, *, learning_rate: float, epoch: int) -> None:
+        """Look whether the last step left numbers for weights; its loss is that of the weights before it.
+
+        Raises:
+            TrainingError: It did not; the message says what to try.
+        """
+        finite = [parameter.detach().isfinite().all() for parameter in self._parameters]
+        if not torch.stack([flag.to(self._device) for flag in finite]).all().item():
+            raise TrainingError(
+                f"A weight became NaN or infinite in the last step of epoch {epoch} at learning rate "
+                f"{learning_rate:g}. Try a lower one, for example learning_rate={learning_rate / 10:g}, or "
+                "gradient_clip_norm=1."
+            )
+
     def figures(self) -> dict[str, float]:
         """`train_loss` and `train_accuracy` over the batches since `reset`.
 

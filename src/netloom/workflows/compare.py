@@ -30,7 +30,14 @@ from netloom.metrics.paired import (
     paired_difference_interval,
 )
 from netloom.recipe import Recipe
-from netloom.report.comparison import ComparedPair, ComparedRun, Comparison, render_comparison, runs_in_words
+from netloom.report.comparison import (
+    ClassRecall,
+    ComparedPair,
+    ComparedRun,
+    Comparison,
+    render_comparison,
+    runs_in_words,
+)
 from netloom.run import RunFolder
 
 # Up to here every pair is tested; 10 pairs are still read at a glance, and each further test costs the others power.
@@ -256,7 +263,18 @@ def _compare_pair(runs: Sequence[_Opened], first: int, second: int) -> ComparedP
         only_first=counts.only_first,
         only_second=counts.only_second,
         p_value=p_value,
+        classes=_by_class(one.answers, other.answers, one.facts.class_names),
     )
+
+
+def _by_class(one: _Answers, other: _Answers, class_names: Sequence[str]) -> list[ClassRecall]:
+    """Recall of the classes that occur, of two runs with the same test pictures."""
+    classes, found = np.array(one.classes, dtype=object), []
+    for name in class_names:
+        of_it = classes == name
+        if n := int(of_it.sum()):
+            found.append(ClassRecall(name, n, float(one.right[of_it].mean()), float(other.right[of_it].mean())))
+    return found
 
 
 def _why_not_paired(one: _Answers, other: _Answers) -> str:

@@ -108,6 +108,10 @@ def resume_pretraining(
         )
     opened.remove_unfinished_files()
     if opened.result["status"] == "finished":
+        if not opened.is_complete:  # it was killed between its result and its report
+            from netloom.workflows.pretraining_report import write_pretraining_report
+
+            write_pretraining_report(opened)
         reporter.say(f"{opened.path} is finished.")
         return opened
     data = reopen_unlabelled(opened, source, recipe, reporter)

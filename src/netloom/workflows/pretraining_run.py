@@ -137,6 +137,8 @@ class PretrainingRun:
             with contextlib.suppress(RunError):  # where nothing can be written, the first error is the one to be told
                 self.run.write_result({"status": "failed", "reason": str(error), "tests": 0})
             raise
+        # What came with the last validation or later.
+        state.stop_reason = interruption() or state.stop_reason
         return self._finish(state, validation, plan)
 
     @property
@@ -172,6 +174,10 @@ class PretrainingRun:
         self.run.write_weights(self._weights())
         interrupted = state.stop_reason in (BY_USER, BY_SYSTEM)
         result = self._result(state, plan, "interrupted" if interrupted else "finished")
+        # Who sends SIGTERM kills what has not ended some seconds later.
+        if state.stop_reason == BY_SYSTEM:
+            self.run.write_result({**result, "seconds": time.perf_counter() - self.started})
+            raise self._interrupted(state)
         with executing(plan):
             outputs = predict_outputs(self.embedder, validation.epoch(), head_names=[PAIR], plan=plan)[PAIR]
         result["spread"] = spread_of(outputs)
@@ -181,24 +187,28 @@ class PretrainingRun:
             last = state.history[(kept_epoch(self.recipe, state.history) or 1) - 1]
             result["validation"] = {"loss": last["validation_loss"], "accuracy": last["validation_accuracy"]}
         result["seconds"] = time.perf_counter() - self.started
+        self.run.remove_report()
         self.run.write_result(result)
         # Imported late: Matplotlib would delay the first step by most of a second.
         from netloom.workflows.pretraining_report import write_pretraining_report
 
         write_pretraining_report(self.run)
         if interrupted:
-            raise InterruptedTrainingError(
-                f"Pretraining was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. Go on with: "
-                f"netloom pretrain --resume {quoted(self.run.path)}",
-                self.run,
-                str(state.stop_reason),
-            )
+            raise self._interrupted(state)
         self.reporter.say(result["verdict"])
         self.reporter.say(
             f"Run:    {self.run.path}\nReport: {self.run.report_path}\n"
             f"Next:   netloom transfer SOURCE --backbone {quoted(self.run.path)}"
         )
         return self.run
+
+    def _interrupted(self, state: TrainingState) -> InterruptedTrainingError:
+        return InterruptedTrainingError(
+            f"Pretraining was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. Go on with: "
+            f"netloom pretrain --resume {quoted(self.run.path)}",
+            self.run,
+            str(state.stop_reason),
+        )
 
     def _weights(self) -> bytes:
         """The network's without its classifier, and what it is and was trained on, so that the file may stand alone."""

@@ -89,6 +89,32 @@ def write_report(folder: RunFolder, image_set: ImageSet, split: Split, test: Eva
     folder.write_report(render_report(report))
 
 
+def complete_report(folder: RunFolder, image_set: ImageSet, split: Split) -> None:
+    """Write the report of a run that was killed between its result and its report, if it is so.
+
+    The test part is not looked at again: what the network answered is in the run.
+
+    Args:
+        folder: Of a finished run.
+        image_set: The pictures, for the mistakes shown.
+        split: The parts of `image_set`.
+
+    Raises:
+        RunError: The stored answers are missing or damaged, or the report cannot be written.
+    """
+    if folder.report_path.is_file():
+        return
+    probabilities, targets = folder.test_predictions()
+    test = Evaluation.of(
+        probabilities,
+        targets,
+        train_targets=image_set.targets.numpy()[split.train],
+        class_names=folder.data.class_names,
+        groups=folder.test_groups(),
+    )
+    write_report(folder, image_set, split, test)
+
+
 _CLASSIFIERS = {
     "logistic": "A logistic regression was fitted to those of",
     "knn": "A picture's class is voted by those nearest to it among",

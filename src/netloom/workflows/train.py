@@ -151,7 +151,8 @@ def resume(
 ) -> Run:
     """Go on with a training that was cut short, or extend a finished one.
 
-    It ends with the same bits as if it had never been cut. Schedules that do not depend on the length go on exactly
+    It ends with the same bits as if it had never been cut; one that was cut while its report was drawn gets the report,
+    without another look at the test part. Schedules that do not depend on the length go on exactly
     when it is extended; one that does (cosine, one cycle) is recomputed for the new length. Early stopping that has
     ended it waits anew, and a time limit counts anew. The run gets its new length when all is ready to train.
 
@@ -183,6 +184,13 @@ def resume(
     checkpoint = load_checkpoint(path, epochs=recipe.epochs) if path.is_file() else None
     trained_for = recipe.epochs if checkpoint is None else checkpoint.epochs
     if result["status"] == "finished" and trained_for == (recipe.epochs if epochs is None else epochs):
+        if not opened.is_complete:
+            # Imported late: Matplotlib would delay every training's first step by most of a second.
+            from netloom.workflows.report import complete_report
+
+            finished = reopen_data(opened, source, reporter)
+            complete_report(opened, finished.image_set, finished.split)
+            reporter.say(f"It had no report yet: {opened.report_path}")
         reporter.say(f"{opened.path} is finished; say how many epochs it shall have: --set epochs=N.")
         return opened
     extended = _extended(opened, recipe, epochs, checkpoint)

@@ -79,8 +79,9 @@ class TrainingRun:
         checkpoint: To go on from.
         profile: Record where the time of some steps goes.
         past: What calls before this one left of the training.
-        interruption: Asked between two steps; a reason ends the training there, to be resumed, without scores and
-            report, for which there may be no time. None ends it by Ctrl-C and SIGTERM, with both.
+        interruption: Asked between two steps and before the test; a reason ends the training there, to be resumed,
+            without scores and report, for which there may be no time. None ends it by SIGTERM in the same way, and by
+            Ctrl-C with both.
         started: When the call began, by `time.perf_counter`.
     """
 
@@ -103,7 +104,7 @@ class TrainingRun:
 
         Raises:
             InterruptedTrainingError: Ctrl-C or SIGTERM, or by `interruption`.
-            TrainingError: The loss is no longer a number.
+            TrainingError: The loss or a weight is no longer a number.
             NetloomError: Something else keeps it from its end: features that are no numbers, a full disk, …. Unless it
                 had ended before, the run has the status `failed` then.
         """
@@ -156,13 +157,16 @@ class TrainingRun:
             own += [EpochProgress(self.reporter)] + ([Profile(self.run.profile_path)] if self.profile else [])
         listener = listening() if self.interruption is None else contextlib.nullcontext(self.interruption)
         with listener as interruption, contextlib.closing(CallbackList(own)):
-            return self.fitting.fit(
+            state = self.fitting.fit(
                 plan,
                 CallbackList([*own, *callbacks]),
                 checkpointer=Checkpointer(self.run.checkpoint_path),
                 resume=self.checkpoint,
                 interruption=interruption,
             )
+        # What came with the last validation or later: all epochs are saved, and a resumption goes on with the test.
+        state.stop_reason = interruption() or state.stop_reason
+        return state
 
     def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan, watch: Watch) -> Evaluation:
         targets = self.data.image_set.targets.numpy()
@@ -185,9 +189,10 @@ class TrainingRun:
         self.run.write_weights(weights_bytes(self.network))
         interrupted = self._was_interrupted(state)
         result = self._result(state, plan, "interrupted" if interrupted else "finished")
-        if interrupted and self.interruption is not None:
-            self.run.write_result(result)
-            raise InterruptedTrainingError(f"Training was {state.stop_reason}.", self.run, str(state.stop_reason))
+        # Who sends SIGTERM kills what has not ended some seconds later.
+        if interrupted and (self.interruption is not None or state.stop_reason == BY_SYSTEM):
+            self.run.write_result({**result, "seconds": time.perf_counter() - self.started})
+            raise self._interrupted(state)
         if state.history and len(self.data.split.validation):
             validation = self._evaluate(self.data.split.validation, plan, watch)
             result["validation"] = {**validation.to_json(), **_best(state.history)}
@@ -202,27 +207,29 @@ class TrainingRun:
     def _finish(self, state: TrainingState, result: dict[str, Any], test: Evaluation | None) -> Run:
         """Write result and report."""
         result["seconds"] = time.perf_counter() - self.started
+        self.run.remove_report()  # of an interruption, say: killed between the two, a result has none and gets it later
         self.run.write_result(result)
         # Imported late: Matplotlib would delay every training's first step by most of a second.
         from netloom.workflows.report import write_report
 
         write_report(self.run, self.data.image_set, self.data.split, test)
         if result["status"] == "interrupted":
-            raise InterruptedTrainingError(
-                f"Training was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. The run so far is "
-                f"usable; go on with: {self._how_to_go_on()}",
-                self.run,
-                str(state.stop_reason),
-            )
+            raise self._interrupted(state)
         self._say_result(result)
         return self.run
 
-    def _how_to_go_on(self) -> str:
-        return how_to_go_on(
+    def _interrupted(self, state: TrainingState) -> InterruptedTrainingError:
+        go_on_with = how_to_go_on(
             f"netloom train --resume {quoted(self.run.path)}",
             f"netloom.resume({str(self.run.path)!r}",
             in_memory=not self.data.facts.source_location,
             model=self.run.custom_model,
+        )
+        return InterruptedTrainingError(
+            f"Training was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. The run so far is "
+            f"usable; go on with: {go_on_with}",
+            self.run,
+            str(state.stop_reason),
         )
 
     def _was_interrupted(self, state: TrainingState) -> bool:

@@ -83,15 +83,19 @@ def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> di
     """
     resources: Resources = context.shared
     opened = Run(run, model=resources.model)
-    if (result := opened.result)["status"] == "finished":  # its worker died just before it could tell
-        return result
     opened.remove_unfinished_files()
     recipe, facts = opened.recipe, opened.data
+    split = Split.from_json(opened.split, resources.image_set.ids)
+    if (result := opened.result)["status"] == "finished":  # its worker died just before it could report or tell
+        from netloom.workflows.report import complete_report
+
+        complete_report(opened, resources.image_set, split)
+        return result
     execution = ExecutionPlan.from_json(dict(plan))
     training = TrainingRun(
         opened,
         recipe,
-        PreparedData(resources.image_set, Split.from_json(opened.split, resources.image_set.ids), facts),
+        PreparedData(resources.image_set, split, facts),
         *builders.build_network(recipe, facts, resources.model),
         execution.device,
         Reporter(quiet=True),

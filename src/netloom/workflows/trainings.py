@@ -214,7 +214,7 @@ def run_trainings(
     model: CustomModel | None = None,
     go_on_with: str,
 ) -> dict[str, str]:
-    """Bring all runs to their end, `jobs` at once; finished ones are left alone.
+    """Bring all runs to their end, `jobs` at once; finished ones are left alone, but for a report that is missing.
 
     Results are those of one training after the other under the same plan, bit for bit.
 
@@ -238,7 +238,7 @@ def run_trainings(
     tasks = [
         Task(run.name, finish_run, {"run": str(run.path.resolve()), "plan": plan.to_json()})
         for run in runs
-        if run.result["status"] != "finished"
+        if not run.is_complete
     ]
     if not tasks:
         return {}
