@@ -44,6 +44,8 @@ class ExecutionPlan:
         shards: Threads among which a training step divides its batch; 0 where its operations are divided instead.
         unfolded: Which convolutions of a captured step, by their order, compute their weights' gradient from unfolded
             pictures.
+        prediction_threads: Threads that take pictures through the network in a pass without training, on the CPU; 0
+            for as many CPUs as training keeps busy. Outputs do not depend on it.
     """
 
     device: str
@@ -52,6 +54,7 @@ class ExecutionPlan:
     reason: str = ""
     shards: int = 0
     unfolded: tuple[int, ...] = ()
+    prediction_threads: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -60,6 +63,10 @@ class ExecutionPlan:
             raise NetloomError(f"An execution plan has 1 to {_MOST_THREADS:,} threads, not {self.threads:,}.")
         if not 0 <= self.shards <= _MOST_THREADS:
             raise NetloomError(f"An execution plan has 0 to {_MOST_THREADS:,} shards, not {self.shards:,}.")
+        if not 0 <= self.prediction_threads <= _MOST_THREADS:
+            raise NetloomError(
+                f"An execution plan has 0 to {_MOST_THREADS:,} prediction threads, not {self.prediction_threads:,}."
+            )
 
     @property
     def torch_device(self) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,11 @@ def _plan_by_features(
     return fitting.choose_plan(threads=threads), at_once
 
 
+def plan_of_each(plan: ExecutionPlan, *, alone: bool) -> ExecutionPlan:
+    """How each training of many is executed: in passes without training, too, it keeps to its share of the threads."""
+    return plan if alone else replace(plan, prediction_threads=0)
+
+
 def describe_plan(recipe: Recipe, network: nn.Module, plan: ExecutionPlan, jobs: int) -> str:
     """One line for people."""
     return (
@@ -235,23 +241,22 @@ def run_trainings(
         InterruptedTrainingsError: Ctrl-C or SIGTERM; every run can be gone on with.
         NetloomError: The processes cannot be started.
     """
-    tasks = [
-        Task(run.name, finish_run, {"run": str(run.path.resolve()), "plan": plan.to_json()})
-        for run in runs
-        if run.result["status"] != "finished"
-    ]
-    if not tasks:
+    todo = [run for run in runs if run.result["status"] != "finished"]
+    if not todo:
         return {}
+    jobs = min(jobs, len(todo))
+    own = plan_of_each(plan, alone=jobs == 1).to_json()
+    tasks = [Task(run.name, finish_run, {"run": str(run.path.resolve()), "plan": own}) for run in todo]
     with (
         listening() as interruption,
         reporter.bars() as bars,
         executor_for(
             [(image_set, pixels_file)],
-            jobs=min(jobs, len(tasks)),
+            jobs=jobs,
             plan=plan,
             here=Resources(image_set, model),
             setup=set_up,
-            arguments={"model": name_for_workers(model, min(jobs, len(tasks)))},
+            arguments={"model": name_for_workers(model, jobs)},
             reporter=reporter,
         ) as executor,
     ):
