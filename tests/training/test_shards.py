@@ -25,7 +25,7 @@ from netloom.training.capture import CaptureError, capture
 from netloom.training.convolution import unfolded_convolution
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.optim import create_optimizer
-from netloom.training.planning import choose_plan
+from netloom.training.planning import TimedSteps, choose_plan
 from netloom.training.shards import ShardedGradients
 from netloom.training.step import TrainingStep
 from training.helpers import HEAD, StopAfter, batches, equal, network, train, untimed
@@ -372,10 +372,10 @@ def test_capturing_leaves_model_and_generators_as_they_are() -> None:
 def test_a_plan_is_asked_for_measured_or_not_worth_it() -> None:
     batch = next(iter(batches().epoch()))
     options: dict[str, Any] = {"device": "cpu", "precision": "float32"}
-    assert choose_plan(network(), batch, [HEAD], **options, shards=3).shards == 3
-    assert choose_plan(network(), batch, [HEAD], **options, shards=0, n_steps=10**9).shards == 0
-    assert choose_plan(network(), batch, [HEAD], **options, n_steps=10).shards == 0
-    measured = choose_plan(network(), batch, [HEAD], **options, n_steps=10**9)
+    assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, shards=3).shards == 3
+    assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, shards=0, n_steps=10**9).shards == 0
+    assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, n_steps=10).shards == 0
+    measured = choose_plan(TimedSteps(network(), batch, [HEAD]), **options, n_steps=10**9)
     assert measured.shards == 0 or "times faster in" in measured.reason
     assert ExecutionPlan.from_json(measured.to_json()) == measured
 
@@ -383,8 +383,8 @@ def test_a_plan_is_asked_for_measured_or_not_worth_it() -> None:
 def test_a_model_that_mixes_samples_is_found_by_comparing() -> None:
     options: dict[str, Any] = {"device": "cpu", "precision": "float32"}
     with pytest.raises(TrainingError, match="depend on how a batch is divided"):
-        choose_plan(MixesSamples(), a_batch(), [CLASSES], **options, shards=2)
-    plan = choose_plan(MixesSamples(), a_batch(), [CLASSES], **options, n_steps=10**9)
+        choose_plan(TimedSteps(MixesSamples(), a_batch(), [CLASSES]), **options, shards=2)
+    plan = choose_plan(TimedSteps(MixesSamples(), a_batch(), [CLASSES]), **options, n_steps=10**9)
     if torch.get_num_threads() > 1:
         assert plan.shards == 0
         assert "depend on how a batch is divided" in plan.reason

@@ -12,7 +12,7 @@ from netloom.runtime import (
     resolve_device,
     training_threads,
 )
-from netloom.training.planning import convolution_speedup
+from netloom.training.planning import convolution_speedup, times_networks
 
 OPTIONAL: dict[str, tuple[str, str]] = {}
 """Optional libraries by module name: what they are for, and how to get them."""
@@ -27,7 +27,7 @@ def examine() -> dict[str, Any]:
         "device": device,
         "threads": threads,
         "bfloat16_speedup": speedup,
-        "precision": "measured for each network" if speedup > 1.1 else "float32",
+        "precision": "measured for each network" if times_networks(device, speedup) else "float32",
         "allocator_keeps_bytes": keep_freed_memory(),
         "cache": str(cache_directory()),
         "optional": {

@@ -21,9 +21,8 @@ from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Event, Executor, Failed, Finished, Reported, Retried, Task, name_of
 from netloom.progress import Bars, Reporter
 from netloom.recipe import Recipe
-from netloom.runtime import ExecutionPlan, training_threads, usable_cpus
+from netloom.runtime import ExecutionPlan, Precision, training_threads, usable_cpus
 from netloom.training.callbacks.progress import figures_in_words
-from netloom.training.planning import seconds_by_threads
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.card_sharing import trainings_per_card
@@ -143,10 +142,15 @@ def plan_trainings(
     decided = recipe.shards != "auto" and recipe.shards > 0
     if device == "cpu" and jobs != 1 and n_trainings > 1 and not decided:
         candidates = [t for t in candidate_threads(n_trainings, cpus, jobs) if t <= training_threads()]
-        on_it = builders.as_in_training(recipe, fitting.network)
-        seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, candidates)
+        precision: Precision = "bfloat16" if recipe.precision == "bfloat16" else "float32"
+        seconds = fitting.step_seconds([ExecutionPlan(device, t, precision) for t in candidates])
         jobs, threads = choose_jobs(
-            seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs, most=most, independent=most is None
+            dict(zip(candidates, seconds, strict=True)),
+            n_tasks=n_trainings,
+            cpus=cpus,
+            jobs=jobs,
+            most=most,
+            independent=most is None,
         )
     measured = fitting.choose_plan(threads=None if jobs == 1 else threads)
     if device != "cpu":
