@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +76,29 @@ def test_the_fastest_number_of_threads_is_chosen_or_a_smaller_one_nearly_as_fast
     plan = choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG, shards=0)
     assert (plan.threads, plan.prediction_threads) == (fastest, 4)
     assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG, shards=0, threads=2).prediction_threads == 0
+
+
+def test_threads_are_timed_in_the_precision_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[ExecutionPlan] = []
+
+    def seconds(self: TimedSteps, plans: Sequence[ExecutionPlan]) -> list[float]:
+        timed.extend(plans)
+        return [1.0] * len(plans)
+
+    monkeypatch.setattr(TimedSteps, "seconds", seconds)
+    monkeypatch.setattr(planning, "training_threads", lambda: 4)
+    choose_plan(TimedSteps(network(), a_batch(), [HEAD]), device="cpu", precision="bfloat16", shards=0)
+    assert [(plan.threads, plan.precision) for plan in timed] == [(n, "bfloat16") for n in (1, 2, 4)]
+
+
+def test_the_time_that_capturing_takes_is_not_a_steps(gradients_take: Callable[..., Clock]) -> None:
+    class CapturedFirst(dict[int, float]):
+        def __getitem__(self, shards: int) -> float:
+            return self.pop(shards, 0.5)
+
+    gradients_take({1: 1.0}, CapturedFirst({2: 100.0}))
+    plans = [ExecutionPlan("cpu", 1, "float32"), ExecutionPlan("cpu", 1, "float32", shards=2)]
+    assert TimedSteps(network(), a_batch(), [HEAD]).seconds(plans) == [1.0, 0.5]
 
 
 def test_shards_are_chosen_where_they_are_faster(gradients_take: Callable[..., Clock]) -> None:

@@ -15,7 +15,7 @@ from netloom.errors import TrainingError
 from netloom.models.backbones import BackboneTrunk
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
-from netloom.runtime import ExecutionPlan, executing, on_device, training_threads
+from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
 from netloom.training.divided import DividedStep
 from netloom.training.step import TrainingStep
 from netloom.training.timing import fastest_seconds, seconds_of
@@ -70,6 +70,8 @@ class TimedSteps:
         for plan in plans:
             with executing(plan), self.under(plan) as step:
                 torch.set_num_threads(plan.threads_between_steps)
+                if plan.shards:
+                    step()  # captured first, which takes long
                 first = seconds_of(step, plan.device)
                 hopeless = bool(found) and first > _HOPELESS * min(found)
                 found.append(first if hopeless else fastest_seconds([step], plan.device, warmed_up=True)[0])
@@ -164,7 +166,7 @@ def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
 
 def _plan_of_whole_batches(steps: TimedSteps, *, device: str, precision: str, threads: int | None) -> ExecutionPlan:
     if threads is None:
-        threads = _fastest_threads(steps) if device == "cpu" else training_threads()
+        threads = _fastest_threads(steps, precision) if device == "cpu" else training_threads()
     return _in_faster_precision(
         ExecutionPlan(device, threads, "float32"), steps.under, "this network's step", precision=precision
     )
@@ -250,11 +252,12 @@ def _convolution(plan: ExecutionPlan) -> Callable[[], None]:
     return run
 
 
-def _fastest_threads(steps: TimedSteps) -> int:
+def _fastest_threads(steps: TimedSteps, precision: str) -> int:
     most = training_threads()
     candidates = sorted({1, max(1, most // 2), most})
     if len(candidates) == 1:
         return most
-    seconds = steps.seconds([ExecutionPlan("cpu", threads, "float32") for threads in candidates])
+    kind: Precision = "bfloat16" if precision == "bfloat16" else "float32"
+    seconds = steps.seconds([ExecutionPlan("cpu", threads, kind) for threads in candidates])
     nearly = min(seconds) * _NEARLY_AS_FAST
     return next(threads for threads, taken in zip(candidates, seconds, strict=True) if taken <= nearly)
