@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from netloom.runtime import ExecutionPlan, deterministic_kernels, executing
+from netloom import runtime
+from netloom.runtime import ExecutionPlan, deterministic_kernels, executing, keep_freed_memory
+from netloom.workflows import doctor
 
 
 def settings() -> tuple[bool, ...]:
@@ -46,3 +49,34 @@ def test_on_the_cpu_nothing_is_asked_for() -> None:
     before = settings()
     with executing(ExecutionPlan("cpu", 1, "float32")):
         assert settings() == before
+
+
+@pytest.mark.parametrize(
+    ("most", "asked", "kept", "told"),
+    [
+        (2**31, [(-3, 2**30), (-1, 2**30), (-2, 2**26)], 2**30, "keeps freed blocks of up to 1 GiB for reuse"),
+        (
+            2**25,
+            [(-3, 2**30), (-3, 2**25), (-1, 2**30), (-2, 2**26)],
+            2**25,
+            "keeps freed blocks of up to 32 MiB for reuse",
+        ),
+        (0, [(-3, 2**30), (-3, 2**25)], 0, "the system's default"),
+    ],
+)
+def test_an_allocator_that_refuses_the_threshold_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, most: int, asked: list[tuple[int, int]], kept: int, told: str
+) -> None:
+    """-3 is the threshold, -1 trimming, -2 padding (malloc.h); either of the last two alone ends its growth."""
+    calls: list[tuple[int, int]] = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        calls.append((parameter, value))
+        return int(parameter != -3 or value <= most)
+
+    monkeypatch.setattr(runtime.sys, "platform", "linux")
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    assert keep_freed_memory() == kept
+    assert calls == asked
+    monkeypatch.setattr(doctor, "convolution_speedup", lambda device, threads: 1.0)
+    assert f"Allocator   {told}" in doctor.describe(doctor.examine())

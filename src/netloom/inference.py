@@ -120,9 +120,9 @@ def predict_outputs(
     twice or six times the cost.
 
     From two batches on, a folded copy of the network (`models/folding.py`) predicts, where there is one and its outputs
-    agree with the network's on the first pictures; on a CPU `plan.cpus` threads then take pieces of the batches through
-    it. How a batch is divided depends on the size of its pictures alone, so that outputs are the same bits for every
-    number of threads. The next batch is made meanwhile.
+    agree with the network's on the first pictures; on a CPU as many threads as the plan says then take pieces of the
+    batches through it. How a batch is divided depends on the size of its pictures alone, so that outputs are the same
+    bits for every number of threads. The next batch is made meanwhile.
 
     Raises:
         ModelError: The kind of augmentation is unknown, or the batches have no input `image` to augment.
@@ -263,16 +263,16 @@ def _by_threads(
     On busy cores this takes a half to a seventh of the time of operations that are divided among threads, which wait
     for the slowest of them again and again (docs/log.md); torch's operations run without Python's lock.
     """
-    threads = torch.get_num_threads()
+    threads, n_workers = torch.get_num_threads(), task.plan.prediction_threads or task.plan.cpus
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(task.plan.cpus, "netloom-predict", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(n_workers, "netloom-predict", initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[tuple[Batch, list[Future[dict[str, torch.Tensor]]]]] = deque()
     try:
         for batch in batches:
             waiting.append(
                 (batch, [pool.submit(task, model, piece) for piece in _divided(batch.inputs, _n_pieces(batch.inputs))])
             )
-            while sum(len(pieces) for _, pieces in waiting) > _PIECES_AHEAD * task.plan.cpus and len(waiting) > 1:
+            while sum(len(pieces) for _, pieces in waiting) > _PIECES_AHEAD * n_workers and len(waiting) > 1:
                 yield _finished(*waiting.popleft())
         while waiting:
             yield _finished(*waiting.popleft())

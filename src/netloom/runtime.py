@@ -27,7 +27,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 # glibc gives blocks above 128 KB back to the kernel at every free, so that each step of a small network pays for
 # page faults again: keeping them raised training from 5.8 to 8.1 thousand pictures a second on four cores.
 _MALLOC_MMAP_THRESHOLD, _MALLOC_TRIM_THRESHOLD, _MALLOC_TOP_PAD = -3, -1, -2
-_KEEP_BYTES = 1 << 30
+# What to ask for, the most first: older releases of glibc refuse a threshold above 32 MiB (mallopt(3), 64 bits).
+_KEEP_BYTES = (1 << 30, 32 << 20)
 _MOST_THREADS = 1024  # of a large server; OpenMP ends the process when it cannot start what it is asked for
 
 
@@ -43,6 +44,8 @@ class ExecutionPlan:
         shards: Threads among which a training step divides its batch; 0 where its operations are divided instead.
         unfolded: Which convolutions of a captured step, by their order, compute their weights' gradient from unfolded
             pictures.
+        prediction_threads: Threads that take pictures through the network in a pass without training, on the CPU; 0
+            for as many CPUs as training keeps busy. Outputs do not depend on it.
     """
 
     device: str
@@ -51,6 +54,7 @@ class ExecutionPlan:
     reason: str = ""
     shards: int = 0
     unfolded: tuple[int, ...] = ()
+    prediction_threads: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -59,6 +63,10 @@ class ExecutionPlan:
             raise NetloomError(f"An execution plan has 1 to {_MOST_THREADS:,} threads, not {self.threads:,}.")
         if not 0 <= self.shards <= _MOST_THREADS:
             raise NetloomError(f"An execution plan has 0 to {_MOST_THREADS:,} shards, not {self.shards:,}.")
+        if not 0 <= self.prediction_threads <= _MOST_THREADS:
+            raise NetloomError(
+                f"An execution plan has 0 to {_MOST_THREADS:,} prediction threads, not {self.prediction_threads:,}."
+            )
 
     @property
     def torch_device(self) -> torch.device:
@@ -220,20 +228,25 @@ def training_threads() -> int:
     return max(1, min(torch.get_num_threads(), usable_cpus()))
 
 
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed blocks for reuse; where there is no glibc nothing is done. True if it was."""
+def keep_freed_memory() -> int:
+    """Tell glibc to keep freed blocks for reuse; where there is no glibc nothing is done.
+
+    Returns:
+        Up to which size blocks are kept, in bytes; 0 where the system's default is left as it is.
+    """
     if not sys.platform.startswith("linux"):
-        return False
+        return 0
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return False
-    done = [
-        mallopt(_MALLOC_MMAP_THRESHOLD, _KEEP_BYTES),
-        mallopt(_MALLOC_TRIM_THRESHOLD, _KEEP_BYTES),
-        mallopt(_MALLOC_TOP_PAD, 64 << 20),
-    ]
-    return done == [1, 1, 1]
+        return 0
+    # The threshold comes first: the two others, set without it, would end its growth with the blocks that are freed,
+    # and leave it at 128 KB for good.
+    kept = next((size for size in _KEEP_BYTES if mallopt(_MALLOC_MMAP_THRESHOLD, size) == 1), 0)
+    if kept:
+        mallopt(_MALLOC_TRIM_THRESHOLD, _KEEP_BYTES[0])
+        mallopt(_MALLOC_TOP_PAD, 64 << 20)
+    return kept
 
 
 def package_versions() -> dict[str, str]:

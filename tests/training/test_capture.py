@@ -21,7 +21,7 @@ from netloom.recipe import load_recipe
 from netloom.runtime import ExecutionPlan
 from netloom.training import planning
 from netloom.training.capture import CaptureError
-from netloom.training.planning import choose_plan
+from netloom.training.planning import TimedSteps, choose_plan
 from netloom.training.shards import ShardedGradients
 from netloom.workflows import builders
 from training.test_shards import sharded, whole
@@ -149,12 +149,12 @@ def test_what_a_graph_does_not_hold_is_trained_by_whole_batches(
     buffers = copy.deepcopy(dict(model.named_buffers()))
     measured = builders.as_in_training(load_recipe("photos"), model)  # as trainings have it measured
     with pytest.raises(TrainingError, match="cannot be divided among threads"):
-        choose_plan(measured, a_batch(), [CLASSES], **OPTIONS, shards=2)
+        choose_plan(TimedSteps(measured, a_batch(), [CLASSES]), **OPTIONS, shards=2)
     monkeypatch.setattr(planning, "_WORTHWHILE", 0.0)  # shards would be chosen, however slow they are
-    plan = choose_plan(measured, a_batch(), [CLASSES], **OPTIONS, n_steps=10**12)
+    plan = choose_plan(TimedSteps(measured, a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12)
     assert plan.shards == 0
     assert "cannot be divided among threads" in plan.reason
-    assert choose_plan(Plain(), a_batch(), [CLASSES], **OPTIONS, n_steps=10**12).shards == 2
+    assert choose_plan(TimedSteps(Plain(), a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12).shards == 2
     if kind not in ONLY_COMPARED:
         one = ExecutionPlan("cpu", 1, "float32", shards=1)
         with pytest.raises(CaptureError):
@@ -167,7 +167,7 @@ def test_hooks_on_all_modules_are_hooks() -> None:
     handle = register_module_full_backward_hook(lambda *_: None)
     try:
         with pytest.raises(CaptureError, match="hooks"):
-            choose_plan(Plain(), a_batch(), [CLASSES], **OPTIONS, shards=2)
+            choose_plan(TimedSteps(Plain(), a_batch(), [CLASSES]), **OPTIONS, shards=2)
     finally:
         handle.remove()
 
@@ -177,8 +177,11 @@ def test_dropout_and_statistics_pass_the_comparison(dropout: Callable[[], nn.Mod
     torch.manual_seed(2)
     layers = [nn.Conv1d(1, 4, 2), nn.BatchNorm1d(4), nn.ReLU(), dropout(), nn.Flatten(), nn.Linear(20, 5)]
     model = nn.Sequential(nn.Flatten(2), nn.Flatten(1), nn.Unflatten(1, (1, 6)), *layers)
-    assert choose_plan(model, a_batch(), [CLASSES], **OPTIONS, shards=2).shards == 2
-    assert choose_plan(model, a_batch(), [CLASSES], **{**OPTIONS, "precision": "bfloat16"}, shards=2).shards == 2
+    assert choose_plan(TimedSteps(model, a_batch(), [CLASSES]), **OPTIONS, shards=2).shards == 2
+    assert (
+        choose_plan(TimedSteps(model, a_batch(), [CLASSES]), **{**OPTIONS, "precision": "bfloat16"}, shards=2).shards
+        == 2
+    )
 
 
 @pytest.mark.parametrize("length", [4, 5])
@@ -213,7 +216,7 @@ def test_standardized_kernels_are_those_of_each_shard(n_shards: int) -> None:
     torch.manual_seed(2)
     model = nn.Sequential(Standardized(1, 6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5))
     sharded(model, a_batch(), n_shards).assert_like(whole(model, a_batch()))
-    assert choose_plan(model, a_batch(), [CLASSES], **OPTIONS, shards=2).shards == 2
+    assert choose_plan(TimedSteps(model, a_batch(), [CLASSES]), **OPTIONS, shards=2).shards == 2
 
 
 class ForeignStatistics(Plain):

@@ -1,15 +1,172 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from netloom.data.batches import Batch
 from netloom.runtime import ExecutionPlan
-from netloom.training.planning import choose_plan
+from netloom.training import planning, timing
+from netloom.training.divided import DividedStep
+from netloom.training.gradients import WholeBatchGradients
+from netloom.training.planning import TimedSteps, choose_feature_plan, choose_plan
+from netloom.training.shards import ShardedGradients
+from netloom.training.step import TrainingStep
 from training.helpers import HEAD, batches, network
+
+
+def a_batch() -> Batch:
+    return next(iter(batches().epoch()))
+
+
+class Clock:
+    """Stands still but for what is said to take time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def gradients_take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
+    """Four threads, and a clock by which gradients take so many seconds, by threads and by shards."""
+
+    def script(by_threads: Mapping[int, float], by_shards: Mapping[int, float] = {}) -> Clock:
+        clock = Clock()
+
+        def timed(kind: Any, seconds: Callable[[ExecutionPlan], float]) -> None:
+            def call(self: Any, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+                clock.now += seconds(self.plan)
+                return torch.zeros(()), torch.zeros((), dtype=torch.int64)
+
+            monkeypatch.setattr(kind, "__call__", call)
+
+        timed(WholeBatchGradients, lambda plan: by_threads[plan.threads])
+        timed(ShardedGradients, lambda plan: by_shards[plan.shards])
+        monkeypatch.setattr(timing, "time", clock)
+        monkeypatch.setattr(planning, "training_threads", lambda: 4)
+        monkeypatch.setattr(DividedStep, "check", lambda self: None)
+        monkeypatch.setattr(DividedStep, "faster_unfolded", lambda self: ())
+        return clock
+
+    return script
+
+
+LONG: dict[str, Any] = {"device": "cpu", "precision": "float32", "n_steps": 10**6}
+
+
+@pytest.mark.parametrize(
+    ("by_threads", "fastest"),
+    [({1: 4.0, 2: 1.0, 4: 2.0}, 2), ({1: 4.0, 2: 2.0, 4: 1.0}, 4), ({1: 1.04, 2: 1.02, 4: 1.0}, 1)],
+)
+def test_the_fastest_number_of_threads_is_chosen_or_a_smaller_one_nearly_as_fast(
+    by_threads: dict[int, float], fastest: int, gradients_take: Callable[..., Clock]
+) -> None:
+    gradients_take(by_threads)
+    plan = choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG, shards=0)
+    assert (plan.threads, plan.prediction_threads) == (fastest, 4)
+    assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG, shards=0, threads=2).prediction_threads == 0
+
+
+def test_threads_are_timed_in_the_precision_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[ExecutionPlan] = []
+
+    def seconds(self: TimedSteps, plans: Sequence[ExecutionPlan]) -> list[float]:
+        timed.extend(plans)
+        return [1.0] * len(plans)
+
+    monkeypatch.setattr(TimedSteps, "seconds", seconds)
+    monkeypatch.setattr(planning, "training_threads", lambda: 4)
+    choose_plan(TimedSteps(network(), a_batch(), [HEAD]), device="cpu", precision="bfloat16", shards=0)
+    assert [(plan.threads, plan.precision) for plan in timed] == [(n, "bfloat16") for n in (1, 2, 4)]
+
+
+def test_the_time_that_capturing_takes_is_not_a_steps(gradients_take: Callable[..., Clock]) -> None:
+    class CapturedFirst(dict[int, float]):
+        def __getitem__(self, shards: int) -> float:
+            return self.pop(shards, 0.5)
+
+    gradients_take({1: 1.0}, CapturedFirst({2: 100.0}))
+    plans = [ExecutionPlan("cpu", 1, "float32"), ExecutionPlan("cpu", 1, "float32", shards=2)]
+    assert TimedSteps(network(), a_batch(), [HEAD]).seconds(plans) == [1.0, 0.5]
+
+
+def test_shards_are_chosen_where_they_are_faster(gradients_take: Callable[..., Clock]) -> None:
+    gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, {4: 0.5})
+    plan = choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG)
+    assert (plan.shards, plan.reason) == (4, "as asked; a step is 2.0 times faster in 4 shards")
+    gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, {4: 0.95})
+    assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG).shards == 0
+
+
+def test_half_of_the_shards_are_tried_where_others_use_some_cores(gradients_take: Callable[..., Clock]) -> None:
+    gradients_take({1: 1.0, 2: 1.5, 4: 9.0}, {4: 3.0, 2: 0.5})
+    assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG).shards == 2
+    gradients_take({1: 1.0, 2: 1.5, 4: 9.0}, {4: 3.0, 2: 0.95})
+    assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG).shards == 0
+
+
+class Slow(torch.optim.SGD):
+    """Takes its time where it has one thread."""
+
+    clock: Clock
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.clock.now += 2.0 if torch.get_num_threads() == 1 else 0.1
+
+
+def test_what_one_thread_does_beside_the_shards_counts(gradients_take: Callable[..., Clock]) -> None:
+    """Gradients alone are twice as fast in shards; with an optimizer that wants its threads the step is slower."""
+    Slow.clock = gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, {4: 0.5})
+
+    def make_step(model: nn.Module, plan: ExecutionPlan) -> TrainingStep:
+        return TrainingStep(model, [HEAD], Slow(model.parameters()), plan=plan, seed=0)
+
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert choose_plan(TimedSteps(model, a_batch(), [HEAD]), **LONG).shards == 4
+    assert choose_plan(TimedSteps(model, a_batch(), [HEAD], make_step=make_step), **LONG).shards == 0
+
+    def draw() -> Batch:
+        Slow.clock.now += 2.0 if torch.get_num_threads() == 1 else 0.1
+        return a_batch()
+
+    assert choose_plan(TimedSteps(model, a_batch(), [HEAD], draw=draw), **LONG).shards == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [([2.0, 1.0], "bfloat16"), ([1.0, 0.95], "float32")])
+def test_on_a_gpu_the_network_itself_is_timed(
+    seconds: list[float], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single small convolution is bound by how long its kernels take to start, in either precision."""
+    monkeypatch.setattr(planning, "convolution_speedup", lambda device, threads: 0.8)
+    times = itertools.cycle(seconds)
+    monkeypatch.setattr(planning, "fastest_seconds", lambda runs, device: [next(times) for _ in runs])
+    monkeypatch.setattr(planning, "executing", lambda plan: contextlib.nullcontext())
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))])
+
+    def make_step(model: nn.Module, plan: ExecutionPlan) -> Any:
+        return SimpleNamespace(optimizer=optimizer, close=lambda: None)
+
+    plan = choose_plan(TimedSteps(network(), a_batch(), [HEAD], make_step=make_step), device="cuda:0")
+    assert plan.precision == chosen
+    assert plan.reason.startswith("this network's step is")
+    assert choose_feature_plan(network(), a_batch(), device="cuda:0").precision == chosen
+    assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), device="cpu", threads=1, shards=0).reason.startswith(
+        "a convolution is 1.2 times slower"
+    )
 
 
 def test_measuring_leaves_weights_statistics_and_generators_untouched() -> None:
@@ -18,7 +175,7 @@ def test_measuring_leaves_weights_statistics_and_generators_untouched() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    plan = choose_plan(model, next(iter(batches().epoch())), [HEAD], device="cpu")
+    plan = choose_plan(TimedSteps(model, next(iter(batches().epoch())), [HEAD]), device="cpu")
     assert torch.equal(torch.rand(2), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -28,7 +185,7 @@ def test_measuring_leaves_weights_statistics_and_generators_untouched() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_asked_for_precision_is_not_measured(precision: str) -> None:
-    plan = choose_plan(network(), next(iter(batches().epoch())), [HEAD], device="cpu", precision=precision)
+    plan = choose_plan(TimedSteps(network(), next(iter(batches().epoch())), [HEAD]), device="cpu", precision=precision)
     assert plan.precision == precision
     assert ExecutionPlan.from_json(plan.to_json()) == plan
 
@@ -36,9 +193,9 @@ def test_an_asked_for_precision_is_not_measured(precision: str) -> None:
 def test_without_fast_bfloat16_instructions_float32_is_chosen() -> None:
     """oneDNN can be told to use AVX2 only, as on an ordinary laptop, where bfloat16 is several times slower."""
     code = (
-        "from netloom.training.planning import choose_plan\n"
+        "from netloom.training.planning import TimedSteps, choose_plan\n"
         "from training.helpers import HEAD, batches, network\n"
-        "plan = choose_plan(network(), next(iter(batches().epoch())), [HEAD], device='cpu')\n"
+        "plan = choose_plan(TimedSteps(network(), next(iter(batches().epoch())), [HEAD]), device='cpu')\n"
         "assert plan.precision == 'float32', plan"
     )
     tests = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120

@@ -7,10 +7,12 @@ import copy
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,12 +22,13 @@ from netloom.models import create_model, model_names, model_options
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan, executing
-from netloom.training import shards
+from netloom.training import planning, shards
 from netloom.training.capture import CaptureError, capture
+from netloom.training.checkpoint import Checkpointer, load_checkpoint
 from netloom.training.convolution import unfolded_convolution
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.optim import create_optimizer
-from netloom.training.planning import choose_plan
+from netloom.training.planning import TimedSteps, choose_plan
 from netloom.training.shards import ShardedGradients
 from netloom.training.step import TrainingStep
 from training.helpers import HEAD, StopAfter, batches, equal, network, train, untimed
@@ -264,16 +267,23 @@ def test_the_same_plan_gives_the_same_bits_whoever_is_first() -> None:
         sharded(model, batch, 4).assert_same_bits(first)
 
 
-def test_a_training_in_shards_learns_and_resumes_bit_for_bit() -> None:
-    plan = ExecutionPlan("cpu", 1, "float32", shards=3)
-    unbroken, again = network(), network()
-    state = train(unbroken, plan=plan)
+@pytest.mark.parametrize("unfolded", [(), (0,)])
+def test_a_training_in_shards_learns_and_resumes_bit_for_bit(unfolded: tuple[int, ...], tmp_path: Path) -> None:
+    """Weights, optimizer, statistics and figures; six steps are an epoch."""
+    plan = ExecutionPlan("cpu", 1, "float32", shards=3, unfolded=unfolded)
+    whole, cut = Checkpointer(tmp_path / "whole.safetensors"), Checkpointer(tmp_path / "cut.safetensors")
+    unbroken, stopped, resumed = network(), network(), network(seed=1)
+    state = train(unbroken, plan=plan, checkpointer=whole)
     assert state.history[-1]["validation_accuracy"] > 0.9
-    assert untimed(train(again, plan=plan)) == untimed(state)
-    assert equal(again, unbroken)
-    stopped = network()
-    train(stopped, plan=plan, interruption=StopAfter(9))
+    train(stopped, plan=plan, checkpointer=cut, interruption=StopAfter(9))
     assert not equal(stopped, unbroken)
+    found = train(resumed, plan=plan, checkpointer=cut, resume=load_checkpoint(cut.path, epochs=4))
+    assert untimed(found) == untimed(state)
+    assert equal(resumed, unbroken)
+    ours, theirs = load_file(cut.path), load_file(whole.path)
+    assert ours.keys() == theirs.keys()
+    assert any("exp_avg" in name for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_training_leaves_no_thread_behind() -> None:
@@ -369,22 +379,24 @@ def test_capturing_leaves_model_and_generators_as_they_are() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_plan_is_asked_for_measured_or_not_worth_it() -> None:
+def test_a_plan_is_asked_for_measured_or_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = next(iter(batches().epoch()))
     options: dict[str, Any] = {"device": "cpu", "precision": "float32"}
-    assert choose_plan(network(), batch, [HEAD], **options, shards=3).shards == 3
-    assert choose_plan(network(), batch, [HEAD], **options, shards=0, n_steps=10**9).shards == 0
-    assert choose_plan(network(), batch, [HEAD], **options, n_steps=10).shards == 0
-    measured = choose_plan(network(), batch, [HEAD], **options, n_steps=10**9)
-    assert measured.shards == 0 or "times faster in" in measured.reason
+    assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, shards=3).shards == 3
+    assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, shards=0, n_steps=10**9).shards == 0
+    assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, n_steps=10).shards == 0
+    monkeypatch.setattr(planning, "_WORTHWHILE", 0.0)  # chosen, however slow it is
+    measured = choose_plan(TimedSteps(network(), batch, [HEAD]), **options, threads=2, n_steps=10**9)
+    assert measured.shards == 2
+    assert measured.reason.endswith("times faster in 2 shards")
     assert ExecutionPlan.from_json(measured.to_json()) == measured
 
 
 def test_a_model_that_mixes_samples_is_found_by_comparing() -> None:
     options: dict[str, Any] = {"device": "cpu", "precision": "float32"}
     with pytest.raises(TrainingError, match="depend on how a batch is divided"):
-        choose_plan(MixesSamples(), a_batch(), [CLASSES], **options, shards=2)
-    plan = choose_plan(MixesSamples(), a_batch(), [CLASSES], **options, n_steps=10**9)
+        choose_plan(TimedSteps(MixesSamples(), a_batch(), [CLASSES]), **options, shards=2)
+    plan = choose_plan(TimedSteps(MixesSamples(), a_batch(), [CLASSES]), **options, n_steps=10**9)
     if torch.get_num_threads() > 1:
         assert plan.shards == 0
         assert "depend on how a batch is divided" in plan.reason

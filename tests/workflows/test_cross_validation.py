@@ -24,7 +24,7 @@ from netloom.runtime import ExecutionPlan
 from parallel import work
 from picture_folders import stripes, write_folder
 
-PLAN = ExecutionPlan("cpu", 1, "float32")
+PLAN = ExecutionPlan("cpu", 1, "float32", prediction_threads=2)
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 QUICK: dict[str, Any] = {
@@ -84,6 +84,8 @@ def at_once(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> netloom.w
 
 def test_parallel_trainings_give_the_bits_of_sequential_ones(one_by_one: Any, at_once: Any) -> None:
     assert at_once.result["jobs"] == 2
+    assert {run.plan.prediction_threads for run in one_by_one.runs} == {2}
+    assert {run.plan.prediction_threads for run in at_once.runs} == {0}  # a worker keeps to its share
     assert_same_bits(at_once.path, one_by_one.path)
 
 

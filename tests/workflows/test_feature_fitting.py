@@ -19,6 +19,7 @@ from netloom.data.imageset import ImageSet
 from netloom.errors import ModelError, NetloomError, RecipeError, TrainingError
 from netloom.features import FeatureExtractor
 from netloom.runtime import ExecutionPlan
+from netloom.training import planning
 from netloom.training.callbacks import Callback, TimeLimit
 from netloom.workflows import starting_head, training_run
 from netloom.workflows.training_run import InterruptedTrainingError
@@ -121,6 +122,29 @@ def test_the_second_training_looks_at_no_picture_and_gives_the_same_bits(
     assert first.result["test"] == second.result["test"]
     other_head = train(photos, tmp_path, backbone, **{"transfer.classifier": "network", "dense_units": [4]})
     assert other_head.result["features"]["computed"] == sum(looked_at) == 0
+
+
+def test_a_measurement_that_changes_its_mind_does_not_have_all_computed_again(
+    photos: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless most of the pictures are new anyway."""
+    speedups: list[float] = []
+    monkeypatch.setattr(planning, "convolution_speedup", lambda device, threads: 2.0)
+    monkeypatch.setattr(planning, "fastest_seconds", lambda runs, device: [speedups.pop(0), 1.0])
+
+    def train_under(speedup: float, source: Any) -> netloom.Run:
+        speedups[:] = [speedup]
+        chosen = settings(backbone, precision="auto")
+        return netloom.train(source, out=tmp_path, quiet=True, device="cpu", settings=chosen)
+
+    first, second = train_under(1.2, photos), train_under(1.05, photos)
+    assert [run.result["features"]["computed"] for run in (first, second)] == [60, 0]
+    assert [run.plan.precision for run in (first, second)] == ["bfloat16", "bfloat16"]
+    assert second.plan.reason == "that of features that are kept already"
+    assert speedups == [1.05]  # nothing was measured
+    pixels = np.stack([stripes(i % 3, i + 100) for i in range(30)])
+    others = ImageSet.from_arrays(pixels, np.arange(30) % 3, class_names=("across", "down", "plain"))
+    assert train_under(1.05, others).plan.precision == "float32"
 
 
 def test_new_pictures_alone_are_looked_at(backbone: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,29 @@ def test_predictions_are_those_of_the_test_part_whatever_lies_between(
     shares = [{p["class"]: p["probability"] for p in item["predictions"]} for item in found[::2]]
     ours = [[share[name] for name in run.data.class_names] for share in shares]
     np.testing.assert_allclose(ours, probabilities, atol=1e-5)
+
+
+def test_all_threads_predict_however_few_trained(
+    run: netloom.Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training had one, as those of a cross-validation have."""
+    pools: list[int] = []
+
+    class Noted(ThreadPoolExecutor):
+        def __init__(self, n_threads: int, *more: Any, **options: Any) -> None:
+            pools.append(n_threads)
+            super().__init__(n_threads, *more, **options)
+
+    assert run.plan.cpus == 1
+    monkeypatch.setattr("netloom.inference.ThreadPoolExecutor", Noted)
+    monkeypatch.setattr("netloom.workflows.evaluate.training_threads", lambda: 3)
+    monkeypatch.setattr("netloom.workflows.predict.inference_batch_size", lambda *_: 5)
+    monkeypatch.setattr("netloom.workflows.builders.pictures.inference_batch_size", lambda *_: 5)
+    run.predict(photos)
+    assert pools == [3]
+    evaluated = run.evaluate()
+    assert pools == [3, 3]
+    assert evaluated["accuracy"] == evaluated["recorded_accuracy"]
 
 
 def test_a_picture_is_never_decoded_in_this_process(

@@ -27,6 +27,7 @@ from netloom.data.worker_pool import WorkerPool
 from netloom.errors import NetloomError
 from netloom.progress import Reporter
 from netloom.recipe import load_recipe
+from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import load_checkpoint
 from netloom.tuning.space import Dimension
@@ -202,6 +203,28 @@ class StopAt(Callback):
     def on_validation_start(self, state: Any) -> None:
         if state.step == self.step and self.validating:
             os.kill(os.getpid(), self.number)
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "how", [{"settings": {"shards": 2}}, {"plan": ExecutionPlan("cpu", 1, "float32", shards=2, unfolded=(0,))}]
+)
+def test_a_training_in_shards_is_resumed_bit_for_bit(photos: Path, tmp_path: Path, how: dict[str, Any]) -> None:
+    """Also where some convolutions unfold their pictures, which otherwise is a measurement."""
+
+    def in_shards(out: Path, stop: int, **options: Any) -> netloom.Run:
+        settings = {**RECIPE, "batch_size": 19, **options.pop("settings", {})}  # twice so many train
+        return netloom.train(
+            photos, out=out, quiet=True, callbacks=[StopAt(stop, signal.SIGINT)], settings=settings, **options
+        )
+
+    with pytest.raises(InterruptedTrainingError) as caught:
+        in_shards(tmp_path / "cut", 5, **how)
+    plan = caught.value.run.plan
+    assert plan.shards == 2
+    assert plan.unfolded == how.get("plan", plan).unfolded
+    assert 0 < caught.value.run.result["epochs"] < RECIPE["epochs"]
+    assert_same_bits(netloom.resume(caught.value.run.path, quiet=True), in_shards(tmp_path / "whole", 10**9, plan=plan))
 
 
 @POSIX

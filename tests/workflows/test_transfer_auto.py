@@ -22,8 +22,10 @@ from netloom.evaluation.cross_validation import FoldOutcome, summarize_folds
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.models.backbones import timm
 from netloom.progress import Reporter
+from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback
 from netloom.workflows import transfer_auto
+from netloom.workflows.fitting import Fitting
 from netloom.workflows.interruption import BY_USER
 from netloom.workflows.prepare import prepare_data
 from netloom.workflows.training_run import InterruptedTrainingError
@@ -191,19 +193,33 @@ def test_the_time_that_a_step_would_take_grows_with_its_epochs_and_pictures(
     photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """60 pictures of 3 classes: 12 test; 38.4 of a fold are learned from, a fifth of them validates."""
-    monkeypatch.setattr(transfer_auto, "seconds_by_threads", lambda model, batch, heads, threads: {1: 2.0})
+    timed: list[ExecutionPlan] = []
+
+    def step_seconds(self: Fitting, plans: Sequence[ExecutionPlan]) -> list[float]:
+        timed[:] = plans
+        return [2.0] * len(plans)
+
+    monkeypatch.setattr(Fitting, "step_seconds", step_seconds)
     monkeypatch.setattr(transfer_auto, "usable_cpus", lambda: 1)
     monkeypatch.setattr(transfer_auto, "training_threads", lambda: 1)
 
-    def expected(mode: str, **changes: Any) -> float:
+    def expected(mode: str, *, plan: ExecutionPlan | None = None, **changes: Any) -> float:
         settings = {**QUICK, "model": f"timm/{NAME}", "transfer.weights": str(weights), **changes}
         recipe = netloom.load_recipe(f"transfer-{mode}", settings)
         data = prepare_data(photos, recipe, Reporter(quiet=True))
-        return transfer_auto.expected_seconds(recipe, data, device="cpu")
+        return transfer_auto.expected_seconds(recipe, data, device="cpu", plan=plan)
 
     assert expected("features") == 0
     folds, last = math.ceil(38.4 * 0.8 / 16) + 38.4 * 0.2 / 16, math.ceil(38 / 16) + 10 / 16
     assert expected("frozen") == pytest.approx(1.1 * 2.0 * 2 * (5 * folds + last))
+    assert {plan.precision for plan in timed} == {"float32"}
+    assert expected("frozen", precision="bfloat16") == expected("frozen")
+    expected("frozen", precision="bfloat16")
+    assert {plan.precision for plan in timed} == {"bfloat16"}
+    given = ExecutionPlan("cpu", 1, "bfloat16", shards=2)
+    assert expected("frozen", plan=given) == expected("frozen")
+    expected("frozen", plan=given)
+    assert timed == [given]
     folds, last = math.ceil(38.4 * 0.8 / 16) + 38.4 * 0.2 / 48, math.ceil(38 / 16) + 10 / 48
     assert expected("finetune", epochs=6) == pytest.approx(1.1 * 2.0 * 6 * (5 * folds + last))
     folds, last = math.ceil(6 / 16) + 38.4 * 0.2 / 16, math.ceil(6 / 16) + 10 / 16

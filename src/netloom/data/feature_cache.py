@@ -48,6 +48,10 @@ class FeatureCache:
             raise ValueError(f"A space is 32 hexadecimal digits, not {space!r}.")
         self._prefix = f"features-{space}-"
 
+    def is_empty(self) -> bool:
+        """Whether nothing has been kept in this space, which is known without reading it."""
+        return not find_entries(self._prefix)
+
     def find(self, keys: Keys) -> tuple[Features | None, npt.NDArray[np.bool_]]:
         """Features of pictures, float32 `[n, D]`, and which of them were found, `[n]`; None where none was.
 

@@ -12,7 +12,7 @@ from netloom.runtime import (
     resolve_device,
     training_threads,
 )
-from netloom.training.planning import convolution_speedup
+from netloom.training.planning import convolution_speedup, times_networks
 
 OPTIONAL: dict[str, tuple[str, str]] = {}
 """Optional libraries by module name: what they are for, and how to get them."""
@@ -27,8 +27,8 @@ def examine() -> dict[str, Any]:
         "device": device,
         "threads": threads,
         "bfloat16_speedup": speedup,
-        "precision": "measured for each network" if speedup > 1.1 else "float32",
-        "allocator_keeps_memory": keep_freed_memory(),
+        "precision": "measured for each network" if times_networks(device, speedup) else "float32",
+        "allocator_keeps_bytes": keep_freed_memory(),
         "cache": str(cache_directory()),
         "optional": {
             name: {"installed": importlib.util.find_spec(name) is not None, "for": use, "get": how}
@@ -45,7 +45,7 @@ def describe(found: dict[str, Any]) -> list[str]:
         f"Device      {found['device']} ({', '.join(found['cuda_devices']) or found['processor']})",
         f"Threads     {found['threads']} of {found['usable_cpus']} usable CPUs, {found['cpu_capability']}",
         f"Precision   {found['precision']}: a convolution takes {1 / speedup:.2f} times as long in bfloat16",
-        f"Allocator   {'keeps freed memory' if found['allocator_keeps_memory'] else 'the system default'}",
+        f"Allocator   {_allocator(found['allocator_keeps_bytes'])}",
         f"Cache       {found['cache']}",
         f"Versions    {versions}",
     ]
@@ -53,3 +53,9 @@ def describe(found: dict[str, Any]) -> list[str]:
         state = "installed" if item["installed"] else f"missing; {item['get']}"
         lines.append(f"Optional    {name} ({item['for']}): {state}")
     return lines
+
+
+def _allocator(kept: int) -> str:
+    if not kept:
+        return "the system's default"
+    return f"keeps freed blocks of up to {f'{kept >> 30} GiB' if kept >= 1 << 30 else f'{kept >> 20} MiB'} for reuse"

@@ -149,10 +149,10 @@ def _seen_in(
 
 
 def plan_for(run: RunFolder, device: str) -> ExecutionPlan:
-    """The run's own execution plan where it fits this device, else float32."""
+    """The run's own execution plan where it fits this device, else float32; all threads predict."""
     with contextlib.suppress(NetloomError):
         if run.plan.device == device:
-            return run.plan
+            return replace(run.plan, prediction_threads=training_threads())
     return ExecutionPlan(device, training_threads(), "float32", "another device than in training")
 
 

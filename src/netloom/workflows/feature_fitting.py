@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch import nn
 
 from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.data.batches import Batches
-from netloom.data.feature_cache import FeatureCache
+from netloom.data.feature_cache import FeatureCache, Keys
 from netloom.data.imageset import ImageSet
 from netloom.data.units import tie_into_units
 from netloom.errors import TrainingError
@@ -34,7 +34,7 @@ from netloom.inference import Watch, predict_outputs, unwatched
 from netloom.models.contract import ImageModel
 from netloom.progress import OnProgress, Reporter
 from netloom.run import RunFolder
-from netloom.runtime import ExecutionPlan, executing
+from netloom.runtime import ExecutionPlan, Precision, executing
 from netloom.training.callbacks import Callback, CallbackList, CSVLog
 from netloom.training.callbacks.base import watching
 from netloom.training.callbacks.time_limit import count_earlier
@@ -48,6 +48,8 @@ from netloom.workflows import builders
 from netloom.workflows.fitting import Fitting
 
 _ROWS_AT_ONCE = 512  # of features, in passes without training
+# Of the pictures; the others are computed in the precision of these, even if that is the slower one.
+_WORTH_KEEPING = 0.5
 # A classifier of fewer numbers is fitted by one thread: its thousand passes over the features take a millisecond each,
 # and threads that wait for one another on a busy machine a hundred times that (117 s in place of 25 were measured).
 _FEW_NUMBERS = 16_000_000
@@ -140,11 +142,36 @@ class FeatureFitting(Fitting):
         return self.extract(plan, interruption)
 
     def choose_plan(self, *, n_steps: int | None = None, threads: int | None = None) -> ExecutionPlan:
-        """How to execute it; only the pass that gives features is worth measuring."""
+        """How to execute it; only the pass that gives features is worth measuring.
+
+        Features that are kept are worth more than a faster pass: under `auto` the precision of most of them is taken,
+        and measured only where no precision has those of half the pictures.
+        """
+        precision, kept = self.recipe.precision, None
+        if precision == "auto" and (kept := self._kept_precision()) is not None:
+            precision = kept
         batch = next(iter(super().part(self.split.train[:_ROWS_AT_ONCE]).epoch()))
-        return choose_feature_plan(
-            self.extractor, batch, device=self.device, precision=self.recipe.precision, threads=threads
-        )
+        plan = choose_feature_plan(self.extractor, batch, device=self.device, precision=precision, threads=threads)
+        return plan if kept is None else replace(plan, reason="that of features that are kept already")
+
+    def _kept_precision(self) -> Precision | None:
+        """The precision in which the cache has most features of the pictures; None where it has few in any."""
+        shares: dict[Precision, float] = {}
+        for precision in get_args(Precision):
+            cache = self._cache(ExecutionPlan(self.device, 1, precision))
+            shares[precision] = 0.0 if cache.is_empty() else float(cache.find(self._pictures[1])[1].mean())
+        best = max(shares, key=shares.__getitem__)
+        return best if shares[best] >= _WORTH_KEEPING else None
+
+    def _cache(self, plan: ExecutionPlan) -> FeatureCache:
+        """Features of this network as the plan has them computed."""
+        return FeatureCache(feature_space(self.extractor, identity=self.recipe.model, scaling=self.scaling, plan=plan))
+
+    @functools.cached_property
+    def _pictures(self) -> tuple[npt.NDArray[np.int64], Keys]:
+        """Indices of the split's pictures, in order, and what their features are found by."""
+        indices = np.unique(np.concatenate([self.split.train, self.split.validation, self.split.test]))
+        return indices, picture_keys(self.image_set.images.cpu(), indices)
 
     def callbacks(self, run: RunFolder | None) -> list[Callback]:
         """The recipe's, where there are epochs; the file of figures is written either way."""
@@ -186,13 +213,9 @@ class FeatureFitting(Fitting):
         started = time.perf_counter()
         split, transfer = self.split, self.recipe.transfer
         assert transfer is not None
-        indices = np.unique(np.concatenate([split.train, split.validation, split.test]))
+        cache, (indices, keys) = self._cache(plan), self._pictures
         row_of = np.full(len(self.image_set), -1, dtype=np.int64)
         row_of[indices] = np.arange(len(indices))
-        with executing(plan):
-            space = feature_space(self.extractor, identity=self.recipe.model, scaling=self.scaling, plan=plan)
-        cache = FeatureCache(space)
-        keys = picture_keys(self.image_set.images.cpu(), indices)
         work: list[tuple[npt.NDArray[np.int64], View | None]] = [(indices, None)]
         work += [(split.train, view) for view in self._views(transfer.views)]
         total, done, parts = sum(len(rows) for rows, _ in work), 0, []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from netloom.training.callbacks import Callback, CallbackList
 from netloom.training.callbacks.time_limit import count_earlier
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
-from netloom.training.planning import choose_plan
+from netloom.training.planning import TimedSteps, choose_plan
 from netloom.training.state import TrainingState
 from netloom.training.step import TrainingStep
 from netloom.workflows import builders
@@ -147,23 +149,35 @@ class Fitting:
         Raises:
             TrainingError: Shards are asked for, but the model cannot be divided.
         """
-        steps = self.recipe.epochs * len(self.train) if n_steps is None else n_steps
-        return choose_plan(
-            builders.as_in_training(self.recipe, self.network),
-            self.typical_batch(),
-            self.heads,
-            device=self.device,
-            precision=self.recipe.precision,
-            shards=self.recipe.shards,
-            label_smoothing=self.recipe.label_smoothing,
-            # What a step is prepared with serves as long as the same stages train.
-            n_steps=steps // builders.count_phases(self.recipe, self.network),
-            threads=threads,
-        )
+        n_steps = self.recipe.epochs * len(self.train) if n_steps is None else n_steps
+        with self._timed_steps() as steps:
+            return choose_plan(
+                steps,
+                device=self.device,
+                precision=self.recipe.precision,
+                shards=self.recipe.shards,
+                # What a step is prepared with serves as long as the same stages train.
+                n_steps=n_steps // builders.count_phases(self.recipe, self.network),
+                threads=threads,
+            )
 
-    def typical_batch(self) -> Batch:
-        """A batch to measure with: of the last epoch, whose pictures are whole."""
-        return next(iter(self.train.epoch(self.recipe.epochs - 1)))
+    def step_seconds(self, plans: Sequence[ExecutionPlan]) -> list[float]:
+        """Seconds of a training step under each of the plans."""
+        with self._timed_steps() as steps:
+            return steps.seconds(plans)
+
+    @contextlib.contextmanager
+    def _timed_steps(self) -> Iterator[TimedSteps]:
+        """Steps to measure with, on batches of the last epoch, whose pictures are whole."""
+        with contextlib.closing(_alike(self.train, self.recipe.epochs - 1)) as batches:
+            yield TimedSteps(
+                builders.as_in_training(self.recipe, self.network),
+                next(batches),
+                self.heads,
+                label_smoothing=self.recipe.label_smoothing,
+                make_step=self.training_step,
+                draw=functools.partial(next, batches),
+            )
 
     def part(self, indices: npt.NDArray[np.int64]) -> Batches:
         """Batches of `image_set[indices]` in order, never augmented."""
@@ -268,3 +282,13 @@ class Fitting:
             resume=resume,
             interruption=interruption,
         )
+
+
+def _alike(train: Batches, epoch: int) -> Generator[Batch, None, None]:
+    """Batches of an epoch over and over, without those that are smaller than its first."""
+    size = None
+    while True:
+        for batch in train.epoch(epoch):
+            size = size or len(batch)
+            if len(batch) == size:
+                yield batch

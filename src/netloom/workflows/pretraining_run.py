@@ -24,7 +24,7 @@ from netloom.runtime import ExecutionPlan, executing, on_device, peak_memory_byt
 from netloom.training.callbacks import Callback, CSVLog, EpochProgress
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
-from netloom.training.planning import choose_plan
+from netloom.training.planning import TimedSteps, choose_plan
 from netloom.training.self_supervised import (
     PAIR,
     ConstantSizes,
@@ -94,9 +94,7 @@ class PretrainingRun:
             views_at_once=2 * train.batch_size,
         )
         plan = self.plan or choose_plan(
-            embedder,
-            next(iter(train.epoch())),
-            [head],
+            TimedSteps(embedder, next(iter(train.epoch())), [head]),
             device=self.device,
             precision=self.recipe.precision,
             shards=0,

@@ -21,7 +21,7 @@ from netloom.workflows.interruption import how_to_go_on, listening, quoted
 from netloom.workflows.study_manifest import StudyManifest
 from netloom.workflows.study_pictures import StudyPictures
 from netloom.workflows.study_views import HParamsLog, Watchers
-from netloom.workflows.trainings import InterruptedTrainingsError, executor_for, name_for_workers
+from netloom.workflows.trainings import InterruptedTrainingsError, executor_for, name_for_workers, plan_of_each
 from netloom.workflows.trial_folder import forgive_beginnings, remove_checkpoints, trial_name
 from netloom.workflows.trial_table import TrialTable
 from netloom.workflows.trial_task import TrialResources, plain_resources, run_trial, set_up
@@ -209,7 +209,7 @@ class Search:
         name = trial_name(proposal.number)
         arguments = {
             "overrides": dict(proposal.overrides),
-            "plan": self.manifest.plan.to_json(),
+            "plan": plan_of_each(self.manifest.plan, alone=self.cluster is None and self.jobs == 1).to_json(),
             "folder": str((self.folder / TRIALS_FOLDER / name).resolve()),
         }
         return Task(name, run_trial, arguments)

@@ -64,4 +64,4 @@ def cache_features(
         reporter=reporter,
     )
     assert isinstance(fitting, FeatureFitting)
-    fitting.extract(replace(plan, threads=max(plan.threads, training_threads())))
+    fitting.extract(replace(plan, threads=max(plan.threads, training_threads()), prediction_threads=0))

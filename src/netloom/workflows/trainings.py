@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Event, Executor, Failed, Finished, Reported, Retried, Task, name_of
 from netloom.progress import Bars, Reporter
 from netloom.recipe import Recipe
-from netloom.runtime import ExecutionPlan, training_threads, usable_cpus
+from netloom.runtime import ExecutionPlan, Precision, training_threads, usable_cpus
 from netloom.training.callbacks.progress import figures_in_words
-from netloom.training.planning import seconds_by_threads
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.card_sharing import trainings_per_card
@@ -142,10 +142,15 @@ def plan_trainings(
     decided = recipe.shards != "auto" and recipe.shards > 0
     if device == "cpu" and jobs != 1 and n_trainings > 1 and not decided:
         candidates = [t for t in candidate_threads(n_trainings, cpus, jobs) if t <= training_threads()]
-        on_it = builders.as_in_training(recipe, fitting.network)
-        seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, candidates)
+        precision: Precision = "bfloat16" if recipe.precision == "bfloat16" else "float32"
+        seconds = fitting.step_seconds([ExecutionPlan(device, t, precision) for t in candidates])
         jobs, threads = choose_jobs(
-            seconds, n_tasks=n_trainings, cpus=cpus, jobs=jobs, most=most, independent=most is None
+            dict(zip(candidates, seconds, strict=True)),
+            n_tasks=n_trainings,
+            cpus=cpus,
+            jobs=jobs,
+            most=most,
+            independent=most is None,
         )
     measured = fitting.choose_plan(threads=None if jobs == 1 else threads)
     if device != "cpu":
@@ -170,6 +175,11 @@ def _plan_by_features(
     at_once = min(n_trainings, jobs or 1)
     threads = max(1, training_threads() // at_once) if device == "cpu" else None
     return fitting.choose_plan(threads=threads), at_once
+
+
+def plan_of_each(plan: ExecutionPlan, *, alone: bool) -> ExecutionPlan:
+    """How each training of many is executed: in passes without training, too, it keeps to its share of the threads."""
+    return plan if alone else replace(plan, prediction_threads=0)
 
 
 def describe_plan(recipe: Recipe, network: nn.Module, plan: ExecutionPlan, jobs: int) -> str:
@@ -235,23 +245,22 @@ def run_trainings(
         InterruptedTrainingsError: Ctrl-C or SIGTERM; every run can be gone on with.
         NetloomError: The processes cannot be started.
     """
-    tasks = [
-        Task(run.name, finish_run, {"run": str(run.path.resolve()), "plan": plan.to_json()})
-        for run in runs
-        if not run.is_complete
-    ]
-    if not tasks:
+    todo = [run for run in runs if not run.is_complete]
+    if not todo:
         return {}
+    jobs = min(jobs, len(todo))
+    own = plan_of_each(plan, alone=jobs == 1).to_json()
+    tasks = [Task(run.name, finish_run, {"run": str(run.path.resolve()), "plan": own}) for run in todo]
     with (
         listening() as interruption,
         reporter.bars() as bars,
         executor_for(
             [(image_set, pixels_file)],
-            jobs=min(jobs, len(tasks)),
+            jobs=jobs,
             plan=plan,
             here=Resources(image_set, model),
             setup=set_up,
-            arguments={"model": name_for_workers(model, min(jobs, len(tasks)))},
+            arguments={"model": name_for_workers(model, jobs)},
             reporter=reporter,
         ) as executor,
     ):

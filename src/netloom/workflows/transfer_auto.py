@@ -24,7 +24,6 @@ from netloom.recipe import Recipe
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, resolve_device, training_threads, usable_cpus
 from netloom.training.callbacks import Callback
-from netloom.training.planning import seconds_by_threads
 from netloom.workflows import builders
 from netloom.workflows.cross_validate import DEFAULT_FOLDS, CrossValidation, cross_validate
 from netloom.workflows.fitting import Fitting
@@ -119,7 +118,7 @@ def climb(
     reason = "finetune is the last step"
     for mode, recipe in chosen.items():
         left = seconds - (time.perf_counter() - started)
-        expected = 0.0 if before is None else expected_seconds(recipe, data, device=resolved, folds=folds)
+        expected = 0.0 if before is None else expected_seconds(recipe, data, device=resolved, folds=folds, plan=plan)
         if before is not None and expected > left:
             reason = _too_slow(mode, expected, left)
             break
@@ -207,10 +206,18 @@ def _step(mode: str, found: CrossValidation, gained: Gain | None) -> Step:
     )
 
 
-def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: int = DEFAULT_FOLDS) -> float:
+def expected_seconds(
+    recipe: Recipe,
+    data: PreparedData,
+    *,
+    device: str,
+    folds: int = DEFAULT_FOLDS,
+    plan: ExecutionPlan | None = None,
+) -> float:
     """What cross-validating a recipe and then training it should take, from the time of some steps on the CPU.
 
-    0 on other devices, whose steps are not timed.
+    0 on other devices, whose steps are not timed. They are executed as the training will be: under `plan`, or under one
+    that is chosen for it, whose precision is that of the folds, too.
     """
     if device != "cpu" or (recipe.transfer is not None and recipe.transfer.mode == "features"):
         return 0.0
@@ -225,18 +232,24 @@ def expected_seconds(recipe: Recipe, data: PreparedData, *, device: str, folds: 
         device=device,
         initialized=True,  # weights do not matter for a measurement
     )
-    threads = [t for t in candidate_threads(folds, usable_cpus(), None) if t <= training_threads()]
-    on_it = builders.as_in_training(recipe, fitting.network)
-    seconds = seconds_by_threads(on_it, fitting.typical_batch(), heads, threads)
-    at_once, each = choose_jobs(seconds, n_tasks=folds, cpus=usable_cpus(), independent=True)
+    chosen, cpus = plan or fitting.choose_plan(), usable_cpus()
+    decided = plan is not None or recipe.shards not in (0, "auto")
+    candidates = [] if decided else [t for t in candidate_threads(folds, cpus, None) if t <= training_threads()]
+    whole = [replace(chosen, threads=threads, shards=0, unfolded=()) for threads in candidates]
+    alone, *seconds = fitting.step_seconds([chosen, *whole])
+    if decided:
+        rounds = math.ceil(folds / max(1, cpus // chosen.cpus)) * alone
+    else:
+        by_threads = dict(zip(candidates, seconds, strict=True))
+        at_once, each = choose_jobs(by_threads, n_tasks=folds, cpus=cpus, independent=True)
+        rounds = math.ceil(folds / at_once) * max(1.0, at_once * each / cpus) * by_threads[each]
     pool = (len(data.image_set) - len(data.split.test)) * (folds - 1) / folds
     trained = pool * (1 - recipe.validation_fraction)
     if recipe.per_class is not None:
         trained = min(trained, recipe.per_class * len(data.facts.class_names))
-    rounds = math.ceil(folds / at_once) * max(1.0, at_once * each / usable_cpus()) * seconds[each]
     return _BESIDE_STEPS * (
         rounds * _steps(recipe, trained, pool * recipe.validation_fraction)
-        + min(seconds.values()) * _steps(recipe, len(data.split.train), len(data.split.validation))
+        + alone * _steps(recipe, len(data.split.train), len(data.split.validation))
     )
 
 

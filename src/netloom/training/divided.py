@@ -1,0 +1,153 @@
+"""A step divided among threads beside the same in one piece: whether they are one step, and how to make it faster."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from netloom.data.batches import Batch
+from netloom.errors import TrainingError
+from netloom.models.heads import Head
+from netloom.runtime import ExecutionPlan
+from netloom.training.capture import CaptureError, refuse_hooks
+from netloom.training.convolution import ConvolutionShape, own_weight_gradient, unfolded_weight_gradient
+from netloom.training.gradients import WholeBatchGradients
+from netloom.training.shards import ShardedGradients
+from netloom.training.timing import fastest_seconds
+
+# Another way to a convolution's gradient must be clearly faster to be taken: below that, measurements are noise.
+_WORTHWHILE = 1.1
+# Relative difference of whole gradients that rounding explains, in the same operations and in others: those of the
+# model's own code and those captured of it (batch normalization, ReLU and pooling) round elsewhere.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+_SAME_FORMULA = {"float32": 2e-2, "bfloat16": 2e-1}
+_SAME_STATISTICS = 5e-2
+
+
+class DividedStep:
+    """Sharded gradients of a copy of the model on one batch; used as a context manager.
+
+    Args:
+        model: In the mode in which most steps find it, on the CPU.
+        batch: A typical one.
+        heads: What the outputs mean.
+        plan: With shards.
+        label_smoothing: As in training.
+
+    Raises:
+        CaptureError: The model has hooks.
+    """
+
+    def __init__(
+        self, model: nn.Module, batch: Batch, heads: Sequence[Head], plan: ExecutionPlan, label_smoothing: float
+    ) -> None:
+        self.batch, self.heads, self.plan, self.label_smoothing = batch, heads, plan, label_smoothing
+        refuse_hooks(model)
+        self.replica = copy.deepcopy(model)
+        self.gradients = ShardedGradients(self.replica, heads, plan=plan, seed=0, label_smoothing=label_smoothing)
+
+    def __enter__(self) -> DividedStep:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.gradients.close()
+
+    def faster_unfolded(self) -> tuple[int, ...]:
+        """Convolutions whose weights' gradient comes clearly faster from unfolded pictures, on one thread.
+
+        Raises:
+            CaptureError: The model cannot be captured.
+        """
+        torch.set_num_threads(1)
+        shapes = self.gradients.convolutions(self.batch)
+        return tuple(i for i, shape in enumerate(shapes) if shape is not None and _is_faster_unfolded(shape))
+
+    def check(self) -> None:
+        """Compare with the same step in one piece, captured and not: a model may do what no graph tells.
+
+        Raises:
+            TrainingError: The model cannot be captured, its own code goes another way to its gradients, or these
+                depend on how a batch is divided.
+        """
+        plan, precision = replace(self.plan, shards=1), self.plan.precision
+        options = {"plan": plan, "seed": 0, "label_smoothing": self.label_smoothing}
+        replica, own = copy.deepcopy(self.replica), copy.deepcopy(self.replica)
+        with contextlib.closing(ShardedGradients(replica, self.heads, **options)) as whole:  # type: ignore[arg-type]
+            whole.drops = False
+            whole(self.batch, 0)
+            drawn = _drawn_elsewhere()
+            with torch.enable_grad(), _DroppingNothing():  # type: ignore[no-untyped-call]
+                WholeBatchGradients(own, self.heads, **options)(self.batch, 0)  # type: ignore[arg-type]
+            if not (_gradients_agree(replica, own, _SAME_FORMULA[precision]) and _buffers_agree(replica, own)):
+                raise CaptureError("its code treats gradients or buffers in a way that its operations do not tell")
+            if drawn != _drawn_elsewhere():
+                raise CaptureError("it draws random numbers that are not torch's")
+            whole.drops = True
+            whole(self.batch, 0)
+        self.gradients(self.batch, 0)
+        if not _gradients_agree(self.replica, replica, _TOLERANCE[precision]):
+            raise TrainingError("its gradients depend on how a batch is divided")
+
+
+def _drawn_elsewhere() -> tuple[object, ...]:
+    """Where the global generators of Python and NumPy are."""
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - nothing is drawn from it
+    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
+
+
+class _DroppingNothing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Random masks keep everything, so that dropout only scales."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bernoulli_.float:
+            return args[0].fill_(1)
+        return func(*args, **(kwargs or {}))
+
+
+def _gradients_agree(mine: nn.Module, other: nn.Module, tolerance: float) -> bool:
+    pairs = [(a.grad, b.grad) for a, b in zip(mine.parameters(), other.parameters(), strict=True)]
+    if any((a is None) != (b is None) for a, b in pairs):
+        return False
+    return _agree([(a, b) for a, b in pairs if a is not None and b is not None], tolerance)
+
+
+def _buffers_agree(mine: nn.Module, other: nn.Module) -> bool:
+    a, b = dict(mine.named_buffers()), dict(other.named_buffers())
+    if {name: value.shape for name, value in a.items()} != {name: value.shape for name, value in b.items()}:
+        return False
+    pairs = [(a[name], value) for name, value in b.items()]
+    counted = all(torch.equal(x, y) for x, y in pairs if not y.is_floating_point())
+    return counted and _agree([(x, y) for x, y in pairs if y.is_floating_point()], _SAME_STATISTICS)
+
+
+def _agree(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tolerance: float) -> bool:
+    """Whether tensors are the same but for rounding, taken together as one vector; infinities are equal or not."""
+    difference = math.sqrt(sum(float(torch.where(a == b, 0.0, a - b).square().sum()) for a, b in pairs))
+    size = math.sqrt(sum(float(torch.where(b.isinf(), 0.0, b).square().sum()) for _, b in pairs))
+    return difference <= tolerance * size
+
+
+@functools.lru_cache
+def _is_faster_unfolded(shape: ConvolutionShape) -> bool:
+    """Cached, since deep networks repeat their shapes."""
+    example = shape.example()
+    pictures, kernel, gradient = example
+    own, unfolded = fastest_seconds(
+        [
+            lambda: own_weight_gradient(shape, example),
+            lambda: unfolded_weight_gradient(gradient, pictures, kernel.shape[2:], shape.stride, shape.padding),
+        ],
+        "cpu",
+    )
+    return own > unfolded * _WORTHWHILE
