@@ -208,7 +208,8 @@ def _results(whole: Benchmark, options: argparse.Namespace, device: str) -> Resu
     if options.out == _TRIALS and not options.go_on:
         path.unlink(missing_ok=True)
     results = Results.read(path, _setting(benchmark, options, device), whole.cases)
-    results.check_contenders(benchmark.cases, [contender.name for contender in benchmark.contenders])
+    if options.contenders:
+        results.check_contenders(benchmark.cases, [contender.name for contender in benchmark.contenders])
     return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,12 +56,14 @@ class Results:
         if path.is_file():
             earlier = json.loads(path.read_text(encoding="utf-8"))
             found = {key: value for key, value in earlier.items() if key != "cases"}
-            if other := [key for key in {**setting, **found} if setting.get(key) != found.get(key)]:
+            if other := [key for key in {**setting, **found} if _comparable(setting, key) != _comparable(found, key)]:
                 raise OtherSettingError(
                     f"{path} was measured in another setting ({_differences(other, found, setting)}). "
                     "Keep these figures apart (--out FOLDER), or remove that file."
                 )
             results.entries = [entry for entry in earlier["cases"] if entry["case"] in cases]
+            if gone := len(earlier["cases"]) - len(results.entries):
+                print(f"{path}: {gone} rows that are no longer measured give way to the next result", file=sys.stderr)
         return results
 
     def find(self, case: Case) -> Entry | None:
@@ -92,6 +95,12 @@ def is_current(entry: Entry, source: Source, names: Collection[str]) -> bool:
     """Whether a case's figures are those of the same code, contenders and versions."""
     versions = {name: source.versions.get(name) for name in names}
     return (entry["commit"], set(entry["contenders"]), entry["versions"]) == (source.commit, set(names), versions)
+
+
+def _comparable(setting: Mapping[str, Any], key: str) -> Any:
+    """A value of the setting without what changes with a machine's next start: some pages of its memory."""
+    value = setting.get(key)
+    return {name: kept for name, kept in value.items() if name != "memory_bytes"} if isinstance(value, dict) else value
 
 
 def _differences(keys: Sequence[str], found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -214,7 +214,8 @@ def test_variants_are_tried_at_every_batch_size_and_lent_to_the_other_precision(
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     whole = record(Measured(), tmp_path)
     path = tmp_path / "training.json"
-    path.write_text(json.dumps({**whole, "cases": whole["cases"][:2]}), encoding="utf-8")
+    machine = {**whole["machine"], "memory_bytes": 1}  # started anew, it has some pages more or less
+    path.write_text(json.dumps({**whole, "machine": machine, "cases": whole["cases"][:2]}), encoding="utf-8")
     measure = Measured()
     again = record(measure, tmp_path, "--continue")
     assert rows(again) == MNIST
@@ -318,6 +319,19 @@ def test_settings_that_differ_are_told_before_anything_is_measured(
     monkeypatch.setattr(command, "record", lambda *given: pytest.fail("it was measured"))
     assert command.main() == 2
     assert "scaling.json was measured in another setting" in capsys.readouterr().err
+
+
+def test_rows_and_contenders_that_are_no_longer_measured_give_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = record(Measured(), tmp_path)
+    whole["cases"][0]["case"]["pictures"] = 1
+    whole["cases"][1]["contenders"]["JAX"] = {"missing": "JAX is not installed"}
+    (tmp_path / "training.json").write_text(json.dumps(whole), encoding="utf-8")
+    found = record(Measured(), tmp_path)
+    assert rows(found) == MNIST
+    assert "JAX" not in found["cases"][1]["contenders"]
+    assert "1 rows that are no longer measured" in capsys.readouterr().err
 
 
 def test_trials_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

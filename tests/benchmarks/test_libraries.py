@@ -100,15 +100,17 @@ def test_a_training_is_begun_as_a_whole_one_and_ends_after_the_measured_epochs(
 
     def chosen(self: Fitting, **given: Any) -> ExecutionPlan:
         asked.append(self.recipe.epochs * len(self.train))
+        time.sleep(0.2)
         return ExecutionPlan("cpu", 1, "float32", shards=2)
 
     monkeypatch.setattr(Fitting, "choose_plan", chosen)
-    began = clock.EpochClock.epoch_ended
+    epoch_ended = clock.EpochClock.epoch_ended
     ended: list[int] = []
-    monkeypatch.setattr(clock.EpochClock, "epoch_ended", lambda self: (ended.append(1), began(self))[1])
+    monkeypatch.setattr(clock.EpochClock, "epoch_ended", lambda self: (ended.append(1), epoch_ended(self))[1])
     found = contender.run(job(tmp_path, "netloom", network="fashion-mlp"))
     assert asked == [math.ceil(30 * 55_000 / 64) * 2]
     assert len(ended) == 3
+    assert min(found["first_seconds"], found["start_seconds"]) > 0.2, "choosing belongs to the first epoch"
     assert found["note"] == "float32, 2 threads with a shard of each batch"
 
 
