@@ -1,38 +1,47 @@
 """Measure netloom and its peers on the same work, in turn, and write docs/performance.md from the figures.
 
-    ./scripts/bench [training] [inference] [data] [scaling]
+    ./scripts/bench [NAME ...]
+    ./scripts/bench --continue --minutes 60          an hour of it, as often as it takes
+    PYTHON=python3 ./scripts/bench --peers-python "$(command -v python3)"
+                                                     without installing anything, with the packages of that Python
 
 Each measurement runs in a process of its own; contenders take turns, and tables give medians over the turns. Results
 go to docs/results/performance/NAME.json after every case, so that a run that is cut short loses one case at most.
+Cases recorded there that a call does not measure stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.suite import page
-from benchmarks.suite.errors import UnequalNetworksError
-from benchmarks.suite.machine import OtherWork, machine_record
+from benchmarks.suite.errors import MeasuringError, OtherSettingError
+from benchmarks.suite.machine import OtherWork, machine_record, source_version
+from benchmarks.suite.networks import NETWORKS
 from benchmarks.suite.pictures import HELD_OUT, photo_folder, source_of_photos
 from benchmarks.suite.plans import BENCHMARKS, Benchmark, Case, resized
-from benchmarks.suite.turns import ROOT, Measure, Processes, best_variant, take_turns
+from benchmarks.suite.records import Results, Source, is_current
+from benchmarks.suite.turns import ROOT, Processes, best_variant, take_turns
 from netloom.errors import NetloomError
-from netloom.files import write_json
 from netloom.runtime import resolve_device, usable_cpus
 
 EPOCHS = 3
 # A GPU goes through the CPU's epochs in a fraction of a second.
 _CUDA_FACTOR, _QUICK_FACTOR = 8, 0.25
-_QUICK_OUT = ROOT / "build" / "performance"
+_TRIALS = ROOT / "build" / "performance"
+
+Variants = dict[tuple[str, str, int, int], dict[str, Any]]
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -45,26 +54,44 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="processors and threads of each process (default all)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--isa", help="limit oneDNN to these instructions (ONEDNN_MAX_CPU_ISA), for example AVX2")
-    parser.add_argument("--large", action="store_true", help="measure VGG too")
     parser.add_argument("--only", nargs="+", metavar="NETWORK", help="measure these networks only")
-    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="netloom and these peers only")
-    parser.add_argument("--continue", action="store_true", dest="go_on", help="keep the cases measured already")
+    parser.add_argument(
+        "--contenders", nargs="+", metavar="NAME", help="netloom and these peers only, written to build/performance"
+    )
+    parser.add_argument(
+        "--continue",
+        action="store_true",
+        dest="go_on",
+        help="leave out the cases that are recorded of this code and these versions",
+    )
+    parser.add_argument("--minutes", type=float, help="begin no further case after so many minutes")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds after which a process is ended")
     parser.add_argument("--out", type=Path, help="folder of the results (default docs/results/performance)")
-    parser.add_argument("--peers-python", type=Path, default=_peers_python(), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--peers-python",
+        metavar="PYTHON",
+        help="a Python with some or all of benchmarks/peers.txt to measure the peers with; nothing is installed then",
+    )
     chosen = parser.parse_args(given)
     unknown = set(chosen.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    if unknown := set(chosen.only or ()) - {*NETWORKS, "photos"}:
+        parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}, photos")
     most = usable_cpus()
     if chosen.threads is not None and not 1 <= chosen.threads <= most:
         parser.error(f"--threads takes 1 to {most} on this machine, not {chosen.threads}")
     if chosen.repeats is not None and chosen.repeats < 1:
         parser.error(f"--repeats takes 1 or more, not {chosen.repeats}")
+    found = shutil.which(chosen.peers_python) if chosen.peers_python else str(_peers_python())
+    if found is None:
+        parser.error(f"--peers-python takes a Python, and {chosen.peers_python} is no program")
+    # Not resolved: an environment's Python is a link to another.
+    chosen.peers_python = Path(found).absolute()
     chosen.names = chosen.names or list(BENCHMARKS)
     chosen.threads = chosen.threads or most
     chosen.repeats = chosen.repeats or (2 if chosen.quick else 5)
-    chosen.out = chosen.out or (_QUICK_OUT if chosen.quick else page.RESULTS)
+    chosen.out = chosen.out or (_TRIALS if chosen.quick or chosen.contenders else page.RESULTS)
     return chosen
 
 
@@ -83,27 +110,40 @@ def main() -> int:
     except NetloomError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        for name in options.names:
-            benchmark = _chosen(BENCHMARKS[name](options.threads, cuda=device == "cuda", large=options.large), options)
-            benchmark.cases[:] = resized(benchmark.cases, _factor(device, quick=options.quick))
-            measure = Processes(
-                kind=benchmark.kind,
-                peers_python=options.peers_python,
-                scratch=Path(scratch),
-                epochs=EPOCHS,
-                device=device,
-                isa=options.isa,
-                limit_seconds=options.limit,
-                folder=_photos(Path(scratch), benchmark.cases) if benchmark.kind == "folder" else None,
-            )
-            try:
-                record(benchmark, measure, options, device)
-            except UnequalNetworksError as error:
-                print(error, file=sys.stderr)
-                return 1
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+            _measure(options, device, Path(scratch))
+    except MeasuringError as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, OtherSettingError) else 1
     page.write(options.out)
     return 0
+
+
+def _measure(options: argparse.Namespace, device: str, scratch: Path) -> None:
+    """Measure what is asked for, as far as the time allows."""
+    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    benchmarks = [_whole(name, options, device) for name in options.names]
+    for benchmark in benchmarks:
+        _results(benchmark, options, device)  # before anything is measured
+    for benchmark in benchmarks:
+        measure = Processes(
+            kind=benchmark.kind,
+            peers_python=options.peers_python,
+            scratch=scratch,
+            epochs=EPOCHS,
+            device=device,
+            isa=options.isa,
+            limit_seconds=options.limit,
+            folder_of=partial(_photos, scratch) if benchmark.kind == "folder" else None,
+        )
+        record(benchmark, measure, options, device, deadline)
+
+
+def _whole(name: str, options: argparse.Namespace, device: str) -> Benchmark:
+    """All cases and contenders of a benchmark on this machine."""
+    benchmark = BENCHMARKS[name](options.threads, cuda=device == "cuda")
+    return replace(benchmark, cases=resized(benchmark.cases, _factor(device, quick=options.quick)))
 
 
 def _factor(device: str, *, quick: bool) -> float:
@@ -113,11 +153,9 @@ def _factor(device: str, *, quick: bool) -> float:
 def _chosen(benchmark: Benchmark, options: argparse.Namespace) -> Benchmark:
     """The benchmark with only those networks and contenders that were asked for."""
     cases = [case for case in benchmark.cases if not options.only or case["network"] in options.only]
-    wanted = {"netloom", *(options.contenders or [])}
-    contenders = [
-        c for c in benchmark.contenders if options.contenders is None or c.library == "netloom" or c.name in wanted
-    ]
-    return Benchmark(benchmark.name, benchmark.kind, tuple(contenders), cases)
+    wanted = options.contenders
+    contenders = [c for c in benchmark.contenders if wanted is None or c.library == "netloom" or c.name in wanted]
+    return replace(benchmark, contenders=tuple(contenders), cases=cases)
 
 
 def _data_folder() -> Path | None:
@@ -125,29 +163,64 @@ def _data_folder() -> Path | None:
     return Path(folder) if folder else None
 
 
-def _photos(scratch: Path, cases: Sequence[Case]) -> Path:
-    """A folder with as many JPEG files for training as the only case says, and some to validate and test on."""
-    print("Making a folder of JPEG files ...", file=sys.stderr)
-    return photo_folder(scratch / "photos", _data_folder(), cases[0]["pictures"] + 2 * HELD_OUT)
+def _photos(scratch: Path, count: int) -> Path:
+    """A folder with so many JPEG files for training and some to validate and test on, made where it is not there."""
+    return photo_folder(scratch / f"photos-{count}", _data_folder(), count + 2 * HELD_OUT)
 
 
-def record(benchmark: Benchmark, measure: Measure, options: argparse.Namespace, device: str) -> Path:
-    """Measure all cases and write the result file after each; returns it."""
-    path: Path = options.out / f"{result_name(benchmark.name, device, options.isa)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {**_setting(benchmark, options, device), "machine": machine_record(), "cases": []}
-    names = {contender.name for contender in benchmark.contenders}
-    done = [entry for entry in _done_cases(path, result) if set(entry["contenders"]) == names] if options.go_on else []
-    variants: dict[tuple[str, str, int], dict[str, Any]] = {}
+def record(
+    whole: Benchmark, measure: Processes, options: argparse.Namespace, device: str, deadline: float | None = None
+) -> Path:
+    """Measure the cases of `whole` that were asked for and write the result file after each; returns it.
+
+    Raises:
+        OtherSettingError: The file holds figures that must not be mixed with these, or replaced by them.
+        UnequalNetworksError: Two contenders do not train the same network.
+    """
+    benchmark = _chosen(whole, options)
+    names = [contender.name for contender in benchmark.contenders]
+    results = _results(whole, options, device)
+    by_library = measure.versions()
+    source = Source(source_version(ROOT), {c.name: by_library.get(c.library, {}) for c in benchmark.contenders})
+    variants: Variants = {}
     for number, case in enumerate(benchmark.cases, start=1):
-        known = next((entry for entry in done if entry["case"] == case), None)
-        if known is None:
-            told = ", ".join(f"{value:,} {key}" if isinstance(value, int) else value for key, value in case.items())
-            print(f"{benchmark.name}, case {number} of {len(benchmark.cases)}: {told}", file=sys.stderr)
-            known = _measured_case(benchmark, case, measure, variants, options.repeats)
-        result["cases"].append(known)
-        write_json(path, result)
-    return path
+        known = results.find(case) if options.go_on else None
+        if known is not None and is_current(known, source, names):
+            continue
+        if deadline is not None and time.monotonic() > deadline:
+            print(f"{benchmark.name}: the time is over before case {number}; go on by --continue", file=sys.stderr)
+            break
+        told = ", ".join(f"{value:,} {key}" if isinstance(value, int) else value for key, value in case.items())
+        print(f"{benchmark.name}, case {number} of {len(benchmark.cases)}: {told}", file=sys.stderr)
+        entry = _measured_case(benchmark, case, measure, variants, options.repeats)
+        results.put({**_circumstances(benchmark, options, source), **entry})
+    return results.path
+
+
+def _results(whole: Benchmark, options: argparse.Namespace, device: str) -> Results:
+    """What is recorded already beside what will be measured; of trials nothing, unless one is to go on.
+
+    Raises:
+        OtherSettingError: The two must not be mixed.
+    """
+    benchmark = _chosen(whole, options)
+    path: Path = options.out / f"{result_name(benchmark.name, device, options.isa)}.json"
+    if options.out == _TRIALS and not options.go_on:
+        path.unlink(missing_ok=True)
+    results = Results.read(path, _setting(benchmark, options, device), whole.cases)
+    if options.contenders:
+        results.check_contenders(benchmark.cases, [contender.name for contender in benchmark.contenders])
+    return results
+
+
+def _circumstances(benchmark: Benchmark, options: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """What may differ from case to case of a file, since they need not be measured on one day."""
+    return {
+        "command": _command(benchmark, options),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": source.commit,
+        "versions": {name: dict(versions) for name, versions in source.versions.items()},
+    }
 
 
 def result_name(benchmark: str, device: str, isa: str | None) -> str:
@@ -155,55 +228,45 @@ def result_name(benchmark: str, device: str, isa: str | None) -> str:
     return "-".join([benchmark, *([device] if device != "cpu" else []), *([isa.lower()] if isa else [])])
 
 
-def _setting(benchmark: Benchmark, options: argparse.Namespace, device: str) -> dict[str, Any]:
+def _command(benchmark: Benchmark, options: argparse.Namespace) -> str:
     words = ["./scripts/bench", benchmark.name]
     words += ["--quick"] if options.quick else []
     words += ["--isa", options.isa] if options.isa else []
-    words += ["--large"] if options.large else []
     words += ["--threads", str(options.threads)] if options.threads != usable_cpus() else []
     words += ["--only", *options.only] if options.only else []
     words += ["--contenders", *(f"'{name}'" for name in options.contenders)] if options.contenders else []
     words += ["--repeats", str(options.repeats)] if options.repeats != (2 if options.quick else 5) else []
+    return " ".join(words)
+
+
+def _setting(benchmark: Benchmark, options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """What all cases of a file have in common."""
     setting = {
         "benchmark": benchmark.name,
-        "command": " ".join(words),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "quick": options.quick,
         "repeats": options.repeats,
         "epochs": EPOCHS,
         "threads": options.threads,
         "device": device,
         "isa": options.isa,
+        "machine": machine_record(),
     }
     if benchmark.kind == "folder":
         setting["pictures"] = source_of_photos(_data_folder())
     return setting
 
 
-def _done_cases(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cases of an earlier run with the same setting on the same machine."""
-    if not path.is_file():
-        return []
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    same = ("quick", "repeats", "epochs", "threads", "device", "isa", "machine", "pictures")
-    if any(earlier.get(key) != result.get(key) for key in same):
-        print(f"{path} was measured in another setting; starting anew", file=sys.stderr)
-        return []
-    cases: list[dict[str, Any]] = earlier["cases"]
-    return cases
-
-
 def _measured_case(
     benchmark: Benchmark,
     case: Case,
-    measure: Measure,
-    variants: dict[tuple[str, str, int], dict[str, Any]],
+    measure: Processes,
+    variants: Variants,
     repeats: int,
 ) -> dict[str, Any]:
-    """One case in turns, after the trials that choose each contender's variant for this network."""
+    """One case in turns, after the trials that choose each contender's variant."""
     others, trials, taking_part = OtherWork(), [], []
     for contender in benchmark.contenders:
-        key = (contender.name, case["network"], case["processors"])
+        key = (contender.name, case["network"], case["batch_size"], case["processors"])
         if contender.variant_of is not None:
             base = variants.get((contender.variant_of, *key[1:]), {})
             variants[key] = {**base, **contender.variants[0]}

@@ -38,6 +38,15 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def peak_gpu_memory_bytes() -> int | None:
+    """Most memory of the GPU that PyTorch's tensors took so far; None where no PyTorch uses one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    peak: int = torch.cuda.max_memory_allocated()
+    return peak
+
+
 class EpochClock:
     """Notes when a library was called and when each of the epochs ended.
 
@@ -49,20 +58,21 @@ class EpochClock:
         self.before = self.started - _process["started"] - _process["making_pictures"]
         self.ends: list[float] = []
         self.peak_memory_bytes: int | None = None
+        self.peak_gpu_memory_bytes: int | None = None
 
     def epoch_ended(self) -> None:
         """An epoch, with all that belongs to it, is over."""
         synchronize()
         self.ends.append(time.perf_counter())
-        self.peak_memory_bytes = peak_memory_bytes()
+        self.peak_memory_bytes, self.peak_gpu_memory_bytes = peak_memory_bytes(), peak_gpu_memory_bytes()
 
     def figures(self, pictures: int) -> dict[str, Any]:
         """The figures of epochs of so many pictures.
 
         Returns:
             `first_seconds` from the call to the end of the first epoch, `start_seconds` to there from the start of the
-            process, `epoch_seconds` of the later ones (the median), `pictures_per_second` by that, and
-            `peak_memory_bytes`.
+            process, `epoch_seconds` of the later ones (the median), `pictures_per_second` by that,
+            `peak_memory_bytes` and `peak_gpu_memory_bytes`.
 
         Raises:
             ValueError: There are fewer than two epochs.
@@ -77,4 +87,5 @@ class EpochClock:
             "epoch_seconds": epoch_seconds,
             "pictures_per_second": pictures / epoch_seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_gpu_memory_bytes": self.peak_gpu_memory_bytes,
         }

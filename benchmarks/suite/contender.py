@@ -1,6 +1,9 @@
 """One measurement in a process of its own: reads a job, prints its figures as the last line of the output.
 
     python -m benchmarks.suite.contender '{"library": "pytorch", "benchmark": "train", …}'
+    python -m benchmarks.suite.contender --versions
+
+The second form prints the versions of what each library is made of, as far as it is installed.
 
 Nothing heavy is imported before the process is bound to its processors, since libraries start their threads for those
 that they see.
@@ -38,9 +41,14 @@ def bind(processors: list[int] | None) -> None:
         os.sched_setaffinity(0, processors)
 
 
-def versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Of Python and of those packages that are there."""
-    found = {"python": platform.python_version()}
+def versions() -> dict[str, dict[str, str]]:
+    """For each library the versions of Python and of those of its packages that are there."""
+    python = {"python": platform.python_version()}
+    return {library: python | _installed(packages) for library, (_, packages) in _LIBRARIES.items()}
+
+
+def _installed(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
@@ -51,10 +59,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """The figures of a job, or why there are none.
 
     Returns:
-        What `EpochClock.figures` gives, with `parameters`, `device`, `note` and `versions`; or `{"missing": reason}`
-        where the library is not installed, or not for this device.
+        What `EpochClock.figures` gives, with `parameters`, `device` and `note`; or `{"missing": reason}` where the
+        library is not installed, or not for this device.
     """
-    module, packages = _LIBRARIES[job["library"]]
+    module, _ = _LIBRARIES[job["library"]]
     if job["library"].startswith("keras-"):
         os.environ["KERAS_BACKEND"] = job["library"].removeprefix("keras-")
     try:
@@ -67,11 +75,14 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         figures: dict[str, Any] = getattr(library, job["benchmark"])(job)
     except NotAvailableError as error:
         return {"missing": str(error)}
-    return {**figures, "versions": versions(packages)}
+    return figures
 
 
 def main() -> None:
     clock.process_started()
+    if sys.argv[1] == "--versions":
+        print(MARK + json.dumps(versions()))
+        return
     job = json.loads(sys.argv[1])
     bind(job["processors"])
     print(MARK + json.dumps(run(job)), flush=True)

@@ -7,5 +7,13 @@ class NotAvailableError(Exception):
     """A library is not there, or not for the device that is measured."""
 
 
-class UnequalNetworksError(Exception):
+class MeasuringError(Exception):
+    """Nothing can be measured or recorded as asked."""
+
+
+class OtherSettingError(MeasuringError):
+    """The result file holds figures that those of this call may not stand beside or replace."""
+
+
+class UnequalNetworksError(MeasuringError):
     """Two contenders do not train the same network."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,27 @@ def cpu_flags(text: str | None = None) -> list[str]:
         if line.startswith(("flags", "Features")):
             return sorted(flag for flag in line.split(":", 1)[1].split() if flag.startswith(_FLAGS))
     return []
+
+
+def source_version(root: Path) -> str | None:
+    """The last commit that changed netloom or this suite, with `+` and a digest of what differs from it, if anything.
+
+    None where `root` is no checkout. Figures and pages that are committed meanwhile change nothing.
+    """
+    measured = ("--", "src/netloom", "benchmarks/suite")
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = _git(root, "log", "-1", "--format=%H", *measured)
+        changes = _git(root, "status", "--porcelain", *measured) + _git(root, "diff", "HEAD", *measured)
+        digest = f"+{hashlib.sha256(changes.encode()).hexdigest()[:10]}" if changes else ""
+        return commit + digest if commit else None
+    return None
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=root, check=True, capture_output=True, encoding="utf-8", errors="replace"
+    )
+    return done.stdout.strip()
 
 
 def memory_bytes() -> int | None:

@@ -25,9 +25,9 @@ class Network:
         optimizer: `adam`, `nadam`, `rmsprop` or `sgd`, with the constants of the recipe.
         learning_rate: Of the optimizer.
         batch_size: The recipe's.
-        pictures: In an epoch; a multiple of 512, the largest batch, so that every library takes the same steps.
+        pictures: In an epoch; a multiple of the batches, so that every library takes the same steps.
+        trained_on: Pictures of the training part of the notebook that the recipe repeats.
         settings: Recipe keys that differ from the shipped recipe.
-        large: Measured only where asked for.
     """
 
     recipe: str
@@ -38,8 +38,8 @@ class Network:
     learning_rate: float
     batch_size: int
     pictures: int
+    trained_on: int
     settings: dict[str, Any] = field(default_factory=dict)
-    large: bool = False
 
     @property
     def outputs(self) -> int:
@@ -69,7 +69,7 @@ def _vgg_trunk() -> tuple[Layer, ...]:
 
 
 _FLATTEN: tuple[Layer, ...] = (("flatten",),)
-_CIFAR10: dict[str, Any] = {"shape": (32, 32, 3), "classes": 10}
+_CIFAR10: dict[str, Any] = {"shape": (32, 32, 3), "classes": 10, "trained_on": 40_000}
 
 # Pictures of an epoch: about two seconds of training on four cores.
 NETWORKS: dict[str, Network] = {
@@ -135,6 +135,7 @@ NETWORKS: dict[str, Network] = {
             "mnist-convnet",
             shape=(28, 28, 1),
             classes=10,
+            trained_on=60_000,
             layers=(
                 *_conv(32, padding="valid"),
                 *_conv(64, padding="valid"),
@@ -151,6 +152,7 @@ NETWORKS: dict[str, Network] = {
             "cats-dogs-scratch",
             shape=(150, 150, 3),
             classes=2,
+            trained_on=2000,
             layers=(
                 *_conv(32, padding="valid"),
                 *_conv(64, padding="valid"),
@@ -168,6 +170,7 @@ NETWORKS: dict[str, Network] = {
             "fashion-mlp",
             shape=(28, 28, 1),
             classes=10,
+            trained_on=55_000,
             layers=(*_FLATTEN, *_dense(300, 100)),
             optimizer="sgd",
             learning_rate=1e-2,
@@ -182,7 +185,6 @@ NETWORKS: dict[str, Network] = {
             learning_rate=1e-4,
             batch_size=32,
             pictures=512,
-            large=True,
         ),
     )
 }
@@ -198,6 +200,7 @@ PHOTOS = Network(
     learning_rate=1e-4,
     batch_size=32,
     pictures=3960,
+    trained_on=3960,
     settings={"filters": [16, 32], "dense_units": []},
 )
 

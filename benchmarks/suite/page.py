@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import whole_programs
 from benchmarks.suite.figures import (
-    FAMILIES,
     family_ratios,
     faster_peers,
     geometric_mean,
@@ -25,10 +25,17 @@ OURS = "netloom"
 
 Record = Mapping[str, Any]
 
+_MEMORY = {
+    "peak_memory_bytes": "Most resident memory of the process, MB",
+    "peak_gpu_memory_bytes": "Most memory of the GPU that PyTorch's tensors took, MB",
+}
+
 INTRODUCTION = """\
 `./scripts/bench [NAME …]` measures netloom beside its peers on the same work and writes this page. A full run takes
-hours; `--quick` tries everything out in short epochs and writes to build/performance, `--continue` goes on with a run
-that was cut short, `--help` tells the other options. The peers are installed into an environment of their own.
+hours: `--continue --minutes 60` does an hour of it and goes on where the last one ended, and leaves what is recorded of
+the same code and versions as it is. `--quick` tries everything out in short epochs and writes to build/performance,
+`--help` tells the other options. The peers are installed into an environment of their own, or, where nothing can be
+installed, `--peers-python PYTHON` takes the packages that a Python has; who is not among them is missing.
 
 What is measured, and how:
 
@@ -41,10 +48,12 @@ What is measured, and how:
 - Epochs are timed from outside, by each library's own callbacks: "pictures a second" are those of an epoch over the
   time that one more epoch adds, with all that the library does in between. The first epoch's time begins with the
   process and includes importing the library, building, compiling and netloom's choice of an execution plan, but not
-  making the noise. Memory is the most that the process itself held up to the end of the last epoch.
+  making the noise. Memory is the most that the process itself held up to the end of the last epoch, without that of
+  workers that it started; on a GPU there is also the most that PyTorch's tensors took.
 - netloom is called by `netloom.train`, with a shipped recipe and a callback, and writes its checkpoints, which no peer
-  does. Pictures in memory are trained on without validation, but by fastai, which has 20 to validate on after every
-  epoch; from a folder netloom does the same.
+  does. It chooses how to execute a training by its length, so it is asked for one of as many steps as the recipe takes
+  on its whole data set, and the callback ends it after the measured epochs. Pictures in memory are trained on without
+  validation, but by fastai, which has 20 to validate on after every epoch; from a folder netloom does the same.
 - Keras keeps its defaults (`jit_compile="auto"`, `steps_per_execution=1`) and gets its data as its guides advise:
   arrays of float32 or uint8, or a `tf.data` pipeline with shuffling and prefetching, whichever is the fastest in a
   trial; on PyTorch, either order of axes.
@@ -53,16 +62,23 @@ What is measured, and how:
   device, batches by index, channels-last memory, a fused optimizer, and bfloat16 autocast or (on a GPU)
   `torch.compile` where a trial shows them faster. Lightning and fastai get the faster of no workers and half as many as
   processors. The memory allocator is left as it is, except where netloom sets its own process's.
+- Predictions are made in batches of the row's size with all threads. netloom's are timed around the function that its
+  verbs predict with (which by themselves take larger batches), in the precision that its training chose; PyTorch and
+  Keras get bfloat16 where a trial shows it faster, ONNX Runtime has float32.
 - From a folder, netloom decodes the pictures once into its cache, and is measured both with an empty cache and at a
   second start. `cache()` keeps Keras' decoded pictures in memory. The system has the files in its memory for everybody.
-- Whoever is more than four times slower than the fastest in the first turn is not measured again, and marked n = 1.
+- A peer that is more than twice as slow as the fastest peer in the first turn, and not the first of its family (Keras,
+  PyTorch, others) in speed or in the time to the end of the first epoch, is not measured again, and marked n = 1.
+- Geometric means are over the rows of one batch size; beside the smallest ratio stands the row that has it.
 """
 
 TITLES = {
     "training": "Training",
     "inference": "Inference",
     "data": "From a folder of JPEG files",
-    "scaling": "Processors, batch sizes, amounts of pictures",
+    "scaling": "Training over processors, batch sizes, amounts of pictures",
+    "inference-scaling": "Inference over processors, batch sizes, amounts of pictures",
+    "data-scaling": "From a folder over processors, batch sizes, amounts of pictures",
 }
 
 
@@ -84,24 +100,28 @@ def performance_page(results: Path = RESULTS) -> str:
 def write(results: Path = RESULTS) -> Path:
     """Write the page of the results in `results`: docs/performance.md, for any other folder a page beside them."""
     target = PAGE if results.resolve() == RESULTS else results / PAGE.name
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(performance_page(results), encoding="utf-8")
     return target
 
 
 def _section(record: Record) -> Iterator[str]:
     """One result file: how it was measured, its tables, and what the contenders were."""
-    yield f"`{record['command']}`, {record['date']}: {_machine(record)}"
+    calls = dict.fromkeys(f"`{entry['command']}`, {entry['date']}" for entry in record["cases"])
+    yield f"{'; '.join(calls)}: {_machine(record)}"
     yield ""
-    if warning := _warning(record):
-        yield warning
-        yield ""
+    for warning in (_warning(record), _unlike(record)):
+        if warning:
+            yield warning
+            yield ""
     yield from _table(record, "pictures_per_second", "Pictures a second", more_is_better=True)
-    if record["benchmark"] != "inference":
+    if not record["benchmark"].startswith("inference"):
         yield ""
         yield from _table(record, "start_seconds", "Seconds from the start of Python to the end of the first epoch")
-    if record["benchmark"] == "scaling":
-        yield ""
-        yield from _table(record, "peak_memory_bytes", "Most resident memory of the process, MB")
+    for figure, title in _MEMORY.items():
+        if any(figure in contender for entry in record["cases"] for contender in entry["contenders"].values()):
+            yield ""
+            yield from _table(record, figure, title)
     yield ""
     yield from _notes(record)
 
@@ -134,45 +154,73 @@ def _warning(record: Record) -> str:
     return f"**A trial of the suite and no result: {', and '.join(told)}.**" if told else ""
 
 
-def _names(record: Record) -> list[str]:
-    """All contenders but netloom, in the order of the turns."""
-    names = dict.fromkeys(name for case in record["cases"] for name in case["contenders"])
-    return [name for name in names if name != OURS]
+def _unlike(record: Record) -> str:
+    """Said where the rows of a table were measured on several days, or of several versions of code or packages."""
+    told = [_counted(entry["date"] for entry in record["cases"]), _counted(_commits(record))]
+    told += [_counted(f"{name}: {version}" for version in _versions(record, name)) for name in _contenders(record)]
+    parts = [", ".join(counts) for counts in told if len(counts) > 1]
+    return f"**The rows were not measured alike: {'; '.join(parts)}.**" if parts else ""
+
+
+def _commits(record: Record) -> Iterator[str]:
+    """Of the code that each case measured; behind `+` a digest of uncommitted changes."""
+    for entry in record["cases"]:
+        commit, *changes = (entry["commit"] or "not known").split("+")
+        yield "+".join([f"commit {commit[:10]}", *changes])
+
+
+def _versions(record: Record, name: str) -> Iterator[str]:
+    """Of a contender's packages in each case that it was measured in."""
+    for entry in record["cases"]:
+        if "missing" not in entry["contenders"].get(name, {"missing": ""}):
+            yield " ".join(f"{package} {version}" for package, version in entry["versions"].get(name, {}).items())
+
+
+def _counted(values: Iterable[str]) -> list[str]:
+    """Each of the values with the number of rows that have it."""
+    return [f"{value} ({count} {'row' if count == 1 else 'rows'})" for value, count in Counter(values).items()]
+
+
+def _contenders(record: Record) -> list[str]:
+    """Netloom, and the others in the order of the turns."""
+    return list(dict.fromkeys([OURS, *(name for case in record["cases"] for name in case["contenders"])]))
 
 
 def _table(record: Record, figure: str, title: str, *, more_is_better: bool = False) -> Iterator[str]:
-    names = _names(record)
+    names = _contenders(record)
     yield f"{title}:"
     yield ""
-    yield "| " + " | ".join([*_headings(record), OURS, *names, "better than netloom"]) + " |"
-    yield "|" + "---|" * (len(_headings(record)) + len(names) + 2)
-    all_ratios: list[dict[str, float]] = []
+    yield "| " + " | ".join([*_columns(record), *names, "better than netloom"]) + " |"
+    yield "|" + "---|" * (len(_columns(record)) + len(names) + 1)
+    all_ratios: list[tuple[Record, dict[str, float]]] = []
     for entry in record["cases"]:
         contenders = entry["contenders"]
         by_peer = ratios(contenders, figure, more_is_better=more_is_better)
         peers_only = {name: ratio for name, ratio in by_peer.items() if not name.startswith(OURS)}
-        all_ratios.append(peers_only)
-        cells = [_cell(contenders.get(name, {}), figure, by_peer.get(name)) for name in (OURS, *names)]
+        all_ratios.append((entry["case"], peers_only))
+        cells = [_cell(contenders.get(name, {}), figure, by_peer.get(name)) for name in names]
         better = ", ".join(faster_peers(peers_only)) or ("–" if peers_only else "not known")
         yield "| " + " | ".join([*_places(record, entry["case"]), *cells, better]) + " |"
-    if means := _means(all_ratios):
+    # What grows from row to row has no mean.
+    if not _grows(record) and (means := _means(all_ratios)):
         yield ""
         yield from means
 
 
-def _headings(record: Record) -> list[str]:
-    return {
-        "data": ["pictures"],
-        "scaling": ["processors", "batch", "pictures"],
-    }.get(record["benchmark"], ["network", "batch", "pictures"])
+def _grows(record: Record) -> bool:
+    return bool(record["benchmark"].endswith("scaling"))
+
+
+def _columns(record: Record) -> dict[str, str]:
+    """Headings of the columns in front of the figures, and what of a case stands in them."""
+    if record["benchmark"] == "data":
+        return {"pictures": "pictures"}
+    first = ("processors", "processors") if _grows(record) else ("network", "network")
+    return dict([first, ("batch", "batch_size"), ("pictures", "pictures")])
 
 
 def _places(record: Record, case: Record) -> list[str]:
-    keys = {
-        "data": ["pictures"],
-        "scaling": ["processors", "batch_size", "pictures"],
-    }.get(record["benchmark"], ["network", "batch_size", "pictures"])
-    return [value if isinstance(value := case[key], str) else f"{value:,}" for key in keys]
+    return [value if isinstance(value := case[key], str) else f"{value:,}" for key in _columns(record).values()]
 
 
 def _cell(contender: Record, figure: str, ratio: float | None) -> str:
@@ -187,44 +235,54 @@ def _cell(contender: Record, figure: str, ratio: float | None) -> str:
     return f"{text} ({', '.join(marks)})" if marks else text
 
 
-def _means(by_case: Sequence[Mapping[str, float]]) -> list[str]:
-    """A table of geometric means over the cases: against the fastest of each family, and against each peer.
+def _means(by_case: Iterable[tuple[Record, Mapping[str, float]]]) -> list[str]:
+    """A table of geometric means over the cases of each batch size: against families, and against each peer.
 
-    A single case has none.
+    A batch size with a single case has none.
     """
-    if len(by_case) < 2:
-        return []
-    families = [family_ratios(by_peer) for by_peer in by_case]
-    peers = dict.fromkeys(name for by_peer in by_case for name in by_peer)
-    rows = {
-        **{f"the {name}": [found[name] for found in families if name in found] for name in FAMILIES},
-        "the best peer of each row": [min(by_peer.values()) for by_peer in by_case if by_peer],
-        **{name: [by_peer[name] for by_peer in by_case if name in by_peer] for name in peers},
-    }
-    found_rows = [(name, values) for name, values in rows.items() if values]
-    if not found_rows:
-        return []
-    return [
-        "| netloom beside | geometric mean | smallest | largest | rows |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {name} | ×{geometric_mean(values):.2f} | ×{min(values):.2f} | ×{max(values):.2f} | {len(values)} |"
-            for name, values in found_rows
-        ),
+    by_batch: dict[int, list[tuple[str, Mapping[str, float]]]] = {}
+    for case, by_peer in by_case:
+        by_batch.setdefault(case["batch_size"], []).append((case["network"], by_peer))
+    rows = [
+        f"| {batch_size} {row}"
+        for batch_size, found in sorted(by_batch.items())
+        if len(found) > 1
+        for row in _means_of_one_batch_size(found)
     ]
+    head = ["| batch | netloom beside | geometric mean | smallest | largest | rows |", "|---|---|---|---|---|---|"]
+    return [*head, *rows] if rows else []
+
+
+def _means_of_one_batch_size(by_network: Iterable[tuple[str, Mapping[str, float]]]) -> Iterator[str]:
+    """The rows without the batch size: families, the best peer, each peer."""
+    by_name: dict[str, list[tuple[float, str]]] = {}
+    for network, by_peer in by_network:
+        for name, ratio, where in _compared(network, by_peer):
+            by_name.setdefault(name, []).append((ratio, where))
+    for name, found in by_name.items():
+        (smallest, where), values = min(found), [ratio for ratio, _ in found]
+        mean, largest = geometric_mean(values), max(values)
+        yield f"| {name} | ×{mean:.2f} | ×{smallest:.2f} ({where}) | ×{largest:.2f} | {len(found)} |"
+
+
+def _compared(network: str, by_peer: Mapping[str, float]) -> Iterator[tuple[str, float, str]]:
+    """Whom netloom is compared with in a row, the ratio, and what it is of."""
+    for family, ratio in family_ratios(by_peer).items():
+        yield f"the {family}", ratio, network
+    if by_peer:
+        best = min(by_peer, key=by_peer.__getitem__)
+        yield "the best peer of each row", by_peer[best], f"{network}, {best}"
+    for name, ratio in by_peer.items():
+        yield name, ratio, network
 
 
 def _notes(record: Record) -> Iterator[str]:
     """For each contender its versions, the ways that it was used in, and why it is missing or failed."""
-    for name in (OURS, *_names(record)):
+    for name in _contenders(record):
         entries = [case["contenders"].get(name, {}) for case in record["cases"]]
-        ways: dict[str, int] = {}
-        for entry in entries:
-            for way in entry.get("notes", []):
-                ways[way] = ways.get(way, 0) + 1
-        versions: dict[str, str] = next((entry["versions"] for entry in entries if "versions" in entry), {})
-        told = [" ".join(pair) for pair in versions.items()]
-        told += [f"{way} ({count} {'row' if count == 1 else 'rows'})" for way, count in sorted(ways.items())]
+        told = [version for version in dict.fromkeys(_versions(record, name)) if version]
+        told += dict.fromkeys(_commits(record)) if name == OURS else []
+        told += sorted(_counted(way for entry in entries for way in entry.get("notes", [])))
         told += sorted({f"missing: {e['missing']}" for e in entries if "missing" in e})
         told += sorted({f"failed: {_plain(e['failed'])}" for e in entries if "failed" in e})
         if told:

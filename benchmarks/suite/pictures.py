@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -35,6 +36,7 @@ def photo_folder(folder: Path, archive_folder: Path | None, count: int) -> Path:
     finished = folder / "finished"
     if finished.is_file():
         return folder / "pictures"
+    print(f"Making a folder of {count:,} JPEG files ...", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
     archive = archive_folder / _ARCHIVE if archive_folder else None
     pictures = folder / "pictures"

@@ -10,6 +10,10 @@ from benchmarks.suite.networks import NETWORKS, PHOTOS
 
 Case = dict[str, Any]
 
+# The network that grows in the benchmarks of scaling, and over which batch sizes beside 32.
+_SCALED = "cifar10-bayes-cnn"
+_BATCH_SIZES = (64, 128, 256, 512)
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -18,8 +22,8 @@ class Contender:
     Attributes:
         name: In tables.
         library: As `contender.py` knows it.
-        variants: Ways that are equal in the library's documentation; tried once for each network, and the fastest one
-            is measured.
+        variants: Ways that are equal in the library's documentation; tried once for each network, batch size and number
+            of processors, and the fastest one is measured.
         variant_of: Another contender, whose chosen variant is taken, with `variants[0]` added to it.
     """
 
@@ -78,38 +82,46 @@ def training_contenders(processors: int, *, cuda: bool) -> tuple[Contender, ...]
     )
 
 
-def training(processors: int, *, cuda: bool, large: bool) -> Benchmark:
+def training(processors: int, *, cuda: bool) -> Benchmark:
     """Every network at its own batch size, at 32 and at 128."""
-    chosen = [network for network in NETWORKS.values() if large or not network.large]
     cases = [
         _case(network.recipe, batch_size, network.pictures, processors)
-        for network in chosen
+        for network in NETWORKS.values()
         for batch_size in sorted({network.batch_size, 32, 128})
     ]
     return Benchmark("training", "train", training_contenders(processors, cuda=cuda), cases)
 
 
-def inference(processors: int, *, cuda: bool, large: bool) -> Benchmark:
-    """Every network in evaluation mode."""
-    contenders = (
+def inference_contenders() -> tuple[Contender, ...]:
+    """Netloom and everything that predicts."""
+    arrays = {"inputs": "float32 arrays"}
+    precisions = tuple({"precision": precision} for precision in ("float32", "bfloat16"))
+    return (
         Contender("netloom", "netloom"),
-        Contender("Keras TensorFlow", "keras-tensorflow", ({"inputs": "float32 arrays"}, {"inputs": "uint8 arrays"})),
-        Contender("PyTorch", "pytorch"),
+        Contender(
+            "Keras TensorFlow",
+            "keras-tensorflow",
+            (arrays, {"inputs": "uint8 arrays"}, {**arrays, "precision": "bfloat16"}),
+        ),
+        Contender("PyTorch", "pytorch", precisions),
         Contender("ONNX Runtime", "onnxruntime"),
     )
+
+
+def inference(processors: int, *, cuda: bool) -> Benchmark:
+    """Every network in evaluation mode, in small and in large batches."""
     cases = [
         _case(network.recipe, batch_size, 2 * network.pictures, processors)
         for network in NETWORKS.values()
-        for batch_size in (32, 128, 512)
-        if large or not network.large
+        for batch_size in (32, 512)
     ]
-    return Benchmark("inference", "infer", contenders, cases)
+    return Benchmark("inference", "infer", inference_contenders(), cases)
 
 
-def data(processors: int, *, cuda: bool, large: bool) -> Benchmark:
-    """A folder of JPEG files, from the call to the end of the first epoch, and later epochs."""
+def folder_contenders(processors: int) -> tuple[Contender, ...]:
+    """Netloom and everything that trains from a folder."""
     counts = _worker_counts(processors)
-    contenders = (
+    return (
         Contender("netloom", "netloom", ({"cache": "cold"},)),
         Contender("netloom, second start", "netloom", ({"cache": "warm"},)),
         Contender("Keras TensorFlow", "keras-tensorflow", ({"cache": True},)),
@@ -117,25 +129,56 @@ def data(processors: int, *, cuda: bool, large: bool) -> Benchmark:
         Contender("PyTorch workers", "pytorch", tuple({"workers": n} for n in counts)),
         Contender("fastai", "fastai", tuple({"workers": n} for n in counts)),
     )
-    return Benchmark("data", "folder", contenders, [_case("photos", PHOTOS.batch_size, PHOTOS.pictures, processors)])
 
 
-def scaling(processors: int, *, cuda: bool, large: bool) -> Benchmark:
-    """One network over processors, over batch sizes and over amounts of pictures, one of them at a time."""
-    wanted = ("netloom", "Keras TensorFlow", "PyTorch", "PyTorch tuned")
+def data(processors: int, *, cuda: bool) -> Benchmark:
+    """A folder of JPEG files, from the call to the end of the first epoch, and later epochs."""
+    cases = [_case("photos", PHOTOS.batch_size, PHOTOS.pictures, processors)]
+    return Benchmark("data", "folder", folder_contenders(processors), cases)
+
+
+def scaling(processors: int, *, cuda: bool) -> Benchmark:
+    """One training over processors, over batch sizes and over amounts of pictures, one of them at a time."""
+    wanted = ("netloom", "Keras TensorFlow", "Keras TensorFlow bfloat16", "PyTorch", "PyTorch tuned")
     contenders = tuple(c for c in training_contenders(processors, cuda=cuda) if c.name in wanted)
-    name, pictures = "cifar10-bayes-cnn", 10_240
-    cases = [_case(name, 32, pictures, n) for n in sorted({1, 2, 4, processors}) if n <= processors]
-    cases += [_case(name, batch_size, pictures, processors) for batch_size in (64, 128, 256, 512)]
-    cases += [_case(name, 32, count, processors) for count in (1024, 51_200)]
+    cases = _growing(_case(_SCALED, 32, 10_240, processors), _BATCH_SIZES, (1024, 51_200))
     return Benchmark("scaling", "train", contenders, cases)
 
 
-BENCHMARKS = {"training": training, "inference": inference, "data": data, "scaling": scaling}
+def inference_scaling(processors: int, *, cuda: bool) -> Benchmark:
+    """One network's prediction over the same."""
+    cases = _growing(_case(_SCALED, 32, 20_480, processors), _BATCH_SIZES, (1024, 51_200))
+    return Benchmark("inference-scaling", "infer", inference_contenders(), cases)
+
+
+def data_scaling(processors: int, *, cuda: bool) -> Benchmark:
+    """A folder of a quarter of the pictures over the same, as far as there are pictures."""
+    wanted = ("netloom", "Keras TensorFlow", "PyTorch workers")
+    contenders = tuple(c for c in folder_contenders(processors) if c.name in wanted)
+    cases = _growing(_case("photos", 32, PHOTOS.pictures // 4, processors), (128, 512), (PHOTOS.pictures,))
+    return Benchmark("data-scaling", "folder", contenders, cases)
+
+
+BENCHMARKS = {
+    "training": training,
+    "inference": inference,
+    "data": data,
+    "scaling": scaling,
+    "inference-scaling": inference_scaling,
+    "data-scaling": data_scaling,
+}
 
 
 def _case(network: str, batch_size: int, pictures: int, processors: int) -> Case:
     return {"network": network, "batch_size": batch_size, "pictures": pictures, "processors": processors}
+
+
+def _growing(base: Case, batch_sizes: Sequence[int], counts: Sequence[int]) -> list[Case]:
+    """The base with fewer processors, other batch sizes and other numbers of pictures, one of them at a time."""
+    most = base["processors"]
+    cases = [{**base, "processors": n} for n in sorted({1, 2, 4, most}) if n <= most]
+    cases += [{**base, "batch_size": batch_size} for batch_size in batch_sizes]
+    return cases + [{**base, "pictures": count} for count in counts]
 
 
 def resized(cases: Sequence[Case], factor: float) -> list[Case]:

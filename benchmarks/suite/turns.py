@@ -8,21 +8,30 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.suite.contender import MARK
-from benchmarks.suite.errors import UnequalNetworksError
-from benchmarks.suite.figures import summary
+from benchmarks.suite.errors import MeasuringError, UnequalNetworksError
+from benchmarks.suite.figures import FAMILIES, summary
 from benchmarks.suite.plans import Case, Contender
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ("pictures_per_second", "epoch_seconds", "first_seconds", "start_seconds", "peak_memory_bytes")
-# Who is this many times slower than the fastest in the first turn is not measured again: nothing hangs on its figure,
-# and Keras in bfloat16 on a processor without instructions for it would take most of an evening.
-HOPELESS = 4.0
+FIGURES = (
+    "pictures_per_second",
+    "epoch_seconds",
+    "first_seconds",
+    "start_seconds",
+    "peak_memory_bytes",
+    "peak_gpu_memory_bytes",
+)
+# A peer this many times slower than the fastest peer in the first turn is not measured again if it is not the best of
+# its family either: nothing hangs on its figure, and the slowest would take most of the time.
+HOPELESS = 2.0
+# One epoch beside the first tells which variant is the fastest.
+TRIAL_EPOCHS = 2
 
 Result = dict[str, Any]
 Measure = Callable[[Contender, dict[str, Any], Case], Result]
@@ -40,7 +49,7 @@ class Processes:
         device: `cpu` or `cuda`.
         isa: For `ONEDNN_MAX_CPU_ISA`, or None.
         limit_seconds: A process that takes longer is ended.
-        folder: Of the JPEG files, where the benchmark has them.
+        folder_of: Gives the folder with so many JPEG files to train on, where the benchmark has such.
     """
 
     kind: str
@@ -50,7 +59,7 @@ class Processes:
     device: str = "cpu"
     isa: str | None = None
     limit_seconds: float = 900.0
-    folder: Path | None = None
+    folder_of: Callable[[int], Path] | None = None
 
     def __call__(self, contender: Contender, variant: dict[str, Any], case: Case) -> Result:
         """Figures, or `missing` or `failed` with the reason."""
@@ -60,19 +69,37 @@ class Processes:
         threads = case["processors"]
         available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         job = {
+            "epochs": self.epochs,
             **case,
             "benchmark": self.kind,
             "library": contender.library,
             "variant": variant,
-            "epochs": self.epochs,
             "device": self.device,
             "threads": threads,
             "processors": available and available[:threads],
             "scratch": str(self.scratch),
-            "folder": str(self.folder),
+            "folder": str(self.folder_of(case["pictures"])) if self.folder_of else "",
         }
+        return self._run(json.dumps(job), threads, own=own)
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """By library, of what it is made of in the environment that it is measured in; empty where that is not there.
+
+        Raises:
+            MeasuringError: The environment's Python does not run.
+        """
+        found = {}
+        for own in (False, True):
+            if own or self.peers_python.exists():
+                told = self._run("--versions", 1, own=own)
+                if "failed" in told:
+                    raise MeasuringError(f"The versions of what is measured are not known: {told['failed']}")
+                found |= {library: value for library, value in told.items() if (library == "netloom") is own}
+        return found
+
+    def _run(self, job: str, threads: int, *, own: bool) -> Result:
         python = sys.executable if own else str(self.peers_python)
-        command = [python, "-m", "benchmarks.suite.contender", json.dumps(job)]
+        command = [python, "-m", "benchmarks.suite.contender", job]
         return _outcome(command, self._environment(threads, own=own), self.limit_seconds)
 
     def _environment(self, threads: int, *, own: bool) -> dict[str, str]:
@@ -140,7 +167,7 @@ def best_variant(contender: Contender, case: Case, measure: Measure) -> tuple[di
         return contender.variants[0], []
     tried: list[Result] = []
     for variant in contender.variants:
-        result = measure(contender, variant, case)
+        result = measure(contender, variant, {**case, "epochs": TRIAL_EPOCHS})
         tried.append({"variant": variant, **result})
         if "missing" in result:
             break
@@ -164,10 +191,12 @@ def take_turns(
     """
     collected: dict[str, list[Result]] = {contender.name: [] for contender, _ in contenders}
     refused: dict[str, Result] = {}
+    hopeless: set[str] = set()
+    peers = {contender.name for contender, _ in contenders if contender.library != "netloom"}
     for turn in range(repeats):
         for contender, variant in contenders:
             name = contender.name
-            if name in refused or (turn and _hopeless(name, collected)):
+            if name in refused or (turn and name in hopeless):
                 continue
             result = measure(contender, variant, case)
             if "pictures_per_second" in result:
@@ -176,6 +205,8 @@ def take_turns(
             else:
                 refused[name] = result
                 say(f"turn {turn + 1}: {name}: {result}")
+        if turn == 0:
+            hopeless = _hopeless({name: found[0] for name, found in collected.items() if found and name in peers})
     _require_equal_networks(collected)
     return {
         contender.name: refused.get(contender.name) or {"variant": variant, **condensed(collected[contender.name])}
@@ -183,9 +214,22 @@ def take_turns(
     }
 
 
-def _hopeless(name: str, collected: dict[str, list[Result]]) -> bool:
-    first = {who: results[0]["pictures_per_second"] for who, results in collected.items() if results}
-    return bool(first[name] * HOPELESS < max(first.values()))
+def _hopeless(first: Mapping[str, Result]) -> set[str]:
+    """Which peers are slow by the first turn, and the first of their family neither in speed nor at the start.
+
+    Those of no family are compared with one another.
+    """
+    if not first:
+        return set()
+    speeds = {name: found["pictures_per_second"] for name, found in first.items()}
+    starts = {name: found["start_seconds"] for name, found in first.items()}
+    kept = {name for name, speed in speeds.items() if speed * HOPELESS >= max(speeds.values())}
+    in_families = {name for members in FAMILIES.values() for name in members}
+    for members in (*FAMILIES.values(), [name for name in first if name not in in_families]):
+        there = [name for name in members if name in first]
+        if there:
+            kept |= {max(there, key=speeds.__getitem__), min(there, key=starts.__getitem__)}
+    return set(first) - kept
 
 
 def _require_equal_networks(collected: dict[str, list[Result]]) -> None:
@@ -199,5 +243,5 @@ def condensed(results: Sequence[Result]) -> Result:
     """One contender's measurements: a summary of each figure, and what is the same in all of them."""
     last = results[-1]
     figures = {name: summary([r[name] for r in results]) for name in FIGURES if last.get(name) is not None}
-    same = {name: last[name] for name in ("parameters", "device", "versions")}
+    same = {name: last[name] for name in ("parameters", "device")}
     return {**same, "notes": sorted({r["note"] for r in results}), "n": len(results), **figures}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,10 +13,18 @@ from typing import Any
 
 import pytest
 from benchmarks.suite import clock, contender
+from benchmarks.suite.libraries.with_netloom import epochs_of_a_training
+from benchmarks.suite.networks import NETWORKS, PHOTOS, Network
 from benchmarks.suite.turns import ROOT, condensed
 
-FIGURES = {"first_seconds", "start_seconds", "epoch_seconds", "pictures_per_second", "peak_memory_bytes"}
-FACTS = {"parameters", "device", "note", "versions"}
+from netloom.inference import predict_outputs
+from netloom.recipe import load_recipe
+from netloom.runtime import ExecutionPlan
+from netloom.workflows.fitting import Fitting
+
+TIMES = {"first_seconds", "start_seconds", "epoch_seconds"}
+FIGURES = {*TIMES, "pictures_per_second", "peak_memory_bytes", "peak_gpu_memory_bytes"}
+FACTS = {"parameters", "device", "note"}
 
 
 def job(tmp_path: Path, library: str, benchmark: str = "train", **changes: Any) -> dict[str, Any]:
@@ -42,13 +51,15 @@ def job(tmp_path: Path, library: str, benchmark: str = "train", **changes: Any) 
         ("train", {"loop": "tutorial", "workers": 0}),
         ("train", {"loop": "tuned", "precision": "float32"}),
         ("train", {"loop": "tuned", "precision": "bfloat16"}),
-        ("infer", {}),
+        ("infer", {"precision": "float32"}),
+        ("infer", {"precision": "bfloat16"}),
     ],
 )
 def test_pytorch_is_measured(tmp_path: Path, benchmark: str, variant: dict[str, Any]) -> None:
     found = contender.run(job(tmp_path, "pytorch", benchmark, variant=variant))
     assert set(found) == FIGURES | FACTS
     assert found["parameters"] == 62_006
+    assert variant.get("precision", "") in found["note"]
     assert found["pictures_per_second"] == pytest.approx(64 / found["epoch_seconds"])
     assert condensed([found, found])["pictures_per_second"]["n"] == 2
 
@@ -67,7 +78,67 @@ def test_netloom_is_measured_through_its_public_door(tmp_path: Path, benchmark: 
     found = contender.run(job(tmp_path, "netloom", benchmark))
     assert set(found) == FIGURES | FACTS
     assert found["parameters"] == 62_006
-    assert found["versions"].keys() >= {"python", "netloom", "torch"}
+    assert found["peak_memory_bytes"] or sys.platform == "win32"
+
+
+@pytest.mark.parametrize("net", [*NETWORKS.values(), PHOTOS], ids=lambda net: f"{net.recipe}-{len(net.layers)}")
+@pytest.mark.parametrize("batch_size", [32, 128])
+def test_the_plan_is_that_of_a_whole_training(net: Network, batch_size: int) -> None:
+    """It is chosen by the number of steps, of which only a few are measured."""
+    recipe = load_recipe(net.recipe)
+    pictures = 512 if net is not PHOTOS else PHOTOS.pictures
+    epochs = epochs_of_a_training(net, {"epochs": 3, "pictures": pictures})
+    steps = epochs * math.ceil(pictures / batch_size)
+    of_the_recipe = recipe.epochs * net.trained_on / batch_size
+    assert of_the_recipe <= steps < of_the_recipe + epochs + math.ceil(pictures / batch_size)
+
+
+def test_a_training_is_begun_as_a_whole_one_and_ends_after_the_measured_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def chosen(self: Fitting, **given: Any) -> ExecutionPlan:
+        asked.append(self.recipe.epochs * len(self.train))
+        time.sleep(0.2)
+        return ExecutionPlan("cpu", 1, "float32", shards=2)
+
+    monkeypatch.setattr(Fitting, "choose_plan", chosen)
+    epoch_ended = clock.EpochClock.epoch_ended
+    ended: list[int] = []
+    monkeypatch.setattr(clock.EpochClock, "epoch_ended", lambda self: (ended.append(1), epoch_ended(self))[1])
+    found = contender.run(job(tmp_path, "netloom", network="fashion-mlp"))
+    assert asked == [math.ceil(30 * 55_000 / 64) * 2]
+    assert len(ended) == 3
+    assert min(found["first_seconds"], found["start_seconds"]) > 0.2, "choosing belongs to the first epoch"
+    assert found["note"] == "float32, 2 threads with a shard of each batch"
+
+
+def test_netloom_predicts_in_the_jobs_batches_with_all_of_its_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[list[int], int]] = []
+
+    def predicted(model: Any, batches: Any, *, plan: ExecutionPlan, **given: Any) -> Any:
+        batches = list(batches)
+        passes.append(([len(batch) for batch in batches], plan.cpus))
+        return predict_outputs(model, batches, plan=plan, **given)
+
+    monkeypatch.setattr("benchmarks.suite.libraries.with_netloom.predict_outputs", predicted)
+    monkeypatch.setattr(Fitting, "choose_plan", lambda self, **given: ExecutionPlan("cpu", 1, "bfloat16"))
+    found = contender.run(job(tmp_path, "netloom", "infer", network="fashion-mlp", threads=3))
+    assert passes == [([32, 32], 3)] * 3
+    assert found["note"] == "bfloat16, 3 threads"
+
+
+def test_memory_of_a_gpu_is_what_pytorch_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = clock.EpochClock()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 123_456_789)
+    watch.epoch_ended()
+    watch.epoch_ended()
+    assert watch.figures(100)["peak_gpu_memory_bytes"] == 123_456_789
 
 
 @pytest.mark.slow

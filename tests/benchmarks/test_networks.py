@@ -52,6 +52,7 @@ def test_the_training_is_the_recipes(network: Network) -> None:
     if network is not PHOTOS:
         assert network.batch_size == recipe.batch_size
         assert network.pictures % 512 == 0
+        assert network.trained_on >= network.pictures
 
 
 @pytest.mark.parametrize("network", ALL, ids=lambda network: f"{network.recipe}-{len(network.layers)}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -8,25 +9,24 @@ from typing import Any
 
 import pytest
 from benchmarks.suite.contender import MARK
-from benchmarks.suite.errors import UnequalNetworksError
+from benchmarks.suite.errors import MeasuringError, UnequalNetworksError
 from benchmarks.suite.plans import Case, Contender
 from benchmarks.suite.turns import Processes, _outcome, best_variant, take_turns
 
 CASE: Case = {"network": "cifar10-lenet5", "batch_size": 32, "pictures": 512, "processors": 1}
-ONE, TWO, THREE = (Contender(name, "pytorch") for name in ("one", "two", "three"))
+ONE = Contender("one", "pytorch")
 
 
-def figures(pictures_per_second: float, *, parameters: int = 7) -> dict[str, Any]:
+def figures(pictures_per_second: float, *, parameters: int = 7, start: float = 2.0) -> dict[str, Any]:
     return {
         "pictures_per_second": pictures_per_second,
         "epoch_seconds": 512 / pictures_per_second,
         "first_seconds": 1.0,
-        "start_seconds": 2.0,
+        "start_seconds": start,
         "peak_memory_bytes": None,
         "parameters": parameters,
         "device": "cpu",
         "note": "a way",
-        "versions": {"torch": "2.13.0"},
     }
 
 
@@ -34,16 +34,17 @@ class Recorded:
     """Stands for the processes: gives each contender's figures and remembers who was asked."""
 
     def __init__(self, **by_name: list[Any] | dict[str, Any]) -> None:
-        self.by_name, self.asked = by_name, list[str]()
+        self.by_name, self.asked, self.epochs = by_name, list[str](), list[int | None]()
 
     def __call__(self, contender: Contender, variant: dict[str, Any], case: Case) -> dict[str, Any]:
         self.asked.append(contender.name)
+        self.epochs.append(case.get("epochs"))
         found = self.by_name[contender.name]
         return found.pop(0) if isinstance(found, list) else found
 
 
 def turns(measure: Recorded, repeats: int = 3) -> dict[str, Any]:
-    known = {c.name: c for c in (ONE, TWO, THREE)}
+    known = {name: Contender(name, "netloom" if name == "netloom" else "pytorch") for name in measure.by_name}
     return take_turns([(known[name], {}) for name in measure.by_name], CASE, measure, repeats=repeats)
 
 
@@ -58,10 +59,25 @@ def test_contenders_take_turns_and_medians_are_over_the_turns() -> None:
 
 
 def test_who_is_hopelessly_slow_is_measured_once() -> None:
-    measure = Recorded(one=figures(100.0), two=figures(24.0), three=figures(26.0))
+    measure = Recorded(one=figures(100.0), two=figures(49.0), three=figures(51.0))
     found = turns(measure)
     assert measure.asked == ["one", "two", "three", "one", "three", "one", "three"]
     assert found["two"]["n"] == 1
+
+
+def test_no_peer_is_hopeless_beside_netloom() -> None:
+    """Whatever it is compared with needs its median, the more so the larger the ratio."""
+    measure = Recorded(netloom=figures(1000.0), one=figures(100.0), two=figures(60.0))
+    assert {name: result["n"] for name, result in turns(measure).items()} == {"netloom": 3, "one": 3, "two": 3}
+
+
+def test_who_is_the_best_of_a_family_is_measured_in_every_turn() -> None:
+    speeds = {"PyTorch tuned": (100.0, 3.0), "PyTorch": (40.0, 1.0), "PyTorch workers": (45.0, 2.0)}
+    speeds |= {"Keras TensorFlow": (30.0, 9.0), "Keras torch": (20.0, 9.5), "fastai": (10.0, 8.0)}
+    speeds |= {"Lightning": (9.0, 8.5)}
+    found = turns(Recorded(**{name: figures(speed, start=start) for name, (speed, start) in speeds.items()}))
+    once = {name for name, result in found.items() if result["n"] == 1}
+    assert once == {"PyTorch workers", "Keras torch", "Lightning"}, "PyTorch is the first at the end of an epoch"
 
 
 @pytest.mark.parametrize("reason", [{"missing": "fastai is not installed"}, {"failed": "ValueError: no"}])
@@ -89,6 +105,7 @@ def test_the_fastest_variant_is_taken() -> None:
     chosen, tried = best_variant(many, CASE, measure)
     assert chosen == {"workers": 2}
     assert [result["variant"]["workers"] for result in tried] == [1, 2, 4]
+    assert measure.epochs == [2, 2, 2], "shorter than what is recorded"
 
 
 def test_a_single_variant_is_not_tried_and_a_missing_library_once() -> None:
@@ -129,6 +146,30 @@ def test_a_process_that_takes_too_long_is_ended() -> None:
 def test_without_the_peers_environment_peers_are_missing(tmp_path: Path) -> None:
     processes = Processes("train", tmp_path / "python", tmp_path, epochs=2)
     assert processes(ONE, {}, CASE) == {"missing": "the peers' environment is not there"}
+
+
+def test_versions_are_those_of_either_environment(tmp_path: Path) -> None:
+    own = Processes("train", tmp_path / "python", tmp_path, epochs=2).versions()
+    assert own.keys() == {"netloom"}
+    assert own["netloom"].keys() >= {"python", "netloom", "torch"}
+    both = Processes("train", Path(sys.executable), tmp_path, epochs=2).versions()
+    assert both["pytorch"]["torch"] == own["netloom"]["torch"] == both["netloom"]["torch"]
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 1\n", encoding="utf-8")
+    broken.chmod(0o755)
+    if os.name != "nt":
+        with pytest.raises(MeasuringError, match="no such thing"):
+            Processes("train", broken, tmp_path, epochs=2).versions()
+
+
+def test_a_process_gets_the_folder_of_its_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[dict[str, Any]] = []
+    monkeypatch.setattr("benchmarks.suite.turns._outcome", lambda command, *more: jobs.append(json.loads(command[-1])))
+    processes = Processes("folder", tmp_path, tmp_path, epochs=3, folder_of=lambda count: tmp_path / f"{count}")
+    processes(ONE, {}, CASE)
+    processes(ONE, {}, {**CASE, "pictures": 64, "epochs": 2})
+    assert [Path(job["folder"]).name for job in jobs] == ["512", "64"]
+    assert [job["epochs"] for job in jobs] == [3, 2]
 
 
 def test_a_process_gets_threads_instruction_set_and_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

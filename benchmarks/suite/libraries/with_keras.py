@@ -151,4 +151,4 @@ def _facts(model: keras.Model, device: str, job: dict[str, Any]) -> dict[str, An
 def _told(variant: dict[str, Any]) -> list[str]:
     if "cache" in variant:
         return ["cache()" if variant["cache"] else "read in each epoch"]
-    return [str(value) for key, value in variant.items() if key != "precision"]
+    return [str(value) for value in variant.values()]

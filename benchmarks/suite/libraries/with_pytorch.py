@@ -192,22 +192,22 @@ def _tuned(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def infer(job: dict[str, Any]) -> dict[str, Any]:
-    """Passes of the network in evaluation mode; the logits of a pass end on the CPU."""
-    net, device = network(job["network"]), device_of(job)
+    """Passes of the network in evaluation mode; the logits of a pass end on the CPU. The variant has a precision."""
+    net, device, precision = network(job["network"]), device_of(job), job["variant"]["precision"]
     images, _ = tensors(net, job["pictures"])
     clock = EpochClock()
     pixels = images.to(device).permute(0, 2, 3, 1).contiguous()
     model = build(net).to(device).to(memory_format=torch.channels_last).eval()
     size = job["batch_size"]
     for _ in range(job["epochs"]):
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             parts = [
                 model(pixels[start : start + size].permute(0, 3, 1, 2).float().div_(255))
                 for start in range(0, len(pixels), size)
             ]
-            torch.cat(parts).cpu()
+            torch.cat(parts).float().cpu()
         clock.epoch_ended()
-    return {**clock.figures(job["pictures"]), **facts(model, device, "inference_mode, channels-last")}
+    return {**clock.figures(job["pictures"]), **facts(model, device, f"{precision}, inference_mode, channels-last")}
 
 
 def import_torchvision() -> None:
