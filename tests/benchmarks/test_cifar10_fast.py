@@ -98,7 +98,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 shade = tuple(value and value + number + 20 * (part == "test") for value in colour)
                 Image.new("RGB", (32, 32), shade).save(folder / f"{number}.png")
     folder = tmp_path_factory.mktemp("peer")
-    save_pictures(str(source), folder / "cifar10")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NETLOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        save_pictures(str(source), folder / "cifar10")
     return folder
 
 
