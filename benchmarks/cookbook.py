@@ -3,8 +3,9 @@
     python benchmarks/cookbook.py [RECIPE ...] [--seeds N] [--out DIR]
 
 Each recipe is trained over several seeds (an experiment's own number, or three) on the same split, with the settings
-that the experiment names; the mean, the spread and the machine are written to docs/results/RECIPE.json. Sources are
-named sets or, where `NETLOOM_DATA` holds one of that name, folders or archives.
+that the experiment names; the mean, the spread, what was trained, by which code and where are written to
+docs/results/RECIPE.json. Sources are named sets, or files, which lie in the folder that `NETLOOM_DATA` names or in the
+current one.
 """
 
 from __future__ import annotations
@@ -12,43 +13,78 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import tempfile
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from netloom.data.named import NAMED_SETS
+from netloom.errors import RecipeError
+from netloom.files import with_home
+from netloom.recipe import Recipe, load_recipe
+from netloom.run import RunFolder
 from netloom.runtime import environment_record
 from netloom.workflows.seeds import train_seeds
 from netloom.workflows.train import train
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 _SEEDS = 3
+Experiment = Mapping[str, Any]
+Record = dict[str, Any]
+
+
+def load_experiments() -> list[dict[str, Any]]:
+    """Those of docs/experiments.yaml."""
+    found: list[dict[str, Any]] = yaml.safe_load((DOCS / "experiments.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def seeds_of(experiment: Experiment) -> int:
+    """Over how many seeds it is to be trained."""
+    return int(experiment.get("seeds", _SEEDS))
+
+
+def load_record(recipe: str) -> Record | None:
+    """What was recorded of a recipe, if anything."""
+    path = DOCS / "results" / f"{recipe}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def source_of(name: str) -> str:
-    """The source as `netloom train` takes it: a file of `NETLOOM_DATA` where there is one, else the name."""
-    folder = os.environ.get("NETLOOM_DATA")
-    archive = Path(folder) / f"{name}.zip" if folder else None
-    return str(archive) if archive is not None and archive.is_file() else name
+    """The source as `netloom train` takes it: a named set, or a file, that of `NETLOOM_DATA` where there is one."""
+    file = with_home(os.environ.get("NETLOOM_DATA", "")) / name
+    return str(file) if name not in NAMED_SETS and file.is_file() else name
 
 
-def run(experiment: dict[str, Any], seeds: int | None, out: Path) -> None:
-    n_seeds = seeds or experiment.get("seeds", _SEEDS)
+def run(experiment: Experiment, seeds: int | None, out: Path, commit: str | None) -> None:
+    n_seeds = seeds or seeds_of(experiment)
     settings = experiment.get("settings", {})
     what = (source_of(experiment["source"]), experiment["recipe"])
     if n_seeds == 1:
-        summary = one_training(train(*what, out=out, settings=settings).result)
+        first: RunFolder = train(*what, out=out, settings=settings)
+        summary = one_training(first.result)
     else:
         # One after the other: the recorded speed is that of a training that has the machine to itself.
         summary = train_seeds(*what, n_seeds=n_seeds, jobs=1, out=out, settings=settings)
-    kept = {k: v for k, v in summary.items() if k not in ("folder", "runs")}
-    record = {**kept, "settings": settings, "machine": machine()}
+        first = RunFolder.open(summary["runs"][0])
+    record = {
+        **{k: v for k, v in summary.items() if k not in ("folder", "runs")},
+        "recipe": first.recipe.to_mapping(),
+        "plan": first.plan.to_json(),
+        "date": date.today().isoformat(),
+        "commit": commit,
+        "machine": machine(),
+    }
     path = DOCS / "results" / f"{experiment['recipe']}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def one_training(result: dict[str, Any]) -> dict[str, Any]:
+def one_training(result: Mapping[str, Any]) -> Record:
     """A run's result in the form of a repetition over seeds; one value has no deviation but its part's interval."""
 
     def one(value: float, interval: list[float] | None = None) -> dict[str, Any]:
@@ -65,6 +101,7 @@ def one_training(result: dict[str, Any]) -> dict[str, Any]:
         "validation_n": validation["n"],
         "validation_accuracy": one(validation["accuracy"], validation["interval"]),
         "best_validation_accuracy": one(validation["best_accuracy"]),
+        "validation_loss": one(validation["log_loss"], validation["log_loss_interval"]),
         "epochs": [result["epochs"]],
         "train_seconds": one(result["train_seconds"]),
         "train_images_per_second": one(result["train_images_per_second"]),
@@ -77,13 +114,64 @@ def machine() -> dict[str, Any]:
     return {k: environment[k] for k in ("versions", "processor", "cpu_capability", "usable_cpus", "cuda_devices")}
 
 
+def commit_of(root: Path = ROOT) -> str | None:
+    """The commit of the code, with a `+` where src/ has changes beside it; None where git tells of none."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True, text=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "src") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def changed_since(record: Record, experiment: Experiment) -> list[str]:
+    """The recipe's keys that the experiment has otherwise today than when it was recorded.
+
+    Records of before they held their recipe tell a part only: the settings, the model and the epochs.
+    """
+    today = load_recipe(experiment["recipe"], experiment.get("settings", {}))
+    if not holds_recipe(record):
+        then, now = record.get("settings") or {}, experiment.get("settings", {})
+        changed = {key for key in {*then, *now} if then.get(key) != now.get(key)}
+        if record["model"] != today.model:
+            changed.add("model")
+        if today.early_stopping is None and set(record["epochs"]) != {today.epochs}:
+            changed.add("epochs")
+        return sorted(changed)
+    try:
+        recorded = _values(Recipe.from_mapping(record["recipe"]))
+    except RecipeError:  # of a version whose keys were others
+        recorded = _values(record["recipe"])
+    wanted = _values(today)
+    if today.image_size is None:  # which takes that of the pictures, and a training notes what it was
+        wanted["image_size"] = recorded["image_size"]
+    return sorted(key for key in {*recorded, *wanted} if recorded.get(key) != wanted.get(key))
+
+
+def holds_recipe(record: Record) -> bool:
+    """Whether it holds all that was trained; records of before have the recipe's name there."""
+    return not isinstance(record["recipe"], str)
+
+
+def _values(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
+    """What determines a training, by key; the size of the pictures as a training notes it, [height, width]."""
+    values = dict(recipe.to_mapping() if isinstance(recipe, Recipe) else recipe)
+    size = values.get("image_size")
+    described = {"description": None, "image_size": [size, size] if isinstance(size, int) else size}
+    return {**values, **described}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
-    experiments = yaml.safe_load((DOCS / "experiments.yaml").read_text(encoding="utf-8"))
+    commit = commit_of()  # now, since the code may change while it trains
+    experiments = load_experiments()
     wanted = set(arguments.recipes) or {e["recipe"] for e in experiments}
     unknown = wanted - {e["recipe"] for e in experiments}
     if unknown:
@@ -91,7 +179,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for experiment in experiments:
             if experiment["recipe"] in wanted:
-                run(experiment, arguments.seeds, arguments.out or Path(scratch))
+                run(experiment, arguments.seeds, arguments.out or Path(scratch), commit)
 
 
 if __name__ == "__main__":

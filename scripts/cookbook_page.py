@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import yaml
+from benchmarks.cookbook import (
+    Experiment,
+    Record,
+    changed_since,
+    holds_recipe,
+    load_experiments,
+    load_record,
+    seeds_of,
+)
+from transfer_tables import transfer_tables
 
-from netloom.durations import duration
-
-DOCS = Path(__file__).parent.parent / "docs"
 _COLUMNS = (
     "experiment",
     "what they did",
@@ -22,121 +27,108 @@ _COLUMNS = (
     "test",
     "seeds",
     "images/s",
+    "recorded",
     "gap",
-    "why",
+    "how ours differs, and why",
 )
+_ABOUT = """\
+Experiments that well-known Keras notebooks and course notes make, each as one command. Accuracies are means over
+seeds on one split, ± the standard deviation over the seeds, or of one training with its 95% interval; test accuracy
+is of the kept weights on pictures that took no part in any choice. The gap is our figure less theirs, of the part
+that theirs is of, in points, or of a loss in nats. Everywhere, hidden weights start as He et al. draw them (Keras: as
+Glorot and Bengio do), batch normalization has PyTorch's constants, and validation pictures are drawn at random where
+a set brings none.
 
-_WAYS = (
-    ("scratch", "0.70 to 0.72", "cats-dogs-scratch"),
-    ("augmented", "0.82", "cats-dogs-augmented"),
-    ("features", "0.90 (VGG16)", None),
-    ("frozen", "about the same, less overfitting (VGG16)", None),
-    ("finetune", "1 to 2 points more (VGG16)", None),
-)
-_AMOUNTS = (20, 100, 500, 0)
+Sources without a suffix are named sets: they are downloaded, unless the folder that the environment variable
+`NETLOOM_DATA` names holds pictures of that name, such as `cifar10.zip`. CIFAR-10 was recorded on such a copy,
+re-encoded as JPEG, on which every network scores several points lower than on the original, which is what is
+downloaded. `cats_and_dogs_small.zip` is a file, to be made of 2,000, 1,000 and 1,000 pictures of Kaggle's Dogs vs.
+Cats in the folders `{train,validation,test}/{cats,dogs}`.
+
+Seeds were trained one after the other (`--jobs 1`); images/s is left out where they differ by more than 15%, since
+the machine was then not quiet. `python benchmarks/cookbook.py RECIPE` records a row anew; *recorded* tells when that
+was done, with which commit (`+`: with changes), and whether the recipe has changed since."""
+# Seeds whose speeds lie further apart than this were not alone on the machine.
+_ALIKE = 1.15
+_MISSING = ["–", "–", "not measured yet", "not measured yet", "–", "–", "–", "–"]
 
 
 def cookbook_page(note: str) -> str:
     """One row for each experiment: what it was, our command, our figure with its spread, the gap and why."""
-    experiments = yaml.safe_load((DOCS / "experiments.yaml").read_text(encoding="utf-8"))
+    experiments = load_experiments()
     lines = [
         "# Cookbook",
         "",
         note,
-        "Experiments that well-known Keras notebooks and course notes make, each as one command. Accuracies are means",
-        "over seeds on one split, ± the standard deviation over the seeds, or of one training with its 95% interval;",
-        "test accuracy is of the kept weights on pictures that took no part in any choice. The gap is our figure less",
-        "theirs, of the part that theirs is of, in points. CIFAR-10 here is a copy re-encoded as JPEG, on which every",
-        "network scores several points lower than on the original. `python benchmarks/cookbook.py RECIPE` records a",
-        "row anew.",
+        *_ABOUT.splitlines(),
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|" + "---|" * len(_COLUMNS),
-        *(f"| {' | '.join(_row(experiment))} |" for experiment in experiments),
+        *(f"| {' | '.join(row(experiment, load_record(experiment['recipe'])))} |" for experiment in experiments),
         "",
-        *_few_pictures(experiments),
         *_machines(experiments),
+        "",
+        *transfer_tables(),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _result(experiment: dict[str, Any]) -> dict[str, Any] | None:
-    path = DOCS / "results" / f"{experiment['recipe']}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _row(experiment: dict[str, Any]) -> list[str]:
-    settings = "".join(f" --set {key}={value}" for key, value in experiment.get("settings", {}).items())
-    command = f"`netloom train {experiment['source']} --recipe {experiment['recipe']}{settings}`"
-    start = [experiment["title"], experiment["theirs"], experiment["figure"], command]
-    result = _result(experiment)
-    if result is None:
-        return [*start, "–", "–", "not measured yet", "not measured yet", "–", "–", "–", "–"]
-    if result.get("settings", {}) != experiment.get("settings", {}):
-        raise ValueError(
-            f"{experiment['recipe']}: recorded with other settings than experiments.yaml has; record it anew"
-        )
-    epochs = result["epochs"]
+def row(experiment: Experiment, record: Record | None) -> list[str]:
+    """The cells of an experiment, of which something may be recorded."""
+    n_seeds = seeds_of(experiment) if record is None else record["test_accuracy"]["n"]
+    start = [experiment["title"], experiment["theirs"], experiment["figure"], f"`{_command(experiment, n_seeds)}`"]
+    why = experiment.get("why", "–")
+    if record is None:
+        return [*start, *_MISSING, why]
+    epochs = record["epochs"]
     return [
         *start,
-        f"{result['parameters']:,}",
+        f"{record['parameters']:,}",
         str(epochs[0]) if len(set(epochs)) == 1 else f"{min(epochs)} to {max(epochs)}",
-        f"{_share(result['validation_accuracy'])} (n = {result['validation_n']:,})",
-        f"{_share(result['test_accuracy'])} (n = {result['test_n']:,})",
-        str(result["test_accuracy"]["n"]),
-        f"{result['train_images_per_second']['mean']:,.0f}",
-        *_gap(experiment, result),
+        f"{_share(record['validation_accuracy'])} (n = {record['validation_n']:,})",
+        f"{_share(record['test_accuracy'])} (n = {record['test_n']:,})",
+        str(n_seeds),
+        _speed(record["train_images_per_second"]),
+        _recorded(experiment, record),
+        _gap(experiment, record),
+        why,
     ]
 
 
-def _few_pictures(experiments: list[dict[str, Any]]) -> list[str]:
-    """A table over the ways to a classifier of cats and dogs and the number of pictures, if any of it is recorded."""
-    path = DOCS / "results" / "few-pictures.json"
-    if not path.is_file():
-        return []
-    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
-    head = ("way", "what they got (validation)", *("all" if not n else f"{n} of each class" for n in _AMOUNTS))
-    rows = []
-    for way, theirs, recipe in _WAYS:
-        cells = []
-        for amount in _AMOUNTS:
-            found = figures.get(way, {}).get(str(amount))
-            if found is not None:
-                low, high = found["test"]["interval"]
-                cells.append(f"{found['test']['accuracy']:.1%} ({low:.1%} to {high:.1%}), {duration(found['seconds'])}")
-            elif not amount and recipe and (result := _result({"recipe": recipe})):
-                seconds = duration(result["train_seconds"]["mean"])
-                cells.append(f"{_share(result['test_accuracy'])}, {seconds}")
-            else:
-                cells.append("not measured yet")
-        rows.append(f"| {way} | {theirs} | {' | '.join(cells)} |")
-    return [
-        "## From few pictures, and from a pretrained network",
-        "",
-        "Cats and dogs again, 1,000 training pictures of each class or so many of each as `--per-class` says, always",
-        "the same. `scratch` and `augmented` are the recipes above; the others are `netloom transfer",
-        "cats_and_dogs_small.zip --backbone mobilenetv1_100 --mode features`, `frozen` and `finetune` with their",
-        "defaults; mobilenetv1_100 was pretrained on ImageNet, of whose 1,000 classes 118 are breeds of dogs and five",
-        "domestic cats. Test accuracy on the same 1,000 pictures, with its 95% interval (one training each, so that",
-        "the interval is that of the test pictures alone; over seeds, ± the deviation), and the time of the whole",
-        "command with empty caches, `python benchmarks/few_pictures.py`; of the rows above, of training alone.",
-        "",
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
-        *rows,
-        "",
-    ]
+def _command(experiment: Experiment, n_seeds: int) -> str:
+    seeds = f" --seeds {n_seeds}" if n_seeds > 1 else ""
+    settings = "".join(f" --set {key}={value}" for key, value in experiment.get("settings", {}).items())
+    return f"netloom train {experiment['source']} --recipe {experiment['recipe']}{seeds}{settings}"
 
 
-def _gap(experiment: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    """Our figure less theirs, and the reason; a dash where they print none."""
-    why = experiment.get("why", "–")
+def _speed(figures: dict[str, Any]) -> str:
+    values = figures["values"]
+    return f"{figures['mean']:,.0f}" if max(values) <= _ALIKE * min(values) else "–"
+
+
+def _recorded(experiment: Experiment, record: Record) -> str:
+    """When and with which code, and whether the recipe was another one then."""
+    when = "before records had a date and a recipe"
+    if holds_recipe(record):
+        when = ", ".join(text for text in (record["date"], record["commit"]) if text)
+    changed = changed_since(record, experiment)
+    return f"{when}, **with an earlier form of the recipe** ({', '.join(changed)})" if changed else when
+
+
+def _gap(experiment: Experiment, record: Record) -> str:
+    """Our figure less theirs; a dash where they print none, or where ours was not recorded."""
     if "compare" not in experiment:
-        return ["–", why]
+        return "–"
     theirs, part = experiment["compare"]
-    ours = result[f"{part}_accuracy"]["mean"]
+    is_loss = part.endswith("_loss")
+    figures = record.get(part if is_loss else f"{part}_accuracy")
+    if figures is None:
+        return "–"
+    ours = figures["mean"]
+    if is_loss:
+        return f"{ours - theirs:+.4f} ({part.replace('_', ' ')} {ours:.4f})"
     of_what = "best epoch's validation" if part == "best_validation" else part
-    return [f"{100 * (ours - theirs):+.1f} ({of_what} {ours:.2%})", why]
+    return f"{100 * (ours - theirs):+.1f} ({of_what} {ours:.2%})"
 
 
 def _share(figures: dict[str, Any]) -> str:
@@ -146,9 +138,9 @@ def _share(figures: dict[str, Any]) -> str:
     return f"{figures['mean']:.2%} ± {figures['standard_deviation']:.2%}"
 
 
-def _machines(experiments: list[dict[str, Any]]) -> list[str]:
+def _machines(experiments: Sequence[Experiment]) -> list[str]:
     """Where the figures were recorded."""
-    results = [result for experiment in experiments if (result := _result(experiment))]
+    results = [record for experiment in experiments if (record := load_record(experiment["recipe"]))]
     machines = {
         f"{m['processor']} ({m['cpu_capability']}, {m['usable_cpus']} CPUs), torch {m['versions']['torch']}"
         for m in (result["machine"] for result in results)

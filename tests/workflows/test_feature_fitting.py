@@ -398,17 +398,15 @@ def test_the_estimator_fits_on_features_too(backbone: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.data
 def test_cats_and_dogs_reach_98_percent(shared_data: Path, tmp_path: Path) -> None:
-    """The goal on 1,000 test pictures; a second training finds all features."""
-    chosen = {
-        "model": "timm/mobilenetv1_100",
-        "transfer.weights": str(shared_data / "weights" / "mobilenetv1_100.safetensors"),
-        "transfer.mode": "features",
-        "input_scaling": "pretrained",
-        "augmentation": None,
-    }
-    run = netloom.train(shared_data / "cats_and_dogs_small.zip", out=tmp_path, quiet=True, settings=chosen)
+    """The goal on 1,000 test pictures, by the verb and its shipped recipe; a second call finds all features."""
+    archive, weights = shared_data / "cats_and_dogs_small.zip", shared_data / "weights" / "mobilenetv1_100.safetensors"
+
+    def transferred() -> netloom.Run:
+        return netloom.transfer(archive, "mobilenetv1_100", mode="features", weights=weights, out=tmp_path, quiet=True)
+
+    run = transferred()
     assert run.result["test"]["n"] == 1_000
     assert run.result["test"]["accuracy"] >= 0.98
-    again = netloom.train(shared_data / "cats_and_dogs_small.zip", out=tmp_path, quiet=True, settings=chosen)
+    again = transferred()
     assert again.result["features"]["computed"] == 0
     assert json.dumps(again.result["test"]) == json.dumps(run.result["test"])

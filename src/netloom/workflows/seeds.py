@@ -135,7 +135,10 @@ def _finish(job: TrainingJob, reporter: Reporter) -> dict[str, Any]:
 
 
 def summarize_seeds(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
-    """Mean, standard deviation and 95% interval over runs that differ in their seed, see `spread`."""
+    """Mean, standard deviation and 95% interval over runs that differ in their seed, see `spread`.
+
+    Validation accuracy and loss (in nats) are those of the kept weights, the best accuracy that of any epoch.
+    """
     results = [run.result for run in runs]
     return {
         "folder": str(folder),
@@ -161,6 +164,7 @@ def _validation(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "validation_n": scores[0]["n"],
         "validation_accuracy": spread([s["accuracy"] for s in scores]),
         "best_validation_accuracy": spread([s["best_accuracy"] for s in scores]),
+        "validation_loss": spread([s["log_loss"] for s in scores], highest=math.inf),
     }
 
 

@@ -94,7 +94,7 @@ class TrainingRun:
     plan: ExecutionPlan | None = None
     checkpoint: Checkpoint | None = None
     profile: bool = False
-    past: Past = Past()
+    past: Past = field(default_factory=Past)
     interruption: Callable[[], str | None] | None = None
     started: float = field(default_factory=time.perf_counter)
 

@@ -10,7 +10,6 @@ from netloom.training.callbacks.base import Callback
 from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
 from netloom.training.state import TrainingState
 
-
 _REASON = "time limit"
 
 

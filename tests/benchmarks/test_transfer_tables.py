@@ -1,0 +1,78 @@
+"""The cookbook's tables on few pictures and pretrained networks: what was measured, where, and with how much work."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from benchmarks import few_pictures, netloom_command, whole_programs
+
+HOW = {"command": "python -m benchmarks.x", "date": "2026-01-01", "other_work_cpus": 0.0}
+MACHINE = {"processor": "A processor", "cpu_flags": ["avx2"], "cuda_devices": [], "usable_cpus": 4}
+TEST = {"accuracy": 0.75, "interval": [0.72, 0.78], "n": 1000}
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    monkeypatch.setattr(whole_programs, "RESULTS", tmp_path)
+    return importlib.import_module("transfer_tables")
+
+
+def record(tmp_path: Path, name: str, about: dict[str, Any], contenders: dict[str, Any], **how: Any) -> None:
+    measured = {one: {**HOW, **how, "rounds": [found]} for one, found in contenders.items()}
+    text = json.dumps({"about": about, "machine": MACHINE, "contenders": measured})
+    (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def test_what_is_not_measured_says_how_it_is(tables: ModuleType) -> None:
+    lines = tables.transfer_tables()
+    for name in ("few_pictures", "transfer_folds", "backbone_limits"):
+        assert f"Not measured yet: `python -m benchmarks.{name}`." in lines
+
+
+def test_few_pictures_tell_their_steps_and_machine(tables: ModuleType, tmp_path: Path) -> None:
+    scratch = {"test": TEST, "seconds": 30.0, "steps": 60, "epochs": 30, "train_n": 40}
+    features = {"test": TEST, "seconds": 12.0, "steps": 0, "epochs": 1, "train_n": 2000}
+    record(tmp_path, "few_pictures", {}, {"scratch, 20": scratch, "features, all": features}, other_work_cpus=1.5)
+    lines = tables.transfer_tables()
+    (row,) = [line for line in lines if line.startswith("| scratch |")]
+    assert "| 75.0% (72.0% to 78.0%), 30 s, 60 steps | not measured yet |" in row
+    (row,) = [line for line in lines if line.startswith("| features |")]
+    assert row.endswith("| 75.0% (72.0% to 78.0%), 12 s |")
+    assert any("A processor; avx2; 4 processors" in line for line in lines)
+    assert any("other work took up to 1.5 processors" in line for line in lines)
+
+
+def test_folds_and_limits_have_their_n(tables: ModuleType, tmp_path: Path) -> None:
+    first = {"accuracy": 0.98, "interval": [0.97, 0.99], "n": 3000, "seconds": 40.0}
+    second = {**first, "gain": 0.0025, "gain_interval": [-0.001, 0.006], "p_value": 0.25}
+    about = {"folds": 5, "image_size": 160}
+    record(tmp_path, "transfer_folds", about, {"features": first, "frozen": second})
+    record(tmp_path, "backbone_limits", {}, {"mnist, 96": {"test": TEST, "train_n": 49000, "seconds": 40.0}})
+    lines = tables.transfer_tables()
+    assert "| features | 98.00% (97.00% to 99.00%), n = 3,000 | – | – | 40 s |" in lines
+    assert "| frozen | 98.00% (97.00% to 99.00%), n = 3,000 | +0.25% (-0.10% to +0.60%) | 0.25 | 40 s |" in lines
+    assert "| mnist | 96x96 | 75.0% (72.0% to 78.0%) | 1,000 | 49,000 | 40 s |" in lines
+
+
+def test_no_way_is_given_more_labels_than_are_counted() -> None:
+    for way in few_pictures.RECIPES:
+        line = few_pictures.arguments_of(way, 20, Path("a.zip"), Path("w.safetensors"))
+        assert line[-2:] == ["--per-class", "20"]
+        assert ("keep=last" in line) == (way != "features")
+        assert "--per-class" not in few_pictures.arguments_of(way, 0, Path("a.zip"), Path("w.safetensors"))
+
+
+def test_a_command_is_timed_with_its_imports(tmp_path: Path) -> None:
+    found, seconds = netloom_command.run_command(["summary", "lenet5", "--input", "1x28x28"], tmp_path)
+    assert found["parameters"] > 0
+    assert netloom_command.import_seconds(["summary", "lenet5", "--input", "1x28x28"], tmp_path) > 0
+    with pytest.raises(SystemExit, match=r"failed:\n(.|\n)*lenet55"):
+        netloom_command.run_command(["summary", "lenet55", "--input", "1x28x28"], tmp_path)
+    assert seconds > 0
