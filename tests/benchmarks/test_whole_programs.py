@@ -89,6 +89,24 @@ def test_trials_folds_and_features_are_told_by_medians(tmp_path: Path) -> None:
     assert "netloom's pass of the network alone: 100.0 pictures a second." in lines
 
 
+def test_the_speed_record_is_told_by_mean_accuracy_and_by_times_within_a_seed(tmp_path: Path) -> None:
+    def measured(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
+        return [{"accuracy": share, "seconds": time, "process_seconds": time + 5} for share, time in pairs]
+
+    contenders = {
+        "netloom": measured((0.90, 40.0), (0.91, 50.0), (0.92, 90.0)),
+        "airbench94_muon": measured((0.9, 100.0), (0.9, 100.0), (0.9, 200.0)),
+    }
+    about = {"device": "cpu", "peer_precision": "float32", "peer_compiled": False}
+    lines = page(tmp_path, "cifar10_fast", about, contenders)
+    # Student's t of three values with a deviation of 1 point: 4.303 / sqrt(3).
+    assert "| netloom | 3 | 91.00% (88.52% to 93.48%) | 50.0 | ×0.45 | 55.0 |" in lines
+    assert "| airbench94_muon | 3 | 90.00% (90.00% to 90.00%) | 100.0 | – | 105.0 |" in lines
+    assert "On cpu; the peer in float32, not compiled." in lines
+    alone = page(tmp_path, "cifar10_fast", about, {name: rounds[:1] for name, rounds in contenders.items()})
+    assert "| netloom | 1 | 90.00% | 40.0 | ×0.40 | 45.0 |" in alone
+
+
 def test_what_was_not_measured_says_how(tmp_path: Path) -> None:
     assert "Not measured yet: `python -m benchmarks.features`." in list(whole_programs.sections(tmp_path))
 
