@@ -176,7 +176,7 @@ def _versions(record: Record, name: str) -> Iterator[str]:
     """Of a contender's packages in each case that it was measured in."""
     for entry in record["cases"]:
         if "missing" not in entry["contenders"].get(name, {"missing": ""}):
-            yield " ".join(f"{package} {version}" for package, version in entry["versions"].get(name, {}).items())
+            yield ", ".join(f"{package} {version}" for package, version in entry["versions"].get(name, {}).items())
 
 
 def _counted(values: Iterable[str]) -> list[str]:
