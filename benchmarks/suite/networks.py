@@ -25,7 +25,7 @@ class Network:
         optimizer: `adam`, `nadam`, `rmsprop` or `sgd`, with the constants of the recipe.
         learning_rate: Of the optimizer.
         batch_size: The recipe's.
-        pictures: In an epoch; a multiple of the batches, so that every library takes the same steps.
+        pictures: In an epoch; a multiple of the batches of 32 and 128, so that every library takes the same steps.
         trained_on: Pictures of the training part of the notebook that the recipe repeats.
         settings: Recipe keys that differ from the shipped recipe.
     """
@@ -71,7 +71,7 @@ def _vgg_trunk() -> tuple[Layer, ...]:
 _FLATTEN: tuple[Layer, ...] = (("flatten",),)
 _CIFAR10: dict[str, Any] = {"shape": (32, 32, 3), "classes": 10, "trained_on": 40_000}
 
-# Pictures of an epoch: about two seconds of training on four cores.
+# Pictures of an epoch: one to two seconds of training on four cores.
 NETWORKS: dict[str, Network] = {
     network.recipe: network
     for network in (
@@ -87,7 +87,7 @@ NETWORKS: dict[str, Network] = {
             optimizer="adam",
             learning_rate=1e-3,
             batch_size=32,
-            pictures=8192,
+            pictures=5632,
         ),
         Network(
             "cifar10-lenet5",
@@ -101,7 +101,7 @@ NETWORKS: dict[str, Network] = {
             optimizer="adam",
             learning_rate=1e-3,
             batch_size=32,
-            pictures=16384,
+            pictures=10752,
         ),
         Network(
             "cifar10-conv2-improved",
@@ -119,7 +119,7 @@ NETWORKS: dict[str, Network] = {
             optimizer="adam",
             learning_rate=1e-3,
             batch_size=32,
-            pictures=2048,
+            pictures=1536,
             settings={"input_scaling": "unit", "ema": None},  # which the peers have no one-line way to do
         ),
         Network(
@@ -129,7 +129,7 @@ NETWORKS: dict[str, Network] = {
             optimizer="nadam",
             learning_rate=1e-3,
             batch_size=32,
-            pictures=8192,
+            pictures=5632,
         ),
         Network(
             "mnist-convnet",
@@ -146,7 +146,7 @@ NETWORKS: dict[str, Network] = {
             optimizer="rmsprop",
             learning_rate=1e-3,
             batch_size=64,
-            pictures=8192,
+            pictures=5632,
         ),
         Network(
             "cats-dogs-scratch",
@@ -175,7 +175,7 @@ NETWORKS: dict[str, Network] = {
             optimizer="sgd",
             learning_rate=1e-2,
             batch_size=32,
-            pictures=16384,
+            pictures=10752,
         ),
         Network(
             "cifar10-vgg",
@@ -184,7 +184,7 @@ NETWORKS: dict[str, Network] = {
             optimizer="adam",
             learning_rate=1e-4,
             batch_size=32,
-            pictures=512,
+            pictures=256,
         ),
     )
 }

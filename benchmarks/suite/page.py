@@ -46,14 +46,16 @@ What is measured, and how:
   are required) with the same optimizer, batch size and number of pictures. Pictures are uint8 noise in memory where
   only training or prediction is measured.
 - Epochs are timed from outside, by each library's own callbacks: "pictures a second" are those of an epoch over the
-  time that one more epoch adds, with all that the library does in between. The first epoch's time begins with the
-  process and includes importing the library, building, compiling and netloom's choice of an execution plan, but not
-  making the noise. Memory is the most that the process itself held up to the end of the last epoch, without that of
-  workers that it started; on a GPU there is also the most that PyTorch's tensors took.
+  time that one more epoch adds, with all that the library does in between; of a process's later epochs the median
+  counts. The first epoch's time begins with the process and includes importing the library, building, compiling and
+  netloom's choice of an execution plan, but not making the noise. Memory is the most that the process itself held up to
+  the end of the last epoch, without that of workers that it started; on a GPU there is also the most that PyTorch's
+  tensors took.
 - netloom is called by `netloom.train`, with a shipped recipe and a callback, and writes its checkpoints, which no peer
-  does. It chooses how to execute a training by its length, so it is asked for one of as many steps as the recipe takes
-  on its whole data set, and the callback ends it after the measured epochs. Pictures in memory are trained on without
-  validation, but by fastai, which has 20 to validate on after every epoch; from a folder netloom does the same.
+  does; they take at most 5% of a training, and of the measured epochs one has the first of them. It chooses how to
+  execute a training by its length, so it is asked for one of as many steps as the recipe takes on its whole data set,
+  and the callback ends it after the measured epochs. Pictures in memory are trained on without validation, but by
+  fastai, which has 20 to validate on after every epoch; from a folder netloom does the same.
 - Keras keeps its defaults (`jit_compile="auto"`, `steps_per_execution=1`) and gets its data as its guides advise:
   arrays of float32 or uint8, or a `tf.data` pipeline with shuffling and prefetching, whichever is the fastest in a
   trial; on PyTorch, either order of axes.
@@ -67,8 +69,9 @@ What is measured, and how:
   Keras get bfloat16 where a trial shows it faster, ONNX Runtime has float32.
 - From a folder, netloom decodes the pictures once into its cache, and is measured both with an empty cache and at a
   second start. `cache()` keeps Keras' decoded pictures in memory. The system has the files in its memory for everybody.
-- A peer that is more than twice as slow as the fastest peer in the first turn, and not the first of its family (Keras,
-  PyTorch, others) in speed or in the time to the end of the first epoch, is not measured again, and marked n = 1.
+- A peer that is more than 1.5 times slower than the fastest peer in the first turn, and the first neither among Keras',
+  nor PyTorch's, nor all peers in speed or in the time to the end of the first epoch, is not measured again, and marked
+  n = 1.
 - Geometric means are over the rows of one batch size; beside the smallest ratio stands the row that has it.
 """
 
@@ -173,7 +176,7 @@ def _versions(record: Record, name: str) -> Iterator[str]:
     """Of a contender's packages in each case that it was measured in."""
     for entry in record["cases"]:
         if "missing" not in entry["contenders"].get(name, {"missing": ""}):
-            yield " ".join(f"{package} {version}" for package, version in entry["versions"].get(name, {}).items())
+            yield ", ".join(f"{package} {version}" for package, version in entry["versions"].get(name, {}).items())
 
 
 def _counted(values: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ Case = dict[str, Any]
 
 # The network that grows in the benchmarks of scaling, and over which batch sizes beside 32.
 _SCALED = "cifar10-bayes-cnn"
-_BATCH_SIZES = (64, 128, 256, 512)
+_BATCH_SIZES = (128, 512)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Benchmark:
 
 
 def _worker_counts(processors: int) -> list[int]:
-    return sorted({1, max(1, processors // 2), processors})
+    return sorted({max(1, processors // 2), processors})
 
 
 def training_contenders(processors: int, *, cuda: bool) -> tuple[Contender, ...]:
@@ -111,7 +111,7 @@ def inference_contenders() -> tuple[Contender, ...]:
 def inference(processors: int, *, cuda: bool) -> Benchmark:
     """Every network in evaluation mode, in small and in large batches."""
     cases = [
-        _case(network.recipe, batch_size, 2 * network.pictures, processors)
+        _case(network.recipe, batch_size, 2 * max(512, network.pictures), processors)
         for network in NETWORKS.values()
         for batch_size in (32, 512)
     ]
@@ -155,7 +155,7 @@ def data_scaling(processors: int, *, cuda: bool) -> Benchmark:
     """A folder of a quarter of the pictures over the same, as far as there are pictures."""
     wanted = ("netloom", "Keras TensorFlow", "PyTorch workers")
     contenders = tuple(c for c in folder_contenders(processors) if c.name in wanted)
-    cases = _growing(_case("photos", 32, PHOTOS.pictures // 4, processors), (128, 512), (PHOTOS.pictures,))
+    cases = _growing(_case("photos", 32, PHOTOS.pictures // 4, processors), _BATCH_SIZES, (PHOTOS.pictures,))
     return Benchmark("data-scaling", "folder", contenders, cases)
 
 
@@ -182,10 +182,13 @@ def _growing(base: Case, batch_sizes: Sequence[int], counts: Sequence[int]) -> l
 
 
 def resized(cases: Sequence[Case], factor: float) -> list[Case]:
-    """The same cases with so many times the pictures in an epoch, a multiple of 512; folders become no larger."""
+    """The same cases with so many times the pictures in an epoch, a multiple of 512 or as few as they were.
+
+    Folders become no larger.
+    """
     return [
         {**case, "pictures": round(case["pictures"] * min(1, factor))}
         if case["network"] == "photos"
-        else {**case, "pictures": max(512, round(case["pictures"] * factor / 512) * 512)}
+        else {**case, "pictures": max(min(512, case["pictures"]), round(case["pictures"] * factor / 512) * 512)}
         for case in cases
     ]

@@ -27,9 +27,9 @@ FIGURES = (
     "peak_memory_bytes",
     "peak_gpu_memory_bytes",
 )
-# A peer this many times slower than the fastest peer in the first turn is not measured again if it is not the best of
-# its family either: nothing hangs on its figure, and the slowest would take most of the time.
-HOPELESS = 2.0
+# A peer this many times slower than the fastest peer in the first turn is not measured again if it leads nowhere:
+# nothing hangs on its figure, and the slowest would take most of the time.
+HOPELESS = 1.5
 # One epoch beside the first tells which variant is the fastest.
 TRIAL_EPOCHS = 2
 
@@ -215,17 +215,13 @@ def take_turns(
 
 
 def _hopeless(first: Mapping[str, Result]) -> set[str]:
-    """Which peers are slow by the first turn, and the first of their family neither in speed nor at the start.
-
-    Those of no family are compared with one another.
-    """
+    """Which peers are slow by the first turn, and the first of no family, nor of all, in speed or at the start."""
     if not first:
         return set()
     speeds = {name: found["pictures_per_second"] for name, found in first.items()}
     starts = {name: found["start_seconds"] for name, found in first.items()}
     kept = {name for name, speed in speeds.items() if speed * HOPELESS >= max(speeds.values())}
-    in_families = {name for members in FAMILIES.values() for name in members}
-    for members in (*FAMILIES.values(), [name for name in first if name not in in_families]):
+    for members in (*FAMILIES.values(), tuple(first)):
         there = [name for name in members if name in first]
         if there:
             kept |= {max(there, key=speeds.__getitem__), min(there, key=starts.__getitem__)}

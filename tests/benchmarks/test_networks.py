@@ -51,7 +51,7 @@ def test_the_training_is_the_recipes(network: Network) -> None:
     assert network.outputs == (1 if recipe.loss == "binary_cross_entropy" else network.classes)
     if network is not PHOTOS:
         assert network.batch_size == recipe.batch_size
-        assert network.pictures % 512 == 0
+        assert network.pictures % 128 == 0
         assert network.trained_on >= network.pictures
 
 
