@@ -21,6 +21,7 @@ from netloom.training.gradients import WholeBatchGradients
 from netloom.training.planning import TimedSteps, choose_feature_plan, choose_plan
 from netloom.training.shards import ShardedGradients
 from netloom.training.step import TrainingStep
+from netloom.workflows import doctor
 from training.helpers import HEAD, batches, network
 
 
@@ -167,6 +168,17 @@ def test_on_a_gpu_the_network_itself_is_timed(
     assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), device="cpu", threads=1, shards=0).reason.startswith(
         "a convolution is 1.2 times slower"
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "speedup", "timed"), [("cpu", 1.0, False), ("cpu", 1.2, True), ("cuda:0", 0.8, True)]
+)
+def test_doctor_tells_whether_networks_are_timed(
+    device: str, speedup: float, timed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "resolve_device", lambda name: device)
+    monkeypatch.setattr(doctor, "convolution_speedup", lambda device, threads: speedup)
+    assert doctor.examine()["precision"] == ("measured for each network" if timed else "float32")
 
 
 def test_measuring_leaves_weights_statistics_and_generators_untouched() -> None:

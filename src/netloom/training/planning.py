@@ -210,10 +210,8 @@ def _in_faster_precision(
         return replace(other if precision == "bfloat16" else plan, reason="as asked")
     if plan.device.startswith("mps"):
         return replace(plan, reason="float32 on MPS")
-    if not plan.device.startswith("cuda"):
-        speedup = convolution_speedup(plan.device, plan.threads)
-        if not times_networks(plan.device, speedup):
-            return replace(plan, reason=_comparison("a convolution", speedup))
+    if plan.device == "cpu" and (speedup := convolution_speedup(plan.device, plan.threads)) < _WORTHWHILE:
+        return replace(plan, reason=_comparison("a convolution", speedup))
     seconds: list[float] = []
     # In turn, since others come and go; but a GPU may have no room for two copies with the states of their optimizers.
     for beside in [[plan, other]] if plan.device == "cpu" else [[plan], [other]]:
