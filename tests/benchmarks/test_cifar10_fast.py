@@ -161,4 +161,4 @@ def test_the_program_gets_all_training_pictures_mixed_and_the_same_test_pictures
         for label, channel in ((0, 2), (1, 0)):
             shades = images[labels == label][:, 0, 0, channel]
             assert sorted(shades) == list(range(200 + offset, 200 + offset + each))
-    assert 0 < int(train["labels"][:10].sum()) < 10  # the first are not of one class
+    assert 0 < int(train["labels"][:8].sum()) < 8  # the first are not of one class, as those of a folder are
