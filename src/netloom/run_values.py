@@ -60,10 +60,10 @@ class ModeTried(_Values):
     """A mode of transfer that was cross-validated, and its gain over the one before it."""
 
     mode: str
-    accuracy: Share
+    accuracy: FiniteFloat
     gain: FiniteFloat | None = None
-    interval: tuple[FiniteFloat, FiniteFloat] | None = None
-    p_value: Share | None = None
+    interval: tuple[FiniteFloat | None, FiniteFloat | None] | None = None
+    p_value: FiniteFloat | None = None
 
 
 class ModeChoice(_Values):

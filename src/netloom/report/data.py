@@ -43,8 +43,8 @@ class TriedMode:
     """Mean over the folds, 0..1."""
     gain: float | None = None
     """Of that, over the mode before it; None for the first."""
-    interval: tuple[float, float] | None = None
-    """95% of the gain."""
+    interval: tuple[float | None, float | None] | None = None
+    """95% of the gain; None where it is not known."""
     p_value: float | None = None
     """Of the exact test that as many held-out answers were right before."""
 
