@@ -96,9 +96,10 @@ def how(record: Record) -> Iterator[str]:
     parts.append(f"{machine['usable_cpus']} processors")
     commands = dict.fromkeys(f"`{one['command']}`, {one['date']}" for one in record["contenders"].values())
     yield f"{'; '.join(commands)}: {'; '.join(part for part in parts if part)}."
-    most = max((one["other_work_cpus"] or 0.0 for one in record["contenders"].values()), default=0.0)
-    if most > QUIET_CPUS:
-        yield f"**The machine was not quiet: other work took up to {most:.1f} processors.**"
+    busy = {name: one["other_work_cpus"] or 0.0 for name, one in record["contenders"].items()}
+    if loud := [name for name, cpus in busy.items() if cpus > QUIET_CPUS]:
+        most = max(busy.values())
+        yield f"**The machine was not quiet: other work took up to {most:.1f} processors during {', '.join(loud)}.**"
 
 
 def _rounds(record: Record) -> dict[str, list[Any]]:
