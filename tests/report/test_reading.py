@@ -178,6 +178,8 @@ def test_learning_rate_steps_are_named_and_smooth_schedules_are_not():
     assert told[-1] == "The learning rate was lowered to 4e-05 in steps, at epoch 5, 10."
     cosine = 1e-3 * (1 + np.cos(np.pi * np.arange(12) / 12))
     told = read_curves(history(losses, losses, learning_rate=cosine))
+    assert not any("in steps" in line for line in told)
+    told = read_curves(history(losses[:3], losses[:3], learning_rate=[1e-3, 5e-4, 1e-6]))
     assert not any("learning rate was lowered" in sentence for sentence in told)
 
 

@@ -279,8 +279,8 @@ def _easier_validation(curves: _Curves) -> list[str]:
 def _lowered_rates(curves: _Curves) -> list[str]:
     rates = curves.learning_rate
     lowered = curves.epoch[1:][np.diff(rates) < -1e-12]
-    # A schedule that moves in every epoch is not news; single steps are.
-    if not 0 < len(lowered) <= 5:
+    # A schedule that moves in most epochs is not news; single steps are.
+    if not 0 < len(lowered) <= min(5, (len(rates) - 1) // 2):
         return []
     epochs = ", ".join(f"{epoch:.0f}" for epoch in lowered)
     return [f"The learning rate was lowered to {rates[-1]:.2g} in steps, at epoch {epochs}."]
