@@ -99,20 +99,8 @@ def begin(
 ) -> Run:
     """What `train` does, for those who know more of the training.
 
-    Args:
-        source: As for `train`, as all that is not named here.
-        recipe: As for `train`.
-        changes: Recipe keys to change.
-        model: A module, or a function making one.
-        out: As for `train`.
-        name: As for `train`.
-        device: As for `train`.
-        quiet: As for `train`.
-        callbacks: As for `train`.
-        plan: As for `train`.
-        profile: As for `train`.
-        mode_choice: How the mode of a transfer was chosen; the run keeps it from its beginning, and its result and its
-            report tell it.
+    Arguments are those of `train`, its `settings` and single keys together being `changes`, and `mode_choice`: how the
+    mode of a transfer was chosen, which the run keeps from its beginning, and its result and its report tell.
 
     Raises:
         NetloomError: As `train` raises it.
