@@ -13,11 +13,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks.netloom_command import run_command
+from benchmarks.netloom_command import BACKBONE, run_command, scores_of_test
 from benchmarks.suite.machine import OtherWork
 from benchmarks.whole_programs import save
-
-BACKBONE = "mobilenetv1_100"
 
 
 def main() -> None:
@@ -33,7 +31,7 @@ def main() -> None:
             line += ["--mode", "features", "--set", f"image_size={size}"]
             with tempfile.TemporaryDirectory() as scratch:
                 result, seconds = run_command([*line, "--out", f"{scratch}/runs"], Path(scratch) / "cache")
-            test = {key: result["test"][key] for key in ("accuracy", "interval", "n")}
+            test = scores_of_test(result)
             one = {"test": test, "train_n": result["train_n"], "seconds": seconds}
             print(source, size, f"{test['accuracy']:.2%} in {seconds:.0f} s", flush=True)
             save("backbone_limits", {f"{source}, {size}": [one]}, {"backbone": BACKBONE}, others)

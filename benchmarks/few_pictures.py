@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import netloom
-from benchmarks.netloom_command import run_command
+from benchmarks.netloom_command import BACKBONE, run_command, scores_of_test
 from benchmarks.suite.machine import OtherWork
 from benchmarks.whole_programs import save
 
-BACKBONE = "mobilenetv1_100"
 RECIPES = {
     "scratch": "cats-dogs-scratch",
     "augmented": "cats-dogs-augmented",
@@ -49,7 +48,7 @@ def measure(way: str, amount: int, archive: Path, weights: Path) -> dict[str, An
     with tempfile.TemporaryDirectory() as scratch:
         line = [*arguments_of(way, amount, archive, weights), "--out", f"{scratch}/runs"]
         result, seconds = run_command(line, Path(scratch) / "cache")
-    test = {key: result["test"][key] for key in ("accuracy", "interval", "n")}
+    test = scores_of_test(result)
     batch_size = netloom.load_recipe(RECIPES[way]).batch_size
     steps = 0 if way == "features" else result["epochs"] * math.ceil(result["train_n"] / batch_size)
     about = {"epochs": result["epochs"], "steps": steps, "train_n": result["train_n"]}

@@ -14,11 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.netloom_command import import_seconds, run_command
+from benchmarks.netloom_command import BACKBONE, import_seconds, run_command, scores_of_test
 from benchmarks.suite.machine import OtherWork
 from benchmarks.whole_programs import save
-
-BACKBONE = "mobilenetv1_100"
 
 
 def measure(archive: Path, weights: Path) -> dict[str, dict[str, Any]]:
@@ -30,7 +28,7 @@ def measure(archive: Path, weights: Path) -> dict[str, dict[str, Any]]:
         found = {}
         for name in ("first", "second"):
             result, seconds = run_command(line, cache)
-            test = {key: result["test"][key] for key in ("accuracy", "interval", "n")}
+            test = scores_of_test(result)
             found[name] = {"seconds": seconds, "computed": result["features"]["computed"], "test": test}
         imports = import_seconds(line, cache)
     return {name: {**one, "import_seconds": imports} for name, one in found.items()}

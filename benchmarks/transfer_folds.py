@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import netloom
+from benchmarks.netloom_command import BACKBONE
 from benchmarks.suite.machine import OtherWork
 from benchmarks.whole_programs import save
 from netloom.evaluation.cross_validation import gain
 
-BACKBONE = "mobilenetv1_100"
 MODES = ("features", "frozen", "finetune")
 
 

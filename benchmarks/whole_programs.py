@@ -110,7 +110,7 @@ def _median(rounds: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.median(one[key] for one in rounds)
 
 
-def _row(*cells: object) -> str:
+def row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -125,7 +125,7 @@ def seconds_to(measurement: Mapping[str, Any], target: float) -> float | None:
 def _search(record: Record) -> Iterator[str]:
     rounds = _rounds(record)
     base, pruned = rounds.get("bayes_opt", []), rounds.get("netloom_pruned", [])
-    yield _row(
+    yield row(
         *("program", "n", "trials", "seconds", "times as fast", "best validation accuracy"),
         *("seconds to its best", "netloom_pruned's to as much"),
     )
@@ -138,7 +138,7 @@ def _search(record: Record) -> Iterator[str]:
         best = ", ".join(f"{one['best']:.4f}" for one in found)
         met = "–" if name.startswith("netloom") or not pruned else _as_much(found, own, pruned)
         to_own = f"{statistics.median(own):.0f}" if own else "–"
-        yield _row(name, len(found), trials, f"{seconds:.0f}", ratio, best, to_own, met)
+        yield row(name, len(found), trials, f"{seconds:.0f}", ratio, best, to_own, met)
 
 
 def _as_much(theirs: Sequence[Mapping[str, Any]], own: Sequence[float], ours: Sequence[Mapping[str, Any]]) -> str:
@@ -154,34 +154,34 @@ def _as_much(theirs: Sequence[Mapping[str, Any]], own: Sequence[float], ours: Se
 
 def _trials_per_hour(record: Record) -> Iterator[str]:
     rounds = _rounds(record)
-    yield _row("trials at once", "n", "one search: trials an hour", "independent processes", "share")
+    yield row("trials at once", "n", "one search: trials an hour", "independent processes", "share")
     yield "|" + "---|" * 5
     for jobs in record["about"]["jobs"]:
         ours, theirs = rounds[f"{jobs} workers"], rounds.get(f"{jobs} processes", [])
         rate = _median(ours, "per_hour")
         beside = f"{_median(theirs, 'per_hour'):.1f}" if theirs else "–"
         share = f"{rate / _median(theirs, 'per_hour'):.0%}" if theirs else "–"
-        yield _row(jobs, len(ours), f"{rate:.1f}", beside, share)
+        yield row(jobs, len(ours), f"{rate:.1f}", beside, share)
 
 
 def _search_overhead(record: Record) -> Iterator[str]:
     about = record["about"]
-    yield _row("sampler and trials at once", "n", "seconds of a trial", "overhead a trial, ms", "processor, ms")
+    yield row("sampler and trials at once", "n", "seconds of a trial", "overhead a trial, ms", "processor, ms")
     yield "|" + "---|" * 5
     for way, found in _rounds(record).items():
         sampler = way.partition(",")[0]
         overhead, processor = _median(found, "overhead_ms"), _median(found, "driver_cpu_ms")
         n = f"{len(found)} x {about['trials'][sampler]}"
-        yield _row(way, n, f"{about['seconds'][sampler]:g}", f"{overhead:.1f}", f"{processor:.1f}")
+        yield row(way, n, f"{about['seconds'][sampler]:g}", f"{overhead:.1f}", f"{processor:.1f}")
 
 
 def _cross_validation(record: Record) -> Iterator[str]:
-    yield _row("folds", "n", "trainings at once", "threads each", "seconds", "mean accuracy")
+    yield row("folds", "n", "trainings at once", "threads each", "seconds", "mean accuracy")
     yield "|" + "---|" * 6
     rounds = _rounds(record)
     for way, found in rounds.items():
         accuracy = ", ".join(dict.fromkeys(f"{one['accuracy']:.4f}" for one in found))
-        yield _row(way, len(found), found[0]["jobs"], found[0]["threads"], f"{_median(found, 'seconds'):.0f}", accuracy)
+        yield row(way, len(found), found[0]["jobs"], found[0]["threads"], f"{_median(found, 'seconds'):.0f}", accuracy)
     sequential, at_once = (_median(found, "seconds") for found in rounds.values())
     yield ""
     yield f"At once is {sequential / at_once:.2f} times as fast."
@@ -190,7 +190,7 @@ def _cross_validation(record: Record) -> Iterator[str]:
 def _cifar10_fast(record: Record) -> Iterator[str]:
     rounds, about = _rounds(record), record["about"]
     theirs = rounds["airbench94_muon"]
-    yield _row("program", "n", "test accuracy", "seconds", "of the peer's", "whole process, seconds")
+    yield row("program", "n", "test accuracy", "seconds", "of the peer's", "whole process, seconds")
     yield "|" + "---|" * 6
     for name, found in rounds.items():
         values = np.array([one["accuracy"] for one in found])
@@ -199,7 +199,7 @@ def _cifar10_fast(record: Record) -> Iterator[str]:
         ratios = [ours["seconds"] / peers["seconds"] for ours, peers in zip(found, theirs, strict=False)]
         ratio = "–" if found is theirs else f"×{statistics.median(ratios):.2f}"
         seconds, process = _median(found, "seconds"), _median(found, "process_seconds")
-        yield _row(name, len(found), accuracy, f"{seconds:.1f}", ratio, f"{process:.1f}")
+        yield row(name, len(found), accuracy, f"{seconds:.1f}", ratio, f"{process:.1f}")
     compiled = "compiled" if about["peer_compiled"] else "not compiled"
     yield ""
     yield f"On {about['device']}; the peer in {about['peer_precision']}, {compiled}."
@@ -207,27 +207,27 @@ def _cifar10_fast(record: Record) -> Iterator[str]:
 
 def _features(record: Record) -> Iterator[str]:
     rounds = _rounds(record)
-    yield _row("from JPEG files to features", "n", "pictures a second", "netloom is", "whole")
+    yield row("from JPEG files to features", "n", "pictures a second", "netloom is", "whole")
     yield "|" + "---|" * 5
     for name, found in rounds.items():
         rate = statistics.median(one["n"] / one["seconds"] for one in found)
         ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(found, rounds["netloom"], strict=False)]
         ratio = "–" if name == "netloom" else f"×{statistics.median(ratios):.2f}"
-        yield _row(name, len(found), f"{rate:.1f}", ratio, duration(_median(found, "seconds")))
+        yield row(name, len(found), f"{rate:.1f}", ratio, duration(_median(found, "seconds")))
     alone = statistics.median(one["n"] / one["network_seconds"] for one in rounds["netloom"])
     yield ""
     yield f"netloom's pass of the network alone: {alone:.1f} pictures a second."
 
 
 def _transfer_command(record: Record) -> Iterator[str]:
-    yield _row("netloom transfer", "n", "seconds, whole command", "of these imports", "beyond imports", "test accuracy")
+    yield row("netloom transfer", "n", "seconds, whole command", "of these imports", "beyond imports", "test accuracy")
     yield "|" + "---|" * 6
     for time, found in _rounds(record).items():
         seconds, imports = _median(found, "seconds"), _median(found, "import_seconds")
         test = found[0]["test"]
         low, high = test["interval"]
         accuracy = f"{test['accuracy']:.2%} of {test['n']:,} ({low:.2%} to {high:.2%})"
-        yield _row(
+        yield row(
             f"the {time} time", len(found), f"{seconds:.1f}", f"{imports:.1f}", f"{seconds - imports:.1f}", accuracy
         )
 

@@ -66,12 +66,8 @@ def _section(title: str, text: str, name: str, table: Any) -> Iterator[str]:
     yield ""
 
 
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
 def _head(*cells: str) -> Iterator[str]:
-    yield _row(*cells)
+    yield whole_programs.row(*cells)
     yield "|" + "---|" * len(cells)
 
 
@@ -100,7 +96,7 @@ def _few_pictures(record: whole_programs.Record) -> Iterator[str]:
             found = measured["rounds"][-1]
             steps = f", {found['steps']:,} steps" if found["steps"] else ""
             cells.append(f"{_accuracy(found['test'])}, {_time(measured)}{steps}")
-        yield _row(way, theirs, *cells)
+        yield whole_programs.row(way, theirs, *cells)
 
 
 def _folds(record: whole_programs.Record) -> Iterator[str]:
@@ -114,7 +110,7 @@ def _folds(record: whole_programs.Record) -> Iterator[str]:
         if "gain" in found:
             low, high = found["gain_interval"]
             gain, p_value = f"{found['gain']:+.2%} ({low:+.2%} to {high:+.2%})", f"{found['p_value']:.2g}"
-        yield _row(mode, accuracy, gain, p_value, _time(measured))
+        yield whole_programs.row(mode, accuracy, gain, p_value, _time(measured))
 
 
 def _limits(record: whole_programs.Record) -> Iterator[str]:
@@ -123,4 +119,4 @@ def _limits(record: whole_programs.Record) -> Iterator[str]:
         source, size = name.split(", ")
         found = measured["rounds"][-1]
         n, learned = f"{found['test']['n']:,}", f"{found['train_n']:,}"
-        yield _row(source, f"{size}x{size}", _accuracy(found["test"]), n, learned, _time(measured))
+        yield whole_programs.row(source, f"{size}x{size}", _accuracy(found["test"]), n, learned, _time(measured))

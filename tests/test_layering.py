@@ -32,6 +32,7 @@ ROWS = [
     {"report"},
     {"recipe"},
     {"run_values"},
+    {"run_facts"},
     {"run"},
     {"workflows"},
     {"cli", "sklearn"},

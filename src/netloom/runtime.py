@@ -11,7 +11,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -67,6 +67,10 @@ class ExecutionPlan:
             raise NetloomError(
                 f"An execution plan has 0 to {_MOST_THREADS:,} prediction threads, not {self.prediction_threads:,}."
             )
+
+    def predicting_with_all_threads(self) -> ExecutionPlan:
+        """The same where passes without training have all threads of this process, not a share of them."""
+        return replace(self, prediction_threads=training_threads())
 
     @property
     def torch_device(self) -> torch.device:

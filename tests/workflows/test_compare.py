@@ -18,7 +18,8 @@ from html_page import Page
 from netloom.cli import app
 from netloom.errors import RunError
 from netloom.metrics.intervals import wilson_interval
-from netloom.run import DataFacts, RunFolder
+from netloom.run import RunFolder
+from netloom.run_facts import DataFacts
 from netloom.runtime import ExecutionPlan
 from picture_folders import write_folder
 

@@ -25,7 +25,7 @@ from netloom.parallel.pictures import sharing_all
 from netloom.parallel.tasks import Event, Failed, Finished, Retried, Task, TaskContext, name_of
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.run import DataFacts
+from netloom.run_facts import DataFacts
 from netloom.runtime import ExecutionPlan, executing, usable_cpus
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel

@@ -152,7 +152,7 @@ def plan_for(run: RunFolder, device: str) -> ExecutionPlan:
     """The run's own execution plan where it fits this device, else float32; all threads predict."""
     with contextlib.suppress(NetloomError):
         if run.plan.device == device:
-            return replace(run.plan, prediction_threads=training_threads())
+            return run.plan.predicting_with_all_threads()
     return ExecutionPlan(device, training_threads(), "float32", "another device than in training")
 
 

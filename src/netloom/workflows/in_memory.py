@@ -19,7 +19,7 @@ from netloom.errors import ModelError
 from netloom.inference import predict_outputs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, wanted_channels
-from netloom.run import DataFacts
+from netloom.run_facts import DataFacts
 from netloom.runtime import ExecutionPlan, executing, keep_freed_memory, on_device
 from netloom.training.callbacks import EpochProgress
 from netloom.workflows import builders

@@ -21,7 +21,8 @@ from netloom.data.source_files import list_folder
 from netloom.errors import DataError
 from netloom.inference import inference_batch_size, predict_outputs
 from netloom.progress import OnProgress, Reporter
-from netloom.run import DataFacts, RunFolder
+from netloom.run import RunFolder
+from netloom.run_facts import DataFacts
 from netloom.runtime import executing, keep_freed_memory, on_device, resolve_device, usable_cpus
 from netloom.training.callbacks import Callback, CallbackList
 from netloom.workflows.builders import build_heads

@@ -21,7 +21,8 @@ from netloom.errors import DataError, RunError
 from netloom.memory import memory_limit_bytes, without_garbage_collection
 from netloom.progress import OnProgress, Reporter
 from netloom.recipe import Recipe, wanted_channels
-from netloom.run import DataFacts, RunFolder
+from netloom.run import RunFolder
+from netloom.run_facts import DataFacts
 from netloom.workflows import builders
 from netloom.workflows.head_start import wait_for
 from netloom.workflows.seen_pictures import with_notes_on_backbone

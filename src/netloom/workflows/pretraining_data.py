@@ -17,7 +17,8 @@ from netloom.errors import DataError, RunError
 from netloom.memory import without_garbage_collection
 from netloom.progress import Reporter
 from netloom.recipe import Recipe, wanted_channels
-from netloom.run import DataFacts, RunFolder
+from netloom.run import RunFolder
+from netloom.run_facts import DataFacts
 from netloom.workflows import builders
 from netloom.workflows.prepare import data_facts, fingerprint, load_own
 

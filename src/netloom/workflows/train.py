@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from netloom.progress import Reporter, printable
 from netloom.recipe import DEFAULT_RECIPE, Recipe, load_recipe
 from netloom.recipe.groups import CUSTOM_MODEL, MODEL_OPTIONS
 from netloom.run import RunFolder
-from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device, training_threads
+from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory, resolve_device
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import Checkpoint, load_checkpoint
 from netloom.workflows import builders
@@ -211,7 +210,7 @@ def _where(run: RunFolder, device: str | None, reporter: Reporter) -> tuple[Exec
     plan = run.saved_plan
     if plan is None:
         return None, resolve_device(device or "auto")
-    plan = replace(plan, prediction_threads=training_threads())
+    plan = plan.predicting_with_all_threads()
     if device is None:
         try:
             return plan, resolve_device(plan.device)

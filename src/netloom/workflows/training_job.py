@@ -14,7 +14,8 @@ from netloom.files import read_json, safe_name, write_json
 from netloom.parallel.planning import parse_jobs
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
-from netloom.run import DataFacts, RunFolder
+from netloom.run import RunFolder
+from netloom.run_facts import DataFacts
 from netloom.runtime import ExecutionPlan, environment_record, keep_freed_memory
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel

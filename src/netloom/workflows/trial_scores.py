@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from netloom.evaluation.holdout import Evaluation, evaluate_model
 from netloom.inference import Prediction
 from netloom.metrics.scores import balanced_accuracy, confusion_matrix, macro_f1
 from netloom.models.heads import Head
-from netloom.runtime import on_device, training_threads
+from netloom.runtime import on_device
 from netloom.training.callbacks import Callback
 from netloom.training.state import TrainingState
 from netloom.workflows import builders
@@ -95,7 +94,7 @@ def score_of_run(
     """
     if part == "validation" and objective not in _BY_CLASS:
         return float(run.history[int(run.result["kept_epoch"] or len(run.history)) - 1][objective])
-    recipe, facts, plan = run.recipe, run.data, replace(run.plan, prediction_threads=training_threads())
+    recipe, facts, plan = run.recipe, run.data, run.plan.predicting_with_all_threads()
     targets = image_set.targets.numpy()
     scored = split.validation if part == "validation" else split.test
     found = evaluate_model(

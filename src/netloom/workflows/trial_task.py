@@ -20,7 +20,7 @@ from netloom.models.heads import Head
 from netloom.parallel.pictures import received_pictures
 from netloom.parallel.tasks import TaskContext, find
 from netloom.recipe import Recipe, load_recipe
-from netloom.run import DataFacts
+from netloom.run_facts import DataFacts
 from netloom.runtime import ExecutionPlan, keep_freed_memory
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import Checkpointer

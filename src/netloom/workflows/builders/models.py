@@ -22,7 +22,7 @@ from netloom.models.whitening import freeze_first_convolution, whiten_first_conv
 from netloom.randomness import derive_seed
 from netloom.recipe import Recipe
 from netloom.recipe.groups import CUSTOM_MODEL
-from netloom.run import DataFacts
+from netloom.run_facts import DataFacts
 from netloom.training.neighbours import NearestNeighbours
 from netloom.workflows.builders.pictures import progressive_sizes
 from netloom.workflows.builders.training import build_freezing
