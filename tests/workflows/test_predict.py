@@ -63,7 +63,7 @@ def test_all_threads_predict_however_few_trained(
 
     assert run.plan.cpus == 1
     monkeypatch.setattr("netloom.inference.ThreadPoolExecutor", Noted)
-    monkeypatch.setattr("netloom.workflows.evaluate.training_threads", lambda: 3)
+    monkeypatch.setattr("netloom.runtime.training_threads", lambda: 3)
     monkeypatch.setattr("netloom.workflows.predict.inference_batch_size", lambda *_: 5)
     monkeypatch.setattr("netloom.workflows.builders.pictures.inference_batch_size", lambda *_: 5)
     run.predict(photos)
