@@ -1,26 +1,26 @@
-"""Claim: netloom's batched, per-sample augmentation is faster than augmenting one picture at a time.
+"""Batched, per-sample augmentation beside the augmentation of one picture at a time.
 
-Prints JSON with the pictures a second of netloom, of torchvision's `transforms.v2` called on each
-picture, and for the affine case of Keras' way (`scipy.ndimage.affine_transform` on each channel),
-on the same pictures and measured in turn: `python benchmarks/augmentation.py --threads 2`.
+    python -m benchmarks.augmentation [--threads 1]
+
+Pictures a second of netloom, of torchvision's `transforms.v2` called on each picture, and for the affine case of Keras'
+way (`scipy.ndimage.affine_transform` on each channel), on the same pictures and measured in turn. Written to
+docs/results/programs/augmentation.json for docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 import torch
 from scipy import ndimage
 
+from benchmarks.suite.machine import OtherWork
+from benchmarks.whole_programs import save
 from netloom.data.augment import AugmentationSpec, Augmenter
 from netloom.randomness import uniforms
 from netloom.runtime import keep_freed_memory
@@ -140,7 +140,8 @@ def pictures_per_second(way: Callable[[], Any], size: int) -> float:
     return done / seconds
 
 
-def measure(shape: tuple[int, ...], spec: AugmentationSpec, transforms: list[v2.Transform]) -> dict[str, Any]:
+def measure(shape: tuple[int, ...], spec: AugmentationSpec, transforms: list[v2.Transform]) -> list[dict[str, float]]:
+    """Pictures a second of each way, for each round."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -149,50 +150,25 @@ def measure(shape: tuple[int, ...], spec: AugmentationSpec, transforms: list[v2.
         "torchvision": torchvision_way(images, transforms),
     }
     if spec.interpolates:
-        ways["keras_scipy"] = keras_way(images, spec)
+        ways["keras"] = keras_way(images, spec)
     for way in ways.values():
         way()
-    rounds = [{name: pictures_per_second(way, len(images)) for name, way in ways.items()} for _ in range(ROUNDS)]
-    medians = {name: statistics.median(r[name] for r in rounds) for name in ways}
-    ratios = {
-        f"netloom_to_{name}": statistics.median(r["netloom"] / r[name] for r in rounds)
-        for name in ways
-        if name != "netloom"
-    }
-    return {
-        "shape": shape,
-        "milliseconds_per_batch": 1000 * len(images) / medians["netloom"],
-        "pictures_per_second": medians,
-        "ratio": ratios,
-    }
+    return [{name: pictures_per_second(way, len(images)) for name, way in ways.items()} for _ in range(ROUNDS)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
     threads = parser.parse_args().threads
     torch.set_num_threads(threads)
     keep_freed_memory()
     torch.manual_seed(0)
-    results = {name: measure(*case) for name, case in CASES.items()}
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision().__version__,
-        "scipy": scipy.__version__,
-    }
-    print(
-        json.dumps(
-            {
-                "n": ROUNDS,
-                "threads": threads,
-                "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-                "versions": versions,
-                "results": results,
-            },
-            indent=1,
-        )
-    )
+    for name, case in CASES.items():
+        others = OtherWork()
+        rounds = measure(*case)
+        print(name, " ".join(f"{way} {rate:,.0f}/s" for way, rate in rounds[-1].items()), flush=True)
+        about = {"threads": threads, "torch": torch.__version__, "torchvision": torchvision().__version__}
+        save("augmentation", {name: rounds}, about, others)
 
 
 if __name__ == "__main__":

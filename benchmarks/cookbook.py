@@ -1,11 +1,11 @@
 """Run the experiments of docs/experiments.yaml and record their results for docs/cookbook.md.
 
-    python benchmarks/cookbook.py [RECIPE ...] [--seeds N] [--out DIR]
+    python benchmarks/cookbook.py [RECIPE ...] [--seeds N] [--jobs J] [--out DIR]
 
 Each recipe is trained over several seeds (an experiment's own number, or three) on the same split, with the settings
 that the experiment names; the mean, the spread, what was trained, by which code and where are written to
-docs/results/RECIPE.json. Sources are named sets, or files, which lie in the folder that `NETLOOM_DATA` names or in the
-current one.
+docs/results/RECIPE.json. Several seeds at once (`--jobs`) take less time in all; the speed of one training is then not
+told. Sources are named sets, or files, which lie in the folder that `NETLOOM_DATA` names or in the current one.
 """
 
 from __future__ import annotations
@@ -61,21 +61,22 @@ def source_of(name: str) -> str:
     return str(file) if name not in NAMED_SETS and file.is_file() else name
 
 
-def run(experiment: Experiment, seeds: int | None, out: Path, commit: str | None) -> None:
+def run(experiment: Experiment, seeds: int | None, jobs: int, out: Path, commit: str | None) -> None:
     n_seeds = seeds or seeds_of(experiment)
     settings = experiment.get("settings", {})
     what = (source_of(experiment["source"]), experiment["recipe"])
     if n_seeds == 1:
+        jobs = 1
         first: RunFolder = train(*what, out=out, settings=settings)
         summary = one_training(first.result)
     else:
-        # One after the other: the recorded speed is that of a training that has the machine to itself.
-        summary = train_seeds(*what, n_seeds=n_seeds, jobs=1, out=out, settings=settings)
+        summary = train_seeds(*what, n_seeds=n_seeds, jobs=jobs, out=out, settings=settings)
         first = RunFolder.open(summary["runs"][0])
     record = {
         **{k: v for k, v in summary.items() if k not in ("folder", "runs")},
         "recipe": first.recipe.to_mapping(),
         "plan": first.plan.to_json(),
+        "jobs": jobs,
         "date": date.today().isoformat(),
         "commit": commit,
         "machine": machine(),
@@ -168,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--seeds", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at once (default 1)")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     commit = commit_of()  # now, since the code may change while it trains
@@ -179,7 +181,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for experiment in experiments:
             if experiment["recipe"] in wanted:
-                run(experiment, arguments.seeds, arguments.out or Path(scratch), commit)
+                run(experiment, arguments.seeds, arguments.jobs, arguments.out or Path(scratch), commit)
 
 
 if __name__ == "__main__":

@@ -232,6 +232,22 @@ def _transfer_command(record: Record) -> Iterator[str]:
         )
 
 
+def _augmentation(record: Record) -> Iterator[str]:
+    yield row("augmentation", "n", "pictures a second", "torchvision's", "netloom is", "Keras' way", "netloom is")
+    yield "|" + "---|" * 7
+    for name, found in _rounds(record).items():
+        cells: list[str] = []
+        for peer in ("torchvision", "keras"):
+            if peer in found[0]:
+                ratio = statistics.median(one["netloom"] / one[peer] for one in found)
+                cells += [f"{_median(found, peer):,.0f}", f"×{ratio:.1f}"]
+            else:
+                cells += ["–", "–"]
+        yield row(name, len(found), f"{_median(found, 'netloom'):,.0f}", *cells)
+    yield ""
+    yield f"With {record['about']['threads']} thread{'s' if record['about']['threads'] > 1 else ''}."
+
+
 _SECTIONS = {
     "search": (
         "Searches",
@@ -292,5 +308,12 @@ _SECTIONS = {
         "224x224, from the start of Python to the report: with empty caches, and again. The aim is 40 seconds for the "
         "first and 5 for the second beyond imports.",
         _transfer_command,
+    ),
+    "augmentation": (
+        "Augmentation",
+        "Random changes of pictures that lie in memory as uint8, each picture its own: netloom's for a whole batch at "
+        "once; torchvision's `transforms.v2` on each picture, then stacked; Keras' way is that of its "
+        "`ImageDataGenerator`, SciPy on each channel of each picture.",
+        _augmentation,
     ),
 }

@@ -45,9 +45,9 @@ re-encoded as JPEG, on which every network scores several points lower than on t
 downloaded. `cats_and_dogs_small.zip` is a file, to be made of 2,000, 1,000 and 1,000 pictures of Kaggle's Dogs vs.
 Cats in the folders `{train,validation,test}/{cats,dogs}`.
 
-Seeds were trained one after the other (`--jobs 1`); images/s is left out where they differ by more than 15%, since
-the machine was then not quiet. `python benchmarks/cookbook.py RECIPE` records a row anew; *recorded* tells when that
-was done, with which commit (`+`: with changes), and whether the recipe has changed since."""
+images/s is that of a training that had the machine to itself: it is left out where seeds were trained at once, and
+where they differ by more than 15%. `python benchmarks/cookbook.py RECIPE` records a row anew; *recorded* tells when
+that was done, with which commit (`+`: with changes), and whether the recipe has changed since."""
 # Seeds whose speeds lie further apart than this were not alone on the machine.
 _ALIKE = 1.15
 _MISSING = ["–", "–", "not measured yet", "not measured yet", "–", "–", "–", "–"]
@@ -88,7 +88,7 @@ def row(experiment: Experiment, record: Record | None) -> list[str]:
         f"{_share(record['validation_accuracy'])} (n = {record['validation_n']:,})",
         f"{_share(record['test_accuracy'])} (n = {record['test_n']:,})",
         str(n_seeds),
-        _speed(record["train_images_per_second"]),
+        _speed(record),
         _recorded(experiment, record),
         _gap(experiment, record),
         why,
@@ -101,9 +101,11 @@ def _command(experiment: Experiment, n_seeds: int) -> str:
     return f"netloom train {experiment['source']} --recipe {experiment['recipe']}{seeds}{settings}"
 
 
-def _speed(figures: dict[str, Any]) -> str:
+def _speed(record: Record) -> str:
+    figures = record["train_images_per_second"]
     values = figures["values"]
-    return f"{figures['mean']:,.0f}" if max(values) <= _ALIKE * min(values) else "–"
+    alone = record.get("jobs", 1) == 1 and max(values) <= _ALIKE * min(values)
+    return f"{figures['mean']:,.0f}" if alone else "–"
 
 
 def _recorded(experiment: Experiment, record: Record) -> str:

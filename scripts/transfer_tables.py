@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from benchmarks.cookbook import load_record
+from benchmarks.few_pictures import RECIPES
 from benchmarks.suite.machine import QUIET_CPUS
 
 from benchmarks import whole_programs
@@ -37,7 +39,8 @@ _FEW = (
     "(`--set keep=last`), so that no labels beside those counted have a say; all train for their recipe's epochs, "
     "which with few pictures are few steps: the number is in the table, since a network from scratch lacks both. Test "
     "accuracy on the same 1,000 pictures, with its 95% interval (one training each: the interval is that of the test "
-    "pictures alone), and the time of the whole command with empty caches."
+    "pictures alone), and the time of the whole command with empty caches. Where a cell says so, it is the row of the "
+    "recipe above: there the validation part has chosen the epoch."
 )
 _FOLDS = (
     "The shipped recipes on the same folds of the 3,000 pictures of cats and dogs outside of the test part. The gain "
@@ -91,12 +94,20 @@ def _few_pictures(record: whole_programs.Record) -> Iterator[str]:
         for amount in _AMOUNTS:
             measured = record["contenders"].get(f"{way}, {amount}")
             if measured is None:
-                cells.append("not measured yet")
+                cells.append(_of_recipe(way) if amount == "all" else "not measured yet")
                 continue
             found = measured["rounds"][-1]
             steps = f", {found['steps']:,} steps" if found["steps"] else ""
             cells.append(f"{_accuracy(found['test'])}, {_time(measured)}{steps}")
         yield whole_programs.row(way, theirs, *cells)
+
+
+def _of_recipe(way: str) -> str:
+    """What the recipe's own row in the table of experiments has on all pictures."""
+    row = load_record(RECIPES[way])
+    if row is None:
+        return "not measured yet"
+    return f"{_accuracy({**row['test_accuracy'], 'accuracy': row['test_accuracy']['mean']})}, the recipe's row above"
 
 
 def _folds(record: whole_programs.Record) -> Iterator[str]:

@@ -46,6 +46,7 @@ class ExecutionPlan:
             pictures.
         prediction_threads: Threads that take pictures through the network in a pass without training, on the CPU; 0
             for as many CPUs as training keeps busy. Outputs do not depend on it.
+        graphed: Whether the loss and gradients of a training step are replayed from a CUDA graph.
     """
 
     device: str
@@ -55,6 +56,7 @@ class ExecutionPlan:
     shards: int = 0
     unfolded: tuple[int, ...] = ()
     prediction_threads: int = 0
+    graphed: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):

@@ -122,13 +122,14 @@ def test_a_record_holds_what_was_trained(
     (tmp_path / "results").mkdir()
     settings = {"epochs": 1, "model": "mlp", "dense_units": [8]}
     experiment = {**ROW, "settings": settings, "seeds": n_seeds, "compare": [2.5, "validation_loss"]}
-    cookbook.run(experiment, None, tmp_path / "runs", "0123456789ab")
+    cookbook.run(experiment, None, 2, tmp_path / "runs", "0123456789ab")
     record = cookbook.load_record("digits")
     assert record is not None
     runs = [netloom.load(path.parent) for path in sorted((tmp_path / "runs").glob("**/recipe.yaml"))]
     assert [run.recipe.seed for run in runs] == [0, 1][:n_seeds]
     assert record["recipe"] == runs[0].recipe.to_mapping()
     assert (record["recipe"]["model"], record["recipe"]["dense_units"]) == ("mlp", [8])
+    assert record["jobs"] == n_seeds
     assert record["plan"] == json.loads(json.dumps(runs[0].plan.to_json()))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"])
     # As measured at the end of the epoch, before the weights were kept and scored.
@@ -176,6 +177,11 @@ def test_speeds_that_lie_apart_are_not_told(page: ModuleType) -> None:
     assert told(page, ROW, recorded(ROW))["images/s"] == "1,050"
     apart = recorded(ROW, train_images_per_second=spread(2996.0, 1695.0, 2356.0))
     assert told(page, ROW, apart)["images/s"] == "–"
+
+
+def test_speeds_of_trainings_beside_each_other_are_not_told(page: ModuleType) -> None:
+    assert told(page, ROW, recorded(ROW, jobs=1))["images/s"] == "1,050"
+    assert told(page, ROW, recorded(ROW, jobs=3))["images/s"] == "–"
 
 
 def test_what_is_not_measured_says_how_it_differs_all_the_same(page: ModuleType) -> None:

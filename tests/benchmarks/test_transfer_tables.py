@@ -51,6 +51,21 @@ def test_few_pictures_tell_their_steps_and_machine(tables: ModuleType, tmp_path:
     assert any("other work took up to 1.5 processors" in line for line in lines)
 
 
+def test_all_pictures_may_be_those_of_the_recipes_own_row(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"test_accuracy": {"mean": 0.825, "n": 1, "interval": [0.8, 0.85], "values": [0.825]}}
+    rows = {"cats-dogs-augmented": own}
+    monkeypatch.setattr(tables, "load_record", rows.get)
+    scratch = {"test": TEST, "seconds": 30.0, "steps": 60, "epochs": 30, "train_n": 40}
+    record(tmp_path, "few_pictures", {}, {"scratch, all": scratch})
+    lines = tables.transfer_tables()
+    (row,) = [line for line in lines if line.startswith("| augmented |")]
+    assert row.endswith("| not measured yet | 82.5% (80.0% to 85.0%), the recipe's row above |")
+    (row,) = [line for line in lines if line.startswith("| scratch |")]
+    assert row.endswith("| 75.0% (72.0% to 78.0%), 30 s, 60 steps |")
+
+
 def test_folds_and_limits_have_their_n(tables: ModuleType, tmp_path: Path) -> None:
     first = {"accuracy": 0.98, "interval": [0.97, 0.99], "n": 3000, "seconds": 40.0}
     second = {**first, "gain": 0.0025, "gain_interval": [-0.001, 0.006], "p_value": 0.25}

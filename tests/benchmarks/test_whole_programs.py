@@ -41,6 +41,15 @@ def test_a_search_is_told_by_its_time_and_its_time_to_the_others_best(tmp_path: 
     assert "| netloom_pruned | 2 | 7 | 200 | ×3.0 | 0.6500, 0.5900 | 60 | – |" in lines
 
 
+def test_augmentation_is_told_by_the_ratios_within_a_round(tmp_path: Path) -> None:
+    affine = [{"netloom": 400.0, "torchvision": 100.0, "keras": 50.0}] * 2
+    crop = [{"netloom": rate, "torchvision": 1000.0} for rate in (3000.0, 5000.0, 2000.0)]
+    lines = page(tmp_path, "augmentation", {"threads": 1}, {"affine": affine, "crop": crop})
+    assert "| affine | 2 | 400 | 100 | ×4.0 | 50 | ×8.0 |" in lines
+    assert "| crop | 3 | 3,000 | 1,000 | ×3.0 | – | – |" in lines
+    assert "With 1 thread." in lines
+
+
 def test_a_peers_own_trials_are_repeated() -> None:
     line = search.command("netloom_same_trials", "", Path(), Path("out"), 2, 5, [[0.3, 1e-4], [0.25, 0.01]])
     assert line[-6:] == [

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as every_module
 
@@ -40,6 +41,17 @@ def has_hooks(model: nn.Module) -> bool:
         or any(m._backward_hooks or m._backward_pre_hooks for m in model.modules())
         or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
     )
+
+
+def held_tensors(model: nn.Module) -> set[int]:
+    """The `id` of all tensors that its modules have for attributes, or in containers that they have."""
+    return {
+        id(value)
+        for module in model.modules()
+        for attribute in vars(module).values()
+        for value in _values(attribute)
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def keeps_state(model: nn.Module, replica: nn.Module, *, is_traced: Callable[[Any], bool]) -> bool:

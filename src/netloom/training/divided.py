@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan
+from netloom.training.agreement import ROUNDING, SAME_FORMULA, buffers_agree, gradients_agree
 from netloom.training.capture import CaptureError, refuse_hooks
 from netloom.training.convolution import ConvolutionShape, own_weight_gradient, unfolded_weight_gradient
 from netloom.training.gradients import WholeBatchGradients
@@ -28,11 +28,6 @@ from netloom.training.timing import fastest_seconds
 
 # Another way to a convolution's gradient must be clearly faster to be taken: below that, measurements are noise.
 _WORTHWHILE = 1.1
-# Relative difference of whole gradients that rounding explains, in the same operations and in others: those of the
-# model's own code and those captured of it (batch normalization, ReLU and pooling) round elsewhere.
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-_SAME_FORMULA = {"float32": 2e-2, "bfloat16": 2e-1}
-_SAME_STATISTICS = 5e-2
 
 
 class DividedStep:
@@ -89,14 +84,14 @@ class DividedStep:
             drawn = _drawn_elsewhere()
             with torch.enable_grad(), _DroppingNothing():  # type: ignore[no-untyped-call]
                 WholeBatchGradients(own, self.heads, **options)(self.batch, 0)  # type: ignore[arg-type]
-            if not (_gradients_agree(replica, own, _SAME_FORMULA[precision]) and _buffers_agree(replica, own)):
+            if not (gradients_agree(replica, own, SAME_FORMULA[precision]) and buffers_agree(replica, own)):
                 raise CaptureError("its code treats gradients or buffers in a way that its operations do not tell")
             if drawn != _drawn_elsewhere():
                 raise CaptureError("it draws random numbers that are not torch's")
             whole.drops = True
             whole(self.batch, 0)
         self.gradients(self.batch, 0)
-        if not _gradients_agree(self.replica, replica, _TOLERANCE[precision]):
+        if not gradients_agree(self.replica, replica, ROUNDING[precision]):
             raise TrainingError("its gradients depend on how a batch is divided")
 
 
@@ -113,29 +108,6 @@ class _DroppingNothing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.bernoulli_.float:
             return args[0].fill_(1)
         return func(*args, **(kwargs or {}))
-
-
-def _gradients_agree(mine: nn.Module, other: nn.Module, tolerance: float) -> bool:
-    pairs = [(a.grad, b.grad) for a, b in zip(mine.parameters(), other.parameters(), strict=True)]
-    if any((a is None) != (b is None) for a, b in pairs):
-        return False
-    return _agree([(a, b) for a, b in pairs if a is not None and b is not None], tolerance)
-
-
-def _buffers_agree(mine: nn.Module, other: nn.Module) -> bool:
-    a, b = dict(mine.named_buffers()), dict(other.named_buffers())
-    if {name: value.shape for name, value in a.items()} != {name: value.shape for name, value in b.items()}:
-        return False
-    pairs = [(a[name], value) for name, value in b.items()]
-    counted = all(torch.equal(x, y) for x, y in pairs if not y.is_floating_point())
-    return counted and _agree([(x, y) for x, y in pairs if y.is_floating_point()], _SAME_STATISTICS)
-
-
-def _agree(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], tolerance: float) -> bool:
-    """Whether tensors are the same but for rounding, taken together as one vector; infinities are equal or not."""
-    difference = math.sqrt(sum(float(torch.where(a == b, 0.0, a - b).square().sum()) for a, b in pairs))
-    size = math.sqrt(sum(float(torch.where(b.isinf(), 0.0, b).square().sum()) for _, b in pairs))
-    return difference <= tolerance * size
 
 
 @functools.lru_cache

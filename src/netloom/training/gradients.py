@@ -52,6 +52,10 @@ class WholeBatchGradients:
     def __call__(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Gradients`."""
         seed_step(self.seed, step, self.plan.torch_device)
+        return self.compute(batch)
+
+    def compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """As a call, with masks from the generators as they are."""
         with self.plan.autocast():
             outputs = forward(self.model, batch.inputs, self._names)
         loss = total_loss(outputs, batch, self.heads, self.label_smoothing)

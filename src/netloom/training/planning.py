@@ -16,6 +16,7 @@ from netloom.models.backbones import BackboneTrunk
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
+from netloom.training.cuda_graphs import RecordingError, check_replayed
 from netloom.training.divided import DividedStep
 from netloom.training.step import TrainingStep
 from netloom.training.timing import fastest_seconds, seconds_of
@@ -28,8 +29,10 @@ _WORTHWHILE = 1.1
 _NEARLY_AS_FAST = 1.05
 # A first step this many times slower than the best so far is not repeated: other work has the cores.
 _HOPELESS = 5.0
-# Capturing a step takes up to a second; a training shorter than this would lose more than it gains.
+# Capturing a step takes up to a second; a training shorter than this would lose more than it gains. Recording one on a
+# GPU takes less.
 _SHORT_SECONDS = 15.0
+_SHORT_SECONDS_ON_GPU = 3.0
 
 Run = Callable[[], object]
 MakeStep = Callable[[nn.Module, ExecutionPlan], TrainingStep]
@@ -70,7 +73,7 @@ class TimedSteps:
         for plan in plans:
             with executing(plan), self.under(plan) as step:
                 torch.set_num_threads(plan.threads_between_steps)
-                if plan.shards:
+                if plan.shards or plan.graphed:
                     step()  # captured first, which takes long
                 first = seconds_of(step, plan.device)
                 hopeless = bool(found) and first > _HOPELESS * min(found)
@@ -80,6 +83,15 @@ class TimedSteps:
     def divided(self, plan: ExecutionPlan) -> DividedStep:
         """The step's gradients, divided as the plan says, with what tells whether they may be."""
         return DividedStep(self.model, self.batch, self.heads, plan, self.label_smoothing)
+
+    def check_replayed(self, plan: ExecutionPlan) -> None:
+        """Compare replayed steps with the same by autograd.
+
+        Raises:
+            TrainingError: They cannot be replayed, or are others.
+        """
+        batches = [self.batch, self.batch if self.draw is None else self.draw()]
+        check_replayed(self.model, batches, self.heads, plan, self.label_smoothing)
 
     def _of_gradients(self, replica: nn.Module, plan: ExecutionPlan) -> TrainingStep:
         idle = torch.optim.SGD([nn.Parameter(torch.zeros((), device=plan.device))], lr=0.0)
@@ -105,6 +117,7 @@ def choose_plan(
     bfloat16 autocast is several times faster than float32 on processors with AMX, and several times slower on a
     processor with AVX2 only; so a single convolution is timed there first, and only if bfloat16 wins is the network
     itself timed both ways. On a GPU it always is: so small a convolution only tells how long it takes to be started.
+    There steps are also timed replayed from a CUDA graph (see `cuda_graphs.py`), which are compared with others first.
     Weights, statistics and generators are left untouched.
 
     Args:
@@ -118,7 +131,7 @@ def choose_plan(
     Raises:
         TrainingError: Shards are asked for, but the model cannot be divided.
     """
-    plan = _plan_of_whole_batches(steps, device=device, precision=precision, threads=threads)
+    plan = _plan_of_whole_batches(steps, device=device, precision=precision, threads=threads, n_steps=n_steps)
     if device != "cpu":
         return plan
     most = threads or training_threads()
@@ -164,12 +177,45 @@ def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
         return replace(divided, unfolded=step.faster_unfolded())
 
 
-def _plan_of_whole_batches(steps: TimedSteps, *, device: str, precision: str, threads: int | None) -> ExecutionPlan:
+def _plan_of_whole_batches(
+    steps: TimedSteps, *, device: str, precision: str, threads: int | None, n_steps: int
+) -> ExecutionPlan:
     if threads is None:
         threads = _fastest_threads(steps, precision) if device == "cpu" else training_threads()
-    return _in_faster_precision(
-        ExecutionPlan(device, threads, "float32"), steps.under, "this network's step", precision=precision
-    )
+    plan, graphs = ExecutionPlan(device, threads, "float32"), ""
+    if device.startswith("cuda"):
+        plan, graphs = _graphed_if_faster(replace(plan, precision=_asked(precision)), steps, n_steps)
+        plan = replace(plan, precision="float32")
+    try:
+        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision)
+    except RecordingError as error:  # in the other precision
+        plan, graphs = replace(plan, graphed=False), str(error)
+        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision)
+    return replace(plan, reason=f"{plan.reason}; {graphs}") if graphs else plan
+
+
+def _graphed_if_faster(plan: ExecutionPlan, steps: TimedSteps, n_steps: int) -> tuple[ExecutionPlan, str]:
+    """The plan, with replayed steps where these are clearly faster, and what is to be said of it."""
+    if not n_steps:
+        return plan, ""
+    graphed = replace(plan, graphed=True)
+    try:
+        (eager,) = steps.seconds([plan])
+        if n_steps * eager < _SHORT_SECONDS_ON_GPU:
+            return plan, ""
+        with executing(graphed):
+            steps.check_replayed(graphed)
+        (replayed,) = steps.seconds([graphed])
+    except (TrainingError, torch.OutOfMemoryError) as error:
+        return plan, str(error).splitlines()[0]
+    speedup = eager / replayed
+    if speedup < _WORTHWHILE:
+        return plan, ""
+    return graphed, f"a step is {speedup:.1f} times faster replayed from a CUDA graph"
+
+
+def _asked(precision: str) -> Precision:
+    return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 def choose_feature_plan(
@@ -258,7 +304,6 @@ def _fastest_threads(steps: TimedSteps, precision: str) -> int:
     candidates = sorted({1, max(1, most // 2), most})
     if len(candidates) == 1:
         return most
-    kind: Precision = "bfloat16" if precision == "bfloat16" else "float32"
-    seconds = steps.seconds([ExecutionPlan("cpu", threads, kind) for threads in candidates])
+    seconds = steps.seconds([ExecutionPlan("cpu", threads, _asked(precision)) for threads in candidates])
     nearly = min(seconds) * _NEARLY_AS_FAST
     return next(threads for threads, taken in zip(candidates, seconds, strict=True) if taken <= nearly)

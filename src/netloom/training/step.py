@@ -13,6 +13,7 @@ from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan
+from netloom.training.cuda_graphs import GraphedGradients
 from netloom.training.gradients import Gradients, WholeBatchGradients
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.shards import ShardedGradients
@@ -76,7 +77,7 @@ class TrainingStep:
         cutmix_alpha: float = 0.0,
     ) -> None:
         self.heads, self.optimizer, self.plan, self.seed = heads, optimizer, plan, seed
-        compute = ShardedGradients if plan.shards else WholeBatchGradients
+        compute = ShardedGradients if plan.shards else GraphedGradients if plan.graphed else WholeBatchGradients
         self._gradients: Gradients = compute(model, heads, plan=plan, seed=seed, label_smoothing=label_smoothing)
         self.penalty, self.gradient_clip_norm, self.max_norm = penalty, gradient_clip_norm, max_norm
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
@@ -89,7 +90,7 @@ class TrainingStep:
         self._gradients.renew()
 
     def close(self) -> None:
-        """End the threads that took shards."""
+        """End the threads that took shards, give back the memory of a graph."""
         self._gradients.close()
 
     def reset(self) -> None:
