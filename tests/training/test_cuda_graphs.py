@@ -17,10 +17,12 @@ from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.runtime import ExecutionPlan
 from netloom.training import cuda_graphs, planning
+from netloom.training.callbacks import Callback
 from netloom.training.cuda_graphs import GraphedGradients, Recorder, RecordingError, check_replayed
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.planning import TimedSteps, choose_plan
-from training.helpers import HEAD, PLAN, TIMED, batches, network, train
+from netloom.training.state import TrainingState
+from training.helpers import HEAD, PLAN, batches, equal, network, train, untimed
 
 GRAPHED = replace(PLAN, graphed=True)
 
@@ -71,10 +73,8 @@ def gradients_of(model: nn.Module, plan: ExecutionPlan = GRAPHED) -> GraphedGrad
 def test_a_training_of_replayed_steps_is_that_of_autograd() -> None:
     """With dropout, batch normalization, augmentation, and a last batch that is smaller."""
     mine, own = train(plan=GRAPHED), train(plan=PLAN)
-    found = mine.model.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in own.model.state_dict().items())
-    untimed = [[{k: v for k, v in row.items() if k not in TIMED} for row in s.history] for s in (mine, own)]
-    assert untimed[0] == untimed[1]
+    assert equal(mine.model, own.model)
+    assert untimed(mine) == untimed(own)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -245,3 +245,31 @@ def test_a_gpu_replays_what_autograd_computes(precision: Any) -> None:
 
 def test_a_recorder_needs_no_device_until_it_records() -> None:
     assert Recorder(torch.device("cuda:0"))._pool is None
+
+
+class Activations(Callback):
+    """Has hooks of torch's on a module during its second epoch."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def on_epoch_start(self, state: TrainingState) -> None:
+        if state.epoch == 1:
+            module: Any = state.model
+            self.handle = module[0].register_forward_hook(lambda *_: self.calls.append(state.step))
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        if state.epoch == 2:
+            self.handle.remove()
+
+
+@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, shards=2), replace(PLAN, graphed=True)])
+def test_hooks_of_torch_are_called_however_steps_are_executed(
+    plan: ExecutionPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "Recorder", Replaying)
+    watcher = Activations()
+    state = train(plan=plan, callbacks=[watcher], validation=None, epochs=3)
+    assert watcher.calls == list(range(6, 12))
+    assert len(state.history) == 3
+    assert equal(state.model, train(plan=plan, validation=None, epochs=3).model) or plan.shards

@@ -122,7 +122,7 @@ class GraphedGradients:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # torch's, for whatever the model's code does that no graph can hold
-            raise RecordingError(str(error).strip().splitlines()[0]) from error
+            raise RecordingError((str(error).strip() or repr(error)).splitlines()[0]) from error
         return _Recording(held, replay, figures, [parameter.grad for parameter in self._parameters])
 
 

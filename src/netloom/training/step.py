@@ -12,6 +12,7 @@ from netloom.data.augment import mix_batch
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.models.heads import Head
+from netloom.models.kept_state import has_hooks
 from netloom.runtime import ExecutionPlan
 from netloom.training.cuda_graphs import GraphedGradients
 from netloom.training.gradients import Gradients, WholeBatchGradients
@@ -78,7 +79,10 @@ class TrainingStep:
     ) -> None:
         self.heads, self.optimizer, self.plan, self.seed = heads, optimizer, plan, seed
         compute = ShardedGradients if plan.shards else GraphedGradients if plan.graphed else WholeBatchGradients
-        self._gradients: Gradients = compute(model, heads, plan=plan, seed=seed, label_smoothing=label_smoothing)
+        options = {"plan": plan, "seed": seed, "label_smoothing": label_smoothing}
+        self._planned: Gradients = compute(model, heads, **options)  # type: ignore[arg-type]
+        self._with_hooks: Gradients = WholeBatchGradients(model, heads, **options)  # type: ignore[arg-type]
+        self._model = model
         self.penalty, self.gradient_clip_norm, self.max_norm = penalty, gradient_clip_norm, max_norm
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
         self._device = plan.torch_device
@@ -87,14 +91,18 @@ class TrainingStep:
 
     def renew(self) -> None:
         """Take notice that other parameters train than before."""
-        self._gradients.renew()
+        self._planned.renew()
 
     def close(self) -> None:
         """End the threads that took shards, give back the memory of a graph."""
-        self._gradients.close()
+        self._planned.close()
 
     def reset(self) -> None:
-        """Start the figures of a new epoch."""
+        """Start the figures of a new epoch, in which hooks that the model has by now are called.
+
+        No captured or recorded step calls any: as long as there are some, autograd takes the model as it is.
+        """
+        self._gradients = self._with_hooks if has_hooks(self._model) else self._planned
         kind = torch.float32 if self._device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=kind, device=self._device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
