@@ -64,7 +64,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--continue",
         action="store_true",
         dest="go_on",
-        help="leave out the cases that are recorded of this code and these versions",
+        help="measure the cases that are not recorded, and then those that are of other code or other versions",
     )
     parser.add_argument("--minutes", type=float, help="begin no further case after so many minutes")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds after which a process is ended")
@@ -128,18 +128,21 @@ def _measure(options: argparse.Namespace, device: str, scratch: Path) -> None:
     benchmarks = [_whole(name, options, device) for name in options.names]
     for benchmark in benchmarks:
         _results(benchmark, options, device)  # before anything is measured
-    for benchmark in benchmarks:
-        measure = Processes(
-            kind=benchmark.kind,
-            peers_python=options.peers_python,
-            scratch=scratch,
-            epochs=EPOCHS[benchmark.kind],
-            device=device,
-            isa=options.isa,
-            limit_seconds=options.limit,
-            folder_of=partial(_photos, scratch) if benchmark.kind == "folder" else None,
-        )
-        record(benchmark, measure, options, device, deadline)
+    for unrecorded_only in (True, False) if options.go_on else (False,):
+        for benchmark in benchmarks:
+            measure = Processes(
+                kind=benchmark.kind,
+                peers_python=options.peers_python,
+                scratch=scratch,
+                epochs=EPOCHS[benchmark.kind],
+                device=device,
+                isa=options.isa,
+                limit_seconds=options.limit,
+                folder_of=partial(_photos, scratch) if benchmark.kind == "folder" else None,
+            )
+            if not record(benchmark, measure, options, device, deadline, unrecorded_only=unrecorded_only):
+                print("the time is over; go on by --continue", file=sys.stderr)
+                return
 
 
 def _whole(name: str, options: argparse.Namespace, device: str) -> Benchmark:
@@ -171,9 +174,18 @@ def _photos(scratch: Path, count: int) -> Path:
 
 
 def record(
-    whole: Benchmark, measure: Processes, options: argparse.Namespace, device: str, deadline: float | None = None
-) -> Path:
-    """Measure the cases of `whole` that were asked for and write the result file after each; returns it.
+    whole: Benchmark,
+    measure: Processes,
+    options: argparse.Namespace,
+    device: str,
+    deadline: float | None = None,
+    *,
+    unrecorded_only: bool = False,
+) -> bool:
+    """Measure the cases of `whole` that were asked for and write the result file after each.
+
+    Returns:
+        Whether the time was enough for all.
 
     Raises:
         OtherSettingError: The file holds figures that must not be mixed with these, or replaced by them.
@@ -187,16 +199,15 @@ def record(
     variants: Variants = {}
     for number, case in enumerate(benchmark.cases, start=1):
         known = results.find(case) if options.go_on else None
-        if known is not None and is_current(known, source, names):
+        if known is not None and (unrecorded_only or is_current(known, source, names)):
             continue
         if deadline is not None and time.monotonic() > deadline:
-            print(f"{benchmark.name}: the time is over before case {number}; go on by --continue", file=sys.stderr)
-            break
+            return False
         told = ", ".join(f"{value:,} {key}" if isinstance(value, int) else value for key, value in case.items())
         print(f"{benchmark.name}, case {number} of {len(benchmark.cases)}: {told}", file=sys.stderr)
         entry = _measured_case(benchmark, case, measure, variants, options.repeats)
         results.put({**_circumstances(benchmark, options, source), **entry})
-    return results.path
+    return True
 
 
 def _results(whole: Benchmark, options: argparse.Namespace, device: str) -> Results:

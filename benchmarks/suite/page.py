@@ -32,7 +32,7 @@ _MEMORY = {
 
 INTRODUCTION = """\
 `./scripts/bench [NAME …]` measures netloom beside its peers on the same work and writes this page. A full run takes
-hours: `--continue --minutes 60` does an hour of it and goes on where the last one ended, and leaves what is recorded of
+hours: `--continue --minutes 60` does an hour of it, of what is not recorded first, and leaves what is recorded of
 the same code and versions as it is. `--quick` tries everything out in short epochs and writes to build/performance,
 `--help` tells the other options. The peers are installed into an environment of their own, or, where nothing can be
 installed, `--peers-python PYTHON` takes the packages that a Python has; who is not among them is missing.

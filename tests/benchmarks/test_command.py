@@ -176,14 +176,15 @@ def record(
 ) -> dict[str, Any]:
     given = ["training", "--only", only, "--repeats", "3", "--out", str(out), *more]
     options = command.arguments(given)
-    path = command.record(
+    in_time = command.record(
         plans.training(options.threads, cuda=False),
         measure,  # type: ignore[arg-type]
         options,
         "cpu",
         deadline,
     )
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert in_time == (deadline is None)
+    found: dict[str, Any] = json.loads((out / "training.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -252,7 +253,7 @@ def test_networks_that_are_not_asked_for_keep_their_figures(tmp_path: Path) -> N
     assert [entry["command"].split()[3] for entry in found["cases"]] == ["cifar10-lenet5"] * 2 + ["mnist-convnet"] * 3
 
 
-def test_no_further_case_begins_when_the_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_further_case_begins_when_the_time_is_over(tmp_path: Path) -> None:
     class Slow(Measured):
         def __call__(self, contender: plans.Contender, variant: dict[str, Any], case: plans.Case) -> dict[str, Any]:
             now[0] += 1.0
@@ -263,7 +264,30 @@ def test_no_further_case_begins_when_the_time_is_over(tmp_path: Path, capsys: py
         patch.setattr("time.monotonic", lambda: now[0])
         found = record(Slow(), tmp_path, deadline=0.5)
     assert rows(found) == MNIST[:1]
-    assert "--continue" in capsys.readouterr().err
+
+
+def test_what_has_no_figures_yet_comes_before_what_has_those_of_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: list[str | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    class Noted(Measured):
+        def __call__(self, contender: plans.Contender, variant: dict[str, Any], case: plans.Case) -> dict[str, Any]:
+            asked.append(case["batch_size"])
+            return super().__call__(contender, variant, case)
+
+    monkeypatch.setattr(command, "Processes", lambda **_: Noted())
+    whole = record(Measured(), tmp_path)
+    (tmp_path / "training.json").write_text(json.dumps({**whole, "cases": whole["cases"][:2]}), encoding="utf-8")
+    commit[0] = "b" * 40
+    given = ["training", "--only", "mnist-convnet", "--repeats", "3", "--out", str(tmp_path), "--continue"]
+    command._measure(command.arguments(given), "cpu", tmp_path)
+    assert list(dict.fromkeys(asked)) == [128, 32, 64]
+    asked.clear()
+    commit[0] = "c" * 40
+    command._measure(command.arguments([*given, "--minutes", "0"]), "cpu", tmp_path)
+    assert asked == []
+    assert "the time is over; go on by --continue" in capsys.readouterr().err
 
 
 def test_a_case_without_all_contenders_is_measured_anew(tmp_path: Path) -> None:
