@@ -259,16 +259,16 @@ _SECTIONS = {
         "`netloom_pruned` are `netloom tune --sampler gp` without and with `--pruner median`, whose first trial is the "
         "recipe itself (dropout 0.3, rate 0.001), a good one; `netloom_same_trials` tries the very values that "
         "`bayes_opt` tried. The last two columns are the time to the best validation accuracy that each program "
-        "reaches, and how long `netloom_pruned` took to as much. Not all programs ran in every round, so that ratios are "
-        "those of medians over each one's own rounds. The aims, on four cores with instructions for bfloat16, are 5 times "
-        "the speed of `bayes_opt` and a sixth of each peer's time to its best.",
+        "reaches, and how long `netloom_pruned` took to as much. Not all programs ran in every round, so that ratios "
+        "are those of medians over each one's own rounds. The aims, on four cores with instructions for bfloat16, are "
+        "5 times the speed of `bayes_opt` and a sixth of each peer's time to its best.",
         _search,
     ),
     "trials_per_hour": (
         "Trials an hour",
         "The same network, one epoch a trial, random search without pruning: `netloom tune --jobs N`, one driver with "
-        "N workers, beside N searches that share nothing, each with an N-th of the trials and of the processors. The aim is "
-        "a share of 90%. On a GPU, which they share: not measured yet (`--device cuda --jobs 1 2 4 8`).",
+        "N workers, beside N searches that share nothing, each with an N-th of the trials and of the processors. The "
+        "aim is a share of 90%. On a GPU, which they share: not measured yet (`--device cuda --jobs 1 2 4 8`).",
         _trials_per_hour,
     ),
     "search_overhead": (
