@@ -365,25 +365,56 @@ def test_interruptions_are_no_deaths(photos: Path, tmp_path: Path, monkeypatch: 
     assert table(found.result) == table(tune(photos, tmp_path / "whole", **given).result)
 
 
-def test_a_trial_may_be_begun_three_times_for_each_epoch_and_fold(tmp_path: Path) -> None:
-    def begun(epoch: int, fold: int = 0) -> None:
+def test_a_trial_may_be_begun_three_times_for_each_step_and_fold(tmp_path: Path) -> None:
+    def begun(step: int, fold: int = 0, *, counted: bool = True) -> None:
         trial = trial_folder.TrialFolder(tmp_path / "trial-0007", {"dropout": 0.25})
         trial.scores = [{"value": 0.5, "epochs": 2}] * fold
-        trial.begin(epoch)
+        trial.begin(epoch=step // 10, step=step, counted=counted)
 
-    for epoch, fold in ((0, 0), (1, 0), (4, 0), (0, 1)):
+    for step, fold in ((0, 0), (3, 0), (10, 0), (40, 0), (0, 1)):
         for _ in range(3):
-            begun(epoch, fold)
-    begun(1, 1)
+            begun(step, fold)
+    begun(12, 1)
     begun(0, 1)  # its checkpoint was damaged meanwhile, which is no progress
     begun(0, 1)
+    for _ in range(4):  # in workers, of whose deaths the executor keeps count
+        begun(12, 1, counted=False)
     with pytest.raises(TrainingError, match=r"died each of the 3 times that it was begun, perhaps"):
         begun(0, 1)
     with pytest.raises(TrainingError, match=r"died each of the 3 times that it was begun after epoch 1, perhaps"):
-        begun(1, 1)
+        begun(12, 1)
     trial_folder.forgive_beginnings(tmp_path / "trial-0007")
-    begun(1, 1)
+    begun(12, 1)
     trial_folder.forgive_beginnings(tmp_path / "there is none")
+
+
+@pytest.mark.slow
+def test_a_driver_of_several_trials_may_die_as_often_as_it_likes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of those that ran is known to have ended it."""
+
+    def die(self: Any, proposal: Any) -> None:
+        folder = self._folder / trial_folder.trial_name(proposal.number)
+        deadline = time.monotonic() + 60
+        while not (folder / "trial.json").is_file() or (folder / "trial.json").stat().st_mtime_ns < driver_began:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        raise DeathError
+
+    given: dict[str, Any] = {"n_trials": 2, "jobs": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr(search_module._TrialFolders, "started", die)
+        patched.setattr(search_module._TrialFolders, "forgive", lambda self: None)  # a dead driver cannot
+        driver_began = time.time_ns()
+        with pytest.raises(DeathError):
+            tune(photos, tmp_path / "cut", **given)
+        for _ in range(3):
+            driver_began = time.time_ns()
+            with pytest.raises(DeathError):
+                netloom.resume_tune(the_folder(tmp_path / "cut"), jobs=2, quiet=True)
+    found = netloom.resume_tune(the_folder(tmp_path / "cut"), jobs=2, quiet=True)
+    assert table(found.result) == table(tune(photos, tmp_path / "whole", **given).result)
 
 
 @LINUX

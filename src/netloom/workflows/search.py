@@ -206,11 +206,12 @@ class Search:
                 )
 
     def _task(self, proposal: Proposal) -> Task:
-        name = trial_name(proposal.number)
+        name, alone = trial_name(proposal.number), self.cluster is None and self.jobs == 1
         arguments = {
             "overrides": dict(proposal.overrides),
-            "plan": plan_of_each(self.manifest.plan, alone=self.cluster is None and self.jobs == 1).to_json(),
+            "plan": plan_of_each(self.manifest.plan, alone=alone).to_json(),
             "folder": str((self.folder / TRIALS_FOLDER / name).resolve()),
+            "alone": alone,
         }
         return Task(name, run_trial, arguments)
 

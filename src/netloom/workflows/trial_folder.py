@@ -38,8 +38,8 @@ def forgive_beginnings(folder: Path) -> None:
 class TrialFolder:
     """What a trial leaves on the disk: its values, the scores of folds that are done, a checkpoint of the current one.
 
-    And how often it was begun without an epoch more: one that ends the process it runs in, and the driver with that,
-    would otherwise be the first that the next driver begins, for ever.
+    And how often it was begun without a step more, where it runs in the driver's own process: one that ends that would
+    otherwise be the first that the next driver begins, for ever. Of a worker's deaths the executor keeps count.
 
     Without a folder, or where the study's is on another machine, nothing is left, and a trial whose process dies is
     begun anew.
@@ -97,15 +97,23 @@ class TrialFolder:
             path.unlink()
             return None
 
-    def begin(self, epoch: int) -> None:
-        """Write down what is done, and that the training on the next split begins after `epoch` epochs.
+    def begin(self, *, epoch: int, step: int, counted: bool) -> None:
+        """Write down what is done, and that the training on the next split begins there.
+
+        Args:
+            epoch: Epochs that its checkpoint holds.
+            step: Optimizer steps that it holds, over all epochs.
+            counted: Nobody else counts how often its process dies.
 
         Raises:
             TrainingError: It has begun there so often that it must be what ends its process.
         """
-        reached = [len(self.scores), epoch]
+        reached = [len(self.scores), step]
         if reached > self.reached:
             self.begun, self.reached = 0, reached
+        if not counted:
+            self.write()
+            return
         if self.begun >= _MOST_BEGINNINGS:
             where = f" after epoch {epoch}" if epoch else ""
             raise TrainingError(

@@ -134,7 +134,7 @@ def set_up(
 
 
 def run_trial(
-    context: TaskContext, *, overrides: Mapping[str, Any], plan: Mapping[str, Any], folder: str | None
+    context: TaskContext, *, overrides: Mapping[str, Any], plan: Mapping[str, Any], folder: str | None, alone: bool
 ) -> dict[str, Any]:
     """Train the recipe with `overrides` and score it on pictures that it was not trained on.
 
@@ -146,6 +146,7 @@ def run_trial(
         overrides: Plain values by recipe key.
         plan: How every trial is executed.
         folder: Of this trial, for going on after a crash; None to begin anew then.
+        alone: It runs in the search's own process, so that its folder has to tell how often that died.
 
     Returns:
         `state` (`complete`, or `stopped` where that was asked for), `value`, `epochs`, `kept_epoch` (None with folds),
@@ -163,7 +164,7 @@ def run_trial(
     execution = ExecutionPlan.from_json(dict(plan))
     started = time.perf_counter()
     for number in range(len(trial.scores), len(resources.splits)):
-        score = _Score(context, resources, recipe, number, execution, trial).train()
+        score = _Score(context, resources, recipe, number, execution, trial, alone=alone).train()
         if score is None:
             return {"state": "stopped", **_figures(trial, started)}
         trial.scores.append(score)
@@ -203,18 +204,21 @@ class _Score:
         number: int,
         plan: ExecutionPlan,
         trial: TrialFolder,
+        *,
+        alone: bool,
     ) -> None:
         self.context, self.resources, self.recipe, self.number = context, resources, recipe, number
         self.pictures = pictures_for(resources.pictures, trial.overrides)
         self.plan, self.trial, self.split = plan, trial, resources.splits[number]
-        self.cross_validated = len(resources.splits) > 1
+        self.cross_validated, self.alone = len(resources.splits) > 1, alone
 
     def train(self) -> dict[str, Any] | None:
         """The score, or None if the trial was asked to stop."""
         recipe, image_set, facts = self.recipe, self.pictures.image_set, self.pictures.facts
         path = self.trial.checkpoint(self.number)
         checkpoint = self.trial.load_checkpoint(self.number)
-        self.trial.begin(0 if checkpoint is None else checkpoint.values["epoch"])
+        epoch, step = (0, 0) if checkpoint is None else (checkpoint.values["epoch"], checkpoint.values["step"])
+        self.trial.begin(epoch=epoch, step=step, counted=self.alone)
         network, heads = builders.build_network(recipe, facts, self.resources.model)
         fitting = Fitting.prepare(
             recipe,
