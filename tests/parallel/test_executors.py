@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -244,6 +246,59 @@ def test_the_place_of_a_killed_worker_is_taken_again_when_some_tasks_have_return
     assert sorted({tuple(cpus) for name, cpus in found.items() if name.startswith("CPU")}) == sorted(
         {(available[0],), (available[-1],)}
     )
+
+
+@pytest.mark.parametrize("what", ["process", "thread"])
+def test_places_that_the_system_has_no_room_for_stay_empty_until_it_has(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes may be there at first, whose four threads count like processes in some systems; later all may."""
+    said: list[str] = []
+    begun: list[Any] = []
+    if what == "process":
+        owner, name, allowed, error = subprocess, "Popen", 2, OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    else:  # the third process is there, and one of its threads
+        owner, name, allowed, error = threading.Thread, "start", 5, RuntimeError("can't start new thread")
+    original: Any = getattr(owner, name)
+
+    def start(*args: Any, **options: Any) -> Any:
+        if len(begun) >= allowed and len(said) < 3:
+            raise error
+        begun.append(args)
+        return original(*args, **options)
+
+    def tasks() -> Iterator[Task]:
+        for i in range(60):
+            yield Task(str(i), work.process)
+            if len(said) == 4 and len(executor.workers) == 4:
+                return
+
+    monkeypatch.setattr(owner, name, start)
+    executor = LocalExecutor(4, say=said.append)
+    events: list[Event] = []
+    with executor:
+        executor.run(tasks(), events.append)
+        n_processes = len(executor.workers)
+    assert str(error) in said[0]
+    assert "--jobs" in said[0]
+    assert said[1:] == [
+        "2 at once for now instead of 4; one more again when 3 have ended well",
+        "3 at once again",
+        "4 at once again",
+    ]
+    assert n_processes == 4
+    started = [event.task.name for event in events if isinstance(event, Started)]
+    assert sorted(started, key=int) == sorted(values(events), key=int) == [str(i) for i in range(len(started))]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_system_that_starts_no_process_is_one_error(jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(NetloomError, match=r"starts no other process \(.*Cannot allocate memory\).*fewer --jobs"):
+        run(LocalExecutor(jobs), [Task("a", work.process)])
 
 
 @POSIX

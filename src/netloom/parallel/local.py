@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any
 
-from netloom.parallel.pool import SECONDS_TO_END, Worker, WorkerPool
+from netloom.parallel.pool import SECONDS_TO_END, NoRoomError, Worker, WorkerPool
 from netloom.parallel.tasks import Event, Finished, Interruption, OnEvent, Task, name_of, uninterrupted
 
 _LAST_WORDS = 40
@@ -41,6 +41,7 @@ class LocalExecutor(WorkerPool["_Process"]):
     A worker that was killed leaves its place empty for a while: what the system kills for want of memory would be
     killed again in as large a company. The place is taken again when some tasks have returned, since a person may have
     killed it, or others needed the memory. Where another is killed soon after that, it stays empty for twice as long.
+    So do the places for which the system starts no process, as long as there is any worker.
 
     Args:
         jobs: Processes at most; each is started when there is work for it, and then reused.
@@ -100,16 +101,24 @@ class LocalExecutor(WorkerPool["_Process"]):
         slot = self._slots.index(worker)
         super()._bury(worker, on_event, last=last)
         if worker.killed and len(self._slots) > 1 and not last:
-            self._leave_empty(slot)
+            self._leave_empty([slot])
 
-    def _leave_empty(self, slot: int) -> None:
-        del self._slots[slot]
-        self._empty.append(self._cpus.pop(slot))
-        killed_soon = self._returned < 2 * self._until_more
-        self._until_more = 2 * self._until_more if killed_soon else _TASKS_UNTIL_MORE
+    def _do_with_fewer(self, error: NoRoomError) -> None:
+        if not self._living():
+            raise error
+        self._say(str(error))
+        self._leave_empty([slot for slot, worker in enumerate(self._slots) if worker is None])
+
+    def _leave_empty(self, slots: Sequence[int]) -> None:
+        before = len(self._slots)
+        for slot in sorted(slots, reverse=True):
+            del self._slots[slot]
+            self._empty.append(self._cpus.pop(slot))
+        too_soon = self._returned < 2 * self._until_more
+        self._until_more = 2 * self._until_more if too_soon else _TASKS_UNTIL_MORE
         self._returned = 0
         n = len(self._slots)
-        self._say(f"{n} at once for now instead of {n + 1}; one more again when {self._until_more} have ended well")
+        self._say(f"{n} at once for now instead of {before}; one more again when {self._until_more} have ended well")
 
     def _count_return(self) -> None:
         """A task has returned: take an empty place again, if enough have."""
@@ -139,8 +148,14 @@ class _Process(Worker):
             threading.Thread(target=self._read_answers, args=(answers,), daemon=True),
             threading.Thread(target=self._read_errors, args=(errors,), daemon=True),
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:  # threads count like processes
+            self._threads = [thread for thread in self._threads if thread.ident is not None]
+            self.kill()
+            self.end(SECONDS_TO_END)
+            raise _no_room(error) from error
         self.send({"setup": setup})
 
     def _pipes(self) -> tuple[IO[bytes] | None, IO[bytes] | None, IO[bytes] | None]:
@@ -210,15 +225,25 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
+def _no_room(error: OSError | RuntimeError) -> NoRoomError:
+    return NoRoomError(
+        f"The system starts no other process ({error}), perhaps because of a limit on their number or since memory is "
+        "short. Try fewer --jobs; 1 needs no other process."
+    )
+
+
 def _start_process(options: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     # -I: no variable and no file in the current folder changes what the worker imports; its path is this process's
     # own. Its own session, so that Ctrl-C reaches this process only.
     flags = ["-I", *(["-X", "utf8"] if sys.flags.utf8_mode else [])]
-    return subprocess.Popen(
-        [sys.executable, *flags, "-c", _BOOTSTRAP, json.dumps(options)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, *flags, "-c", _BOOTSTRAP, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except OSError as error:
+        raise _no_room(error) from error

@@ -34,6 +34,10 @@ SECONDS_TO_END = 1.5
 """What a task asked to stop has for saving its state; a killed one loses what came after its last checkpoint."""
 
 
+class NoRoomError(NetloomError):
+    """A worker cannot be started, perhaps because there are others."""
+
+
 class Worker(ABC):
     """A process somewhere, as the driver sees it.
 
@@ -101,7 +105,19 @@ class WorkerPool(Executor, Generic[AnyWorker]):
 
     @abstractmethod
     def _start(self, slot: int) -> AnyWorker:
-        """A new worker, which is being set up."""
+        """A new worker, which is being set up.
+
+        Raises:
+            NoRoomError: This machine has no room for another process.
+        """
+
+    def _do_with_fewer(self, error: NoRoomError) -> None:
+        """Go on with the workers that there are, after no other could be started.
+
+        Raises:
+            NoRoomError: There is none.
+        """
+        raise error
 
     @abstractmethod
     def _listen(self, seconds: float) -> Sequence[tuple[AnyWorker, dict[str, Any] | None]]:
@@ -177,7 +193,12 @@ class WorkerPool(Executor, Generic[AnyWorker]):
             if task is None:
                 return
             if worker is None:
-                worker = self._slots[slot] = self._start(slot)
+                try:
+                    worker = self._slots[slot] = self._start(slot)
+                except NoRoomError as error:
+                    self._again.appendleft((task, attempt))
+                    self._do_with_fewer(error)
+                    return
             worker.give(task, attempt)
             on_event(Started(task, attempt))
 
