@@ -365,6 +365,35 @@ def test_interruptions_are_no_deaths(photos: Path, tmp_path: Path, monkeypatch: 
     assert table(found.result) == table(tune(photos, tmp_path / "whole", **given).result)
 
 
+def test_a_second_reason_to_end_does_not_make_a_trial_complete(
+    photos: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, while what Ctrl-C has ended is being saved: the trial is not done, and the last reason is told."""
+    asked: list[int] = []
+    save = trial_task.Checkpointer.save
+
+    def ask() -> None:
+        if not asked:
+            asked.append(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    def saved(*arguments: Any) -> None:
+        save(*arguments)
+        if asked == [signal.SIGINT]:
+            asked.append(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        in_trial(patched, 1, ask)
+        patched.setattr(trial_task.Checkpointer, "save", saved)
+        with pytest.raises(InterruptedTrainingsError, match="SIGTERM") as caught:
+            tune(photos, tmp_path)
+    assert asked == [signal.SIGINT, signal.SIGTERM]
+    assert caught.value.exit_code == 143
+    found = netloom.resume_tune(the_folder(tmp_path), jobs=1, quiet=True)
+    assert table(found.result) == undisturbed
+
+
 def test_a_trial_may_be_begun_three_times_for_each_step_and_fold(tmp_path: Path) -> None:
     def begun(step: int, fold: int = 0, *, counted: bool = True) -> None:
         trial = trial_folder.TrialFolder(tmp_path / "trial-0007", {"dropout": 0.25})

@@ -31,6 +31,7 @@ class TrainingState:
         history: One row per completed epoch: `epoch`, `train_loss`, `train_accuracy`, `validation_loss`,
             `validation_accuracy`, `learning_rate`, `seconds`, `images_per_second`.
         stop_reason: Why training ended before its last epoch, or None.
+        interrupted: It was ended from outside, for `stop_reason`, and is not complete.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class TrainingState:
     learning_rate_scale: float = 1.0
     history: list[dict[str, float]] = field(default_factory=list)
     stop_reason: str | None = None
+    interrupted: bool = False
     batch: Batch | None = None
     validates: bool = True
     evaluated_model: nn.Module = field(init=False)
@@ -53,6 +55,11 @@ class TrainingState:
         """Ask for the training to end after this epoch; the first reason stands."""
         if self.stop_reason is None:
             self.stop_reason = reason
+
+    def interrupt(self, reason: str | None) -> None:
+        """Note that the training was ended from outside, or that it was not; the last reason stands."""
+        if reason is not None:
+            self.stop_reason, self.interrupted = reason, True
 
     @property
     def learning_rate(self) -> float:

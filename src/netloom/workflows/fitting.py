@@ -243,7 +243,7 @@ class Fitting:
         idle = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
         epochs = 1 if builders.is_solved_at_once(self.recipe) else self.recipe.epochs
         state = TrainingState(model, idle, epochs, steps, validates=len(self.split.validation) > 0)
-        state.stop_reason = reason
+        state.interrupt(reason)
         return state
 
     def fit(

@@ -35,7 +35,7 @@ from netloom.training.self_supervised import (
 )
 from netloom.training.state import TrainingState
 from netloom.workflows import builders
-from netloom.workflows.interruption import BY_SYSTEM, BY_USER, listening, quoted
+from netloom.workflows.interruption import BY_SYSTEM, listening, quoted
 from netloom.workflows.pretraining_data import UnlabelledData
 from netloom.workflows.runs import Run
 from netloom.workflows.training_run import InterruptedTrainingError, kept_epoch
@@ -136,7 +136,7 @@ class PretrainingRun:
                 self.run.write_result({"status": "failed", "reason": str(error), "tests": 0})
             raise
         # What came with the last validation or later.
-        state.stop_reason = interruption() or state.stop_reason
+        state.interrupt(interruption())
         return self._finish(state, validation, plan)
 
     @property
@@ -170,8 +170,7 @@ class PretrainingRun:
 
     def _finish(self, state: TrainingState, validation: PairBatches, plan: ExecutionPlan) -> Run:
         self.run.write_weights(self._weights())
-        interrupted = state.stop_reason in (BY_USER, BY_SYSTEM)
-        result = self._result(state, plan, "interrupted" if interrupted else "finished")
+        result = self._result(state, plan, "interrupted" if state.interrupted else "finished")
         # Who sends SIGTERM kills what has not ended some seconds later.
         if state.stop_reason == BY_SYSTEM:
             self.run.write_result({**result, "seconds": time.perf_counter() - self.started})
@@ -191,7 +190,7 @@ class PretrainingRun:
         from netloom.workflows.pretraining_report import write_pretraining_report
 
         write_pretraining_report(self.run)
-        if interrupted:
+        if state.interrupted:
             raise self._interrupted(state)
         self.reporter.say(result["verdict"])
         self.reporter.say(

@@ -27,7 +27,7 @@ from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.state import TrainingState
 from netloom.workflows import builders
 from netloom.workflows.fitting import Fitting
-from netloom.workflows.interruption import BY_SYSTEM, BY_USER, exit_code_of, how_to_go_on, listening, quoted
+from netloom.workflows.interruption import BY_SYSTEM, exit_code_of, how_to_go_on, listening, quoted
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.runs import Run
 
@@ -165,7 +165,7 @@ class TrainingRun:
                 interruption=interruption,
             )
         # What came with the last validation or later: all epochs are saved, and a resumption goes on with the test.
-        state.stop_reason = interruption() or state.stop_reason
+        state.interrupt(interruption())
         return state
 
     def _evaluate(self, indices: npt.NDArray[np.int64], plan: ExecutionPlan, watch: Watch) -> Evaluation:
@@ -187,17 +187,16 @@ class TrainingRun:
     ) -> tuple[dict[str, Any], Evaluation | None]:
         """Keep the weights and look at the test part once, unless the training was interrupted."""
         self.run.write_weights(weights_bytes(self.network))
-        interrupted = self._was_interrupted(state)
-        result = self._result(state, plan, "interrupted" if interrupted else "finished")
+        result = self._result(state, plan, "interrupted" if state.interrupted else "finished")
         # Who sends SIGTERM kills what has not ended some seconds later.
-        if interrupted and (self.interruption is not None or state.stop_reason == BY_SYSTEM):
+        if state.interrupted and (self.interruption is not None or state.stop_reason == BY_SYSTEM):
             self.run.write_result({**result, "seconds": time.perf_counter() - self.started})
             raise self._interrupted(state)
         if state.history and len(self.data.split.validation):
             validation = self._evaluate(self.data.split.validation, plan, watch)
             result["validation"] = {**validation.to_json(), **_best(state.history)}
         test = None
-        if not interrupted:
+        if not state.interrupted:
             test = self._evaluate(self.data.split.test, plan, watch)
             self.run.write_test_predictions(probabilities=test.probabilities, targets=test.targets, groups=test.groups)
             result["test"] = test.to_json()
@@ -231,11 +230,6 @@ class TrainingRun:
             self.run,
             str(state.stop_reason),
         )
-
-    def _was_interrupted(self, state: TrainingState) -> bool:
-        if self.interruption is None:
-            return state.stop_reason in (BY_USER, BY_SYSTEM)
-        return state.stop_reason is not None and state.stop_reason == self.interruption()
 
     def _result(self, state: TrainingState, plan: ExecutionPlan, status: str) -> dict[str, Any]:
         seconds = sum(row["seconds"] for row in state.history)

@@ -241,7 +241,7 @@ class _Score:
         self.trial.epochs_of_current = state.epoch
         objective = self.resources.objective
         self.trial.values_of_current = [row[objective] for row in state.history if objective in row]
-        if state.stop_reason is not None and state.stop_reason == self.context.stop_reason():
+        if state.interrupted:
             return None
         kept = kept_epoch(recipe, state.history)
         row = state.history[(kept or 1) - 1]
