@@ -19,8 +19,11 @@ from html_page import Page
 from netloom.cli import app
 from netloom.data.folds import Scheme
 from netloom.data.imageset import ImageSet
-from netloom.errors import DataError, NetloomError
+from netloom.errors import DataError, NetloomError, RunError
 from netloom.runtime import ExecutionPlan
+from netloom.workflows import training_task
+from netloom.workflows.runs import Run
+from netloom.workflows.trainings import InterruptedTrainingsError
 from parallel import work
 from picture_folders import stripes, write_folder
 
@@ -218,6 +221,54 @@ def test_a_killed_worker_costs_nothing_but_time(photos: Path, tmp_path: Path, on
         photos, folds=3, jobs=1, plan=plan, out=tmp_path / "whole", quiet=True, settings={**QUICK, **longer}
     )
     assert_same_bits(Path(found["folder"]), whole.path)
+
+
+def test_a_second_reason_to_end_does_not_finish_a_training(
+    one_by_one: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, while what Ctrl-C has ended is being written; it is gone on with, and the seconds are added up."""
+    asked: list[int] = []
+    tell, write = training_task._EpochReports.on_batch_end, Run.write_weights
+
+    def ask(number: signal.Signals) -> None:
+        asked.append(number)
+        signal.raise_signal(number)
+
+    def told(self: Any, state: Any) -> None:
+        tell(self, state)
+        if self._context._task.name == one_by_one.runs[1].name and not asked:
+            ask(signal.SIGINT)
+
+    def written(*arguments: Any) -> None:
+        write(*arguments)
+        if asked == [signal.SIGINT]:
+            ask(signal.SIGTERM)
+
+    options: dict[str, Any] = {"folds": 3, "jobs": 1, "plan": PLAN, "quiet": True, "settings": QUICK}
+    with monkeypatch.context() as patched:
+        patched.setattr(training_task._EpochReports, "on_batch_end", told)
+        patched.setattr(Run, "write_weights", written)
+        with pytest.raises(InterruptedTrainingsError, match="SIGTERM") as caught:
+            netloom.cross_validate(photos, out=tmp_path, **options)
+    assert asked == [signal.SIGINT, signal.SIGTERM]
+    assert caught.value.exit_code == 143
+    (folder,) = tmp_path.iterdir()
+    assert [netloom.load(path).result["status"] for path in sorted(folder.glob("fold-*"))][:2] == [
+        "finished",
+        "interrupted",
+    ]
+    manifest = folder / "trainings.json"
+    noted = json.loads(manifest.read_text(encoding="utf-8"))
+    assert 0 < noted["seconds"] < 600
+    manifest.write_text(json.dumps({**noted, "seconds": 1000.0}), encoding="utf-8")
+    seconds = netloom.resume_cross_validation(folder, jobs=1, quiet=True).result["seconds"]
+    assert 1000 < seconds < 1600
+    assert_same_bits(folder, one_by_one.path)
+    assert netloom.resume_cross_validation(folder, jobs=1, quiet=True).result["seconds"] == seconds
+    for damaged in ("many", -1, float("nan")):
+        manifest.write_text(json.dumps({**noted, "seconds": damaged}), encoding="utf-8")
+        with pytest.raises(RunError, match=r"trainings\.json is damaged \(seconds is"):
+            netloom.resume_cross_validation(folder, jobs=1, quiet=True)
 
 
 def test_shuffled_labels_score_near_chance(tmp_path: Path) -> None:

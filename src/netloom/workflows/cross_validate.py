@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +257,6 @@ def _notes(image_set: ImageSet, drawn: Sequence[Fold]) -> list[str]:
 
 def _finish(job: TrainingJob, scheme: Scheme, reporter: Reporter) -> CrossValidation:
     """Train what is left to train, and tell what came out."""
-    started = time.perf_counter()
     go_on_with = job.how_to_go_on("netloom cv", "netloom.resume_cross_validation")
     failures = job.train(reporter, go_on_with=go_on_with)
     tested = [run for run in job.runs if run.result["status"] == "finished"]
@@ -276,7 +274,7 @@ def _finish(job: TrainingJob, scheme: Scheme, reporter: Reporter) -> CrossValida
         **_facts(job, scheme, tested[0]),
         **scores.to_json(class_names),
         "trainings": [_training_json(run, about, failures) for run, about in zip(job.runs, job.about, strict=True)],
-        "seconds": time.perf_counter() - started,
+        "seconds": job.seconds,
     }
     write_json(job.path / RESULT_FILE, result)
     found = CrossValidation(job.path, scores, tested, result)

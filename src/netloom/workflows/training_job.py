@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,16 +94,40 @@ class TrainingJob:
 
     def train(self, reporter: Reporter, *, go_on_with: str) -> dict[str, str]:
         """Bring every run to its end; why each of those failed that did, by name. See `run_trainings`."""
-        return run_trainings(
-            self.runs,
-            image_set=self.image_set,
-            pixels_file=self.pixels_file,
-            plan=self.plan,
-            jobs=self.jobs,
-            reporter=reporter,
-            model=self.model,
-            go_on_with=go_on_with,
-        )
+        if all(run.is_complete for run in self.runs):
+            return {}
+        before, started = self.seconds, time.perf_counter()
+
+        def note_seconds() -> None:
+            with contextlib.suppress(NetloomError):  # a full disk, say: the trainings are worth more than this figure
+                manifest = {**self.details, "seconds": before + time.perf_counter() - started}
+                write_json(self.path / _MANIFEST, manifest)
+
+        try:
+            return run_trainings(
+                self.runs,
+                image_set=self.image_set,
+                pixels_file=self.pixels_file,
+                plan=self.plan,
+                jobs=self.jobs,
+                reporter=reporter,
+                model=self.model,
+                go_on_with=go_on_with,
+                on_end=note_seconds,
+            )
+        finally:
+            note_seconds()
+
+    @property
+    def seconds(self) -> float:
+        """What the trainings have taken together, in earlier processes too, pauses between these left out.
+
+        Of one that was killed, until the last training that ended there.
+        """
+        seconds = read_json(self.path / _MANIFEST).get("seconds", 0.0)
+        if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+            raise damaged_manifest(self.path, f"seconds is {seconds!r}")
+        return float(seconds)
 
 
 def start_job(

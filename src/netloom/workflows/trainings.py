@@ -223,6 +223,7 @@ def run_trainings(
     reporter: Reporter,
     model: CustomModel | None = None,
     go_on_with: str,
+    on_end: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Bring all runs to their end, `jobs` at once; finished ones are left alone, but for a report that is missing.
 
@@ -237,6 +238,7 @@ def run_trainings(
         reporter: Shows how they go.
         model: The function making the network, where it is the user's own.
         go_on_with: What to type after an interruption.
+        on_end: Called whenever a training has ended.
 
     Returns:
         Why each of those runs failed that did, by name.
@@ -264,7 +266,7 @@ def run_trainings(
             reporter=reporter,
         ) as executor,
     ):
-        teller = _Teller(reporter, bars)
+        teller = _Teller(reporter, bars, on_end)
         executor.run(tasks, teller, interruption=interruption)
     done = sum(run.result["status"] == "finished" for run in runs)
     if (reason := interruption()) is not None and done + len(teller.failures) < len(runs):
@@ -336,10 +338,10 @@ def executor_for(
 class _Teller:
     """Shows a person what happens to the trainings, and remembers those that failed."""
 
-    def __init__(self, reporter: Reporter, bars: Bars) -> None:
+    def __init__(self, reporter: Reporter, bars: Bars, on_end: Callable[[], None]) -> None:
         self.failures: dict[str, str] = {}
         self._figures: dict[str, str] = {}
-        self._reporter, self._bars = reporter, bars
+        self._reporter, self._bars, self._on_end = reporter, bars, on_end
 
     def __call__(self, event: Event) -> None:
         name = event.task.name
@@ -347,6 +349,8 @@ class _Teller:
             self._epoch(name, event.values)
             return
         self._bars.remove(name)
+        if isinstance(event, Finished | Failed):
+            self._on_end()
         if isinstance(event, Finished) and "test" in event.value:
             test, seconds = event.value["test"], event.value["seconds"]
             self._reporter.say(f"{name}: right on {test['accuracy']:.2%} of {test['n']:,} pictures, {seconds:.0f} s")
