@@ -130,6 +130,46 @@ def test_a_trial_that_goes_on_says_so(capsys: pytest.CaptureFixture[str]) -> Non
     assert "Trial 7: its process died; it goes on from its last checkpoint" in told
 
 
+def test_without_a_terminal_a_line_now_and_then_tells_what_runs(
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[str]:
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("Running")]
+
+    table = table_of(Recording(), n_trials=20)
+    for second in range(100):
+        clock.seconds += 1
+        for number in (0, 1):
+            table.progressed(number, {"done": second / 100, "of": 1, "epochs": 100})
+    assert told() == [
+        f"Running: trial 0 at {second}.0 of 100 epochs, trial 1 at {second - 1}.0 of 100 epochs"
+        for second in (29, 59, 89)
+    ]
+    table.ended(end(0, 0.5))
+    table.retried(1, "its process died")
+    clock.seconds += 29  # rows tell enough
+    table.progressed(2, {"done": 0.3, "of": 1, "epochs": 10, "value": 0.25})
+    assert told() == []
+    clock.seconds += 1
+    table.progressed(2, {"done": 0.4, "of": 1, "epochs": 10, "value": 0.25})
+    assert told() == ["Running: trial 2 at 4.0 of 10 epochs; best 0.5000 (trial 0); 41 min 10 s left"]
+    for number in range(3, 13):
+        table.progressed(number, {"done": 0.1, "of": 1, "epochs": 10})
+    clock.seconds += 30
+    table.progressed(2, {"done": 0.5, "of": 1, "epochs": 10})
+    (line,) = told()
+    assert "trial 9 at 1.0 of 10 epochs, and 3 more; best 0.5000" in line
+    quiet = table_of(Recording(), Reporter(quiet=True))
+    clock.seconds += 60
+    quiet.progressed(0, {"done": 0.5, "of": 1, "epochs": 10})
+    on_terminal = Reporter()
+    on_terminal.interactive = True
+    with_bars = table_of(Recording(), on_terminal)
+    clock.seconds += 60
+    with_bars.progressed(0, {"done": 0.5, "of": 1, "epochs": 10})
+    assert told() == []
+
+
 def test_what_does_not_fit_is_no_other_number(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     table = table_of(Recording(), keys=["filters", "n", "rate"], n_trials=700)
     clock.seconds += 3599

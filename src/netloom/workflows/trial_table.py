@@ -14,10 +14,15 @@ from netloom.tuning.study import Direction, Proposal, TrialRecord, best_of
 
 _NARROWEST, _WIDEST = 9, 18
 _SEARCH = "search"
+# Where there is no terminal, what runs is told this often while no trial ends; so many of them one by one.
+_SECONDS_PER_LINE = 30.0
+_TRIALS_TOLD = 8
 
 
 class TrialTable(Watcher):
     """Prints one row for each trial: its number, value, the searched keys, epochs, seconds, and the time left.
+
+    Where there is no terminal for the bars, a line now and then tells of the trials that run.
 
     Args:
         reporter: Prints.
@@ -53,14 +58,19 @@ class TrialTable(Watcher):
         keyed = [min(max(len(key), _NARROWEST), _WIDEST) for key in self._keys]
         self._widths = [5, 8, *keyed, 6, 7, 12]
         self._header_shown = False
+        self._running: dict[int, str] = {}
+        self._last_line = self._started
 
     def progressed(self, number: int, values: Mapping[str, Any]) -> None:
         """Move the trial's bar."""
         text = f"{values['done'] * values['epochs']:.1f} of {values['of'] * values['epochs']} epochs"
+        self._running[number] = f"trial {number} at {text}"
         if "value" in values:
             text += f"  {values['value']:.4f}"
         self._bars.update(f"trial {number}", values["done"], values["of"], text)
         self._show_search()
+        if not self._reporter.interactive and time.monotonic() - self._last_line >= _SECONDS_PER_LINE:
+            self._say_running()
 
     def started(self, proposal: Proposal) -> None:
         """Say where a trial goes on."""
@@ -69,11 +79,14 @@ class TrialTable(Watcher):
 
     def retried(self, number: int, reason: str) -> None:
         """Say why a trial is begun once more."""
+        self._running.pop(number, None)
         self._reporter.say(f"Trial {number}: {reason}; it goes on from its last checkpoint")
 
     def ended(self, end: TrialEnd) -> None:
         """Print the trial's row."""
         self._bars.remove(f"trial {end.number}")
+        self._running.pop(end.number, None)
+        self._last_line = time.monotonic()
         self.n_ended += 1
         better = end.value is not None and (
             self._best is None or (end.value > self._best if self._direction == "maximize" else end.value < self._best)
@@ -113,8 +126,20 @@ class TrialTable(Watcher):
         known = [seconds for seconds in (by_number, by_time) if seconds is not None]
         return duration(min(known)) if known else ""
 
+    def _say_running(self) -> None:
+        self._last_line = time.monotonic()
+        each = [words for _, words in sorted(self._running.items())]
+        more = f", and {len(each) - _TRIALS_TOLD} more" if len(each) > _TRIALS_TOLD else ""
+        words = [f"Running: {', '.join(each[:_TRIALS_TOLD])}{more}", self._best_in_words()]
+        if left := self._left():
+            words.append(f"{left} left")
+        self._reporter.say("; ".join(filter(None, words)))
+
+    def _best_in_words(self) -> str:
+        return "" if self._best is None else f"best {self._best:.4f} (trial {self._best_number})"
+
     def _show_search(self) -> None:
-        best = "" if self._best is None else f"best {self._best:.4f} (trial {self._best_number})  "
+        best = "" if self._best is None else f"{self._best_in_words()}  "
         left = self._left()
         total = float(self._n_trials or max(self.n_ended, 1))
         self._bars.update(_SEARCH, float(self.n_ended), total, f"{best}{f'{left} left' if left else ''}")
