@@ -80,7 +80,8 @@ def fit(
         checkpointer: Where to save what a resumption needs.
         resume: A checkpoint to go on from.
         interruption: Asked between two steps and between two epochs, not behind the last; a text ends the training
-            there as `interrupted` and becomes its `stop_reason`. The checkpoint then holds that very step, so that nothing is lost.
+            there as `interrupted` and becomes its `stop_reason`. The checkpoint then holds that very step, so that
+            nothing is lost.
 
     Raises:
         TrainingError: The loss or a weight is no longer a number, the validation loss was none in two epochs in a row,
