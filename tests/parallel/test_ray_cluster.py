@@ -15,21 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
-import netloom
 from netloom.data.imageset import ImageSet
-from netloom.errors import NetloomError, RunError
+from netloom.errors import NetloomError
 from netloom.parallel import ray_cluster
 from netloom.parallel.pictures import labels_of, pixels_of
 from netloom.parallel.ray_cluster import RayExecutor
 from netloom.parallel.tasks import Event, Failed, Finished, Reported, Retried, Started, Task
-from netloom.runtime import ExecutionPlan
-from netloom.workflows import trainings
-from netloom.workflows.training_task import set_up_on_cluster
 from parallel import work
-from picture_folders import stripes
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -159,46 +152,6 @@ def test_pictures_lie_once_on_each_machine(two_machines: Any) -> None:
         assert figures["weights"] == pictures.weights.tolist()  # type: ignore[union-attr]
         assert tuple(figures["ids"]) == pictures.ids
         assert figures["grown"] < 0.3 * pixels.nbytes / 1e6
-
-
-@pytest.mark.slow
-def test_trainings_on_a_cluster_are_those_here_bit_for_bit(
-    two_machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pixels = np.stack([stripes(i % 3, i) for i in range(30)])
-    pictures = ImageSet.from_arrays(pixels, np.arange(30) % 3)
-    options: dict[str, Any] = {
-        "folds": 2,
-        "plan": ExecutionPlan("cpu", 1, "float32"),
-        "quiet": True,
-        "settings": {"filters": [8], "batch_size": 8, "epochs": 2, "dropout": 0.2, "augmentation": {"rotation": 10}},
-    }
-    here = netloom.cross_validate(pictures, jobs=1, out=tmp_path / "here", **options)
-
-    def on_cluster(image_set: ImageSet, pixels_file: Any, model: Any, jobs: int, plan: ExecutionPlan) -> RayExecutor:
-        return RayExecutor(
-            two_machines.address,
-            jobs,
-            cpus_per_task=plan.cpus,
-            setup=set_up_on_cluster,
-            arguments={"labels": labels_of(image_set), "model": model, "folder": str(tmp_path)},
-            arrays={"pixels": pixels_of(image_set)},
-        )
-
-    monkeypatch.setattr(trainings, "_executor", on_cluster)
-    there = netloom.cross_validate(pictures, jobs=2, out=tmp_path / "there", **options)
-    weights = sorted(path.relative_to(here.path) for path in here.path.rglob("*.safetensors"))
-    assert weights
-    for path in weights:
-        found, expected = load_file(there.path / path), load_file(here.path / path)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_a_machine_without_the_folder_of_the_runs_is_told() -> None:
-    labels = {"targets": [], "class_names": [], "ids": [], "weights": None, "groups": None}
-    with pytest.raises(RunError, match=r"does not see the folder .*nowhere.*--out"):
-        set_up_on_cluster(pixels=np.zeros((0, 1, 1, 1), np.uint8), labels=labels, model=None, folder="/nowhere")
 
 
 @LINUX

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
-from netloom.errors import RunError
-from netloom.parallel.pictures import map_pictures, pictures_of
+from netloom.parallel.pictures import map_pictures
 from netloom.parallel.tasks import TaskContext, find
 from netloom.progress import Reporter
 from netloom.runtime import ExecutionPlan, keep_freed_memory
@@ -48,29 +42,6 @@ def set_up(*, pictures: Sequence[Mapping[str, str]], model: str | None) -> Resou
     """Map the pictures of `parallel.pictures.sharing`; `model` is as `parallel.tasks.name_of` gives it."""
     keep_freed_memory()
     return Resources(map_pictures(**pictures[0]), None if model is None else find(model))
-
-
-def set_up_on_cluster(
-    *, pixels: npt.NDArray[np.uint8], labels: Mapping[str, Any], model: str | None, folder: str
-) -> Resources:
-    """Use the pictures that lie in this machine's memory; `model` is as `parallel.tasks.name_of` gives it.
-
-    Args:
-        pixels: Of `parallel.pictures.pixels_of`, read-only.
-        labels: Of `parallel.pictures.labels_of`.
-        model: The function making the network, where it is the user's own.
-        folder: In which the runs are.
-
-    Raises:
-        RunError: This machine does not see that folder, into which the trainings write.
-    """
-    if not Path(folder).is_dir():
-        raise RunError(
-            f"{platform.node()} does not see the folder {folder}. Machines of a cluster write their trainings into one "
-            "folder: choose one with --out that all of them have at the same path, on a network drive say."
-        )
-    keep_freed_memory()
-    return Resources(pictures_of(pixels, labels), None if model is None else find(model))
 
 
 def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> dict[str, Any]:
