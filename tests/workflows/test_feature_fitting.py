@@ -22,6 +22,7 @@ from netloom.runtime import ExecutionPlan
 from netloom.training import planning
 from netloom.training.callbacks import Callback, TimeLimit
 from netloom.workflows import starting_head, training_run
+from netloom.workflows.interruption import BY_USER
 from netloom.workflows.training_run import InterruptedTrainingError
 from picture_folders import stripes
 
@@ -223,7 +224,7 @@ class Interruption:
 
     def __call__(self) -> str | None:
         self.asked += 1
-        return training_run.BY_USER if self.asked >= 3 else None
+        return BY_USER if self.asked >= 3 else None
 
 
 def test_an_interruption_while_features_are_computed_loses_nothing(
