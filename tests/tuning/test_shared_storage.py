@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Task, TaskContext
 from netloom.tuning.driver import Driver
 from netloom.tuning.storage import StorageLostError, open_storage, patiently, sqlite_url, without_password
+from netloom.tuning.study import Proposal
 from postgresql_server import new_database, postgresql_server
 from tuning.shared_driver import SPACE, open_study
 
@@ -210,6 +212,56 @@ def test_a_driver_is_alive_while_its_training_looks_up_from_nothing(tmp_path: Pa
     assert [record.state for record in study.records()] == ["complete"]
     n, _ = len(sent), time.sleep(1.2)
     assert len(sent) == n  # the thread has ended
+
+
+def make_silent(file: Path) -> None:
+    """All signs of life in a database were given long ago."""
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 day')")
+
+
+def test_the_only_driver_goes_on_with_its_trials_however_late_it_comes_back(tmp_path: Path, opened: Any) -> None:
+    """Its own silence is no reason to give them up, where no other driver has."""
+    url = sqlite_url(tmp_path / "study.db")
+    dead = opened(url, "shared", "one")
+    begun = [dead.ask(), dead.ask()]
+    make_silent(tmp_path / "study.db")
+    study = opened(url, "shared", "one")
+
+    @contextlib.contextmanager
+    def alive() -> Iterator[None]:
+        study.heartbeat()  # the other thread may be that fast
+        yield
+
+    study.alive = alive
+
+    def task_for(proposal: Proposal) -> Task:
+        assert proposal.again
+        return Task(str(proposal.number), lambda context: {"state": "complete", "value": 0.5})
+
+    Driver(study, SerialExecutor(), task_for, 2, None, False, False).run()
+    assert [(r.number, r.state, dict(r.outcome)) for r in study.records()] == [
+        (proposal.number, "complete", {}) for proposal in begun
+    ]
+
+
+def test_a_trial_whose_end_cannot_be_told_for_a_while_is_not_given_up(tmp_path: Path, opened: Any) -> None:
+    """The database is away for as long as a driver may be silent; once it is back, either thread is the first."""
+    study = opened(sqlite_url(tmp_path / "study.db"), "shared", "one")
+    trial = study.ask()
+    storage = study._study._storage
+    original, failures = storage.set_trial_user_attr, [away()]
+
+    def away_for_long(*given: Any) -> None:
+        if failures:
+            make_silent(tmp_path / "study.db")
+            study.heartbeat()
+            raise failures.pop()
+        original(*given)
+
+    storage.set_trial_user_attr = away_for_long
+    study.complete(trial.number, 0.5, {"seconds": 1})
+    assert [(r.state, r.value) for r in study.records()] == [("complete", 0.5)]
 
 
 def away() -> optuna.exceptions.StorageInternalError:

@@ -279,9 +279,10 @@ class SearchStudy:
         self._end(number, TrialState.FAIL, None, outcome)
 
     def _end(self, number: int, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
-        with self._lock:
-            trial = self._open.pop(number)
+        trial = self._open[number]
         self._patiently(lambda: self._tell(trial, state, value, outcome))
+        with self._lock:  # not before: while the database is away, the trial is not silent
+            del self._open[number]
 
     def _tell(self, trial: Trial, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
         try:
