@@ -221,7 +221,7 @@ def tune(
     for dimension in dimensions:
         reporter.say(f"  {dimension}")
     try:
-        study, is_new = create_study(folder.path, manifest, chosen, data, storage)
+        study, is_new = create_study(folder.path, manifest, chosen, data, storage, say=reporter.say)
     except BaseException:
         _remove_begun(folder.path)
         raise
@@ -303,7 +303,7 @@ def resume_tune(
     splits = splits_for(data, recipe, changed.cv)
     network, heads = builders.build_network(recipe, data.facts, model)
     cluster = cluster_for(ray, at_once or most_at_once(changed.sampler, changed.n_trials), reporter)
-    with contextlib.closing(open_study(run_folder.path, changed, recipe, storage)) as study:
+    with contextlib.closing(open_study(run_folder.path, changed, recipe, storage, say=reporter.say)) as study:
         _, n_jobs = plan_trainings(
             recipe,
             data,
