@@ -309,7 +309,9 @@ def test_a_search_whose_trials_all_fail_ends_early(photos: Path, tmp_path: Path)
         search(photos, tmp_path, space=space, n_trials=40, settings=settings)
     assert caught.value.exit_code == 2
     (folder,) = tmp_path.iterdir()
-    assert len(json.loads((folder / "tune.json").read_text(encoding="utf-8"))["trials"]) == 5
+    found = json.loads((folder / "tune.json").read_text(encoding="utf-8"))
+    assert (len(found["trials"]), found["n_trials"], found["planned"]) == (5, 5, 40)
+    assert "5 failed, of 40 planned" in Page((folder / "report.html").read_text(encoding="utf-8")).words
 
 
 def test_resuming_a_finished_search_trains_nothing_again(study: Study) -> None:
@@ -411,6 +413,7 @@ def test_the_size_of_the_pictures_can_be_searched_over(jobs: int, photos: Path, 
     assert again.result["test"] == found.result["test"]
     more = netloom.resume_tune(found.path, n_trials=9, jobs=1, quiet=True)
     assert more.result["n_trials"] == 8  # there are no more combinations
+    assert more.result["planned"] == 8
 
 
 def test_the_recipes_own_size_is_the_first_trial(photos: Path, tmp_path: Path) -> None:
@@ -456,6 +459,7 @@ def test_a_function_of_the_users_own_makes_the_network(photos: Path, tmp_path: P
 def test_a_time_limit_ends_the_search(photos: Path, tmp_path: Path) -> None:
     found = search(photos, tmp_path, n_trials=None, time_limit=1.5)
     assert found.result["n_trials"] >= 1
+    assert found.result["planned"] is None
     assert {t["state"] for t in found.trials} <= {"complete", "pruned"}
     assert all(t["reason"].startswith("time limit") for t in found.trials if t["state"] == "pruned")
 

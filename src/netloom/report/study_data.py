@@ -163,7 +163,8 @@ class StudyFacts:
     keys: Sequence[SearchKey]
     trials: Sequence[TrialFacts]
     """In the order of their numbers."""
-    planned: int
+    planned: int | None
+    """Trials that were meant to be; None where no number limits them, or where that is not known."""
     seconds: float
     jobs: int
     plan: Mapping[str, Any]
@@ -261,7 +262,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         per_class=result.get("per_class"),
         keys=[_key(row) for row in result["space"]],
         trials=trials,
-        planned=int(result["n_trials"]),
+        planned=result.get("planned"),
         seconds=_number(result["seconds"]),
         jobs=int(result["jobs"]),
         plan=result.get("plan") or {},

@@ -78,7 +78,8 @@ def trials_in_words(study: StudyFacts) -> str:
     """`38 complete, 10 pruned, 2 failed`, and how many were meant to be, if more."""
     states = [(state, len(study.of_state(state))) for state in ("complete", "pruned", "failed")]
     words = ", ".join(f"{n:,} {state}" for state, n in states if n) or "none"
-    return f"{words}, of {study.planned:,} planned" if len(study.trials) < study.planned else words
+    unfinished = study.planned is not None and len(study.trials) < study.planned
+    return f"{words}, of {study.planned:,} planned" if unfinished else words
 
 
 def fresh_scores(study: StudyFacts) -> str:

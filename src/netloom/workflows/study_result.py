@@ -12,7 +12,7 @@ import numpy as np
 from netloom.metrics.intervals import resampled_mean_interval, wilson_interval
 from netloom.recipe import Recipe
 from netloom.report.study_wording import describe_study
-from netloom.tuning.samplers import describe_sampler
+from netloom.tuning.samplers import describe_sampler, grid_size
 from netloom.tuning.space import Dimension
 from netloom.tuning.study import TrialRecord
 from netloom.workflows.fresh_scores import FreshScores
@@ -80,6 +80,7 @@ def study_result(
         "base": values_of(recipe, manifest.space),
         "trials": [_trial_json(record) for record in records],
         "n_trials": len(records),
+        "planned": _planned(manifest),
         "seconds": manifest.seconds,
         "jobs": manifest.jobs,
         "plan": manifest.plan.to_json(),
@@ -102,6 +103,13 @@ def study_result(
         "best_recipe": None if best_recipe is None else str(best_recipe_file),
         "best_recipe_yaml": None if best_recipe is None else best_recipe.to_yaml(),
     }
+
+
+def _planned(manifest: StudyManifest) -> int | None:
+    """How many trials there would be at the end; None where time alone limits them, or each of several drivers."""
+    if manifest.n_trials is None or manifest.driver is not None:
+        return None
+    return min(manifest.n_trials, grid_size(manifest.space)) if manifest.sampler == "grid" else manifest.n_trials
 
 
 def _at_random(records: Sequence[TrialRecord]) -> int:
