@@ -171,9 +171,15 @@ def selection_luck(study: StudyFacts) -> str:
 
 
 def test_result(study: StudyFacts) -> str:
-    """The only figure to quote: the test, looked at once."""
+    """The only figure to quote: the test, looked at once; and what makes it less than that."""
+    if study.test is None and study.best is None:
+        return ""
+    return " ".join([_test_figures(study), *study.test_notes])
+
+
+def _test_figures(study: StudyFacts) -> str:
     if study.test is None:
-        return "" if study.best is None else "The test pictures have not been looked at."
+        return "The test pictures have not been looked at."
     test = study.test
     interval = "" if test.interval is None else f" (95% interval {percent_interval(test.interval)})"
     guessing = (

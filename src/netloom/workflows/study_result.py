@@ -31,6 +31,7 @@ def study_result(
     source_location: str,
     validation_n: int,
     validation_groups: int | None,
+    test_notes: Sequence[str],
     records: Sequence[TrialRecord],
     best: TrialRecord | None,
     best_recipe: Recipe | None,
@@ -50,6 +51,7 @@ def study_result(
         source_location: Where that is; empty for pictures in memory.
         validation_n: Pictures that a trial is scored on.
         validation_groups: How many groups these come in; None where each stands for itself.
+        test_notes: Why the pictures of the test part are not new, see `Split`.
         records: All trials.
         best: The best of them; None where none is complete.
         best_recipe: Its recipe.
@@ -96,6 +98,7 @@ def study_result(
         "fresh": _fresh_scores(fresh, manifest),
         "final": _final(runs, manifest),
         "test": dict(runs[0].result["test"]) if runs else None,
+        "test_notes": list(test_notes),
         "earlier_winners": earlier_winners,
         "test_over_seeds": None if summary is None else summary["test_accuracy"],
         "final_run": str(runs[0].path) if runs else None,
