@@ -94,6 +94,7 @@ def study(values: list[float | None] | None = None, **changes: Any) -> dict[str,
         "space": copy.deepcopy(SPACE),
         "trials": trials,
         "n_trials": len(trials),
+        "planned": len(trials),
         "seconds": 200.0,
         "jobs": 2,
         "plan": {"device": "cpu", "threads": 2, "precision": "float32"},
@@ -567,9 +568,19 @@ def test_what_failed_is_said_once_with_its_reasons() -> None:
     assert "4 trials failed: its value is not a finite number" in words
 
 
+def test_why_test_pictures_are_not_new_stands_behind_the_test() -> None:
+    note = "7 of the 12 pictures are <b>known</b>."
+    tested = describe_study(study(test_notes=[note]))[-1]
+    assert tested == f"{describe_study(study())[-1]} {note}"
+    assert note in Page(render_study(study(test_notes=[note]))).words
+    untested = describe_study(study(test=None, test_notes=[note]))[-1]
+    assert untested == f"The test pictures have not been looked at. {note}"
+
+
 def test_a_search_that_was_stopped_says_what_is_missing() -> None:
-    words = Page(render_study(study([0.5, 0.6], n_trials=50))).words
+    words = Page(render_study(study([0.5, 0.6], planned=50))).words
     assert "2 complete, of 50 planned" in words
+    assert "planned" not in Page(render_study(study([0.5, 0.6], planned=None))).words
     assert describe_study(study([], best=None, fresh=None, test=None)) == ["No trial has ended yet."]
 
 

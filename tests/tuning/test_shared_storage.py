@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ import sqlalchemy
 from netloom.errors import NetloomError
 from netloom.parallel.serial import SerialExecutor
 from netloom.parallel.tasks import Task, TaskContext
+from netloom.tuning import patience, shared
 from netloom.tuning.driver import Driver
-from netloom.tuning.storage import StorageLostError, open_storage, patiently, sqlite_url, without_password
+from netloom.tuning.patience import Patience, StorageLostError
+from netloom.tuning.samplers import create_pruner, create_sampler
+from netloom.tuning.storage import in_memory, open_storage, sqlite_url, without_password
+from netloom.tuning.study import Proposal, SearchStudy
 from postgresql_server import new_database, postgresql_server
 from tuning.shared_driver import SPACE, open_study
 
@@ -212,6 +218,56 @@ def test_a_driver_is_alive_while_its_training_looks_up_from_nothing(tmp_path: Pa
     assert len(sent) == n  # the thread has ended
 
 
+def make_silent(file: Path) -> None:
+    """All signs of life in a database were given long ago."""
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 day')")
+
+
+def test_the_only_driver_goes_on_with_its_trials_however_late_it_comes_back(tmp_path: Path, opened: Any) -> None:
+    """Its own silence is no reason to give them up, where no other driver has."""
+    url = sqlite_url(tmp_path / "study.db")
+    dead = opened(url, "shared", "one")
+    begun = [dead.ask(), dead.ask()]
+    make_silent(tmp_path / "study.db")
+    study = opened(url, "shared", "one")
+
+    @contextlib.contextmanager
+    def alive() -> Iterator[None]:
+        study.heartbeat()  # the other thread may be that fast
+        yield
+
+    study.alive = alive
+
+    def task_for(proposal: Proposal) -> Task:
+        assert proposal.again
+        return Task(str(proposal.number), lambda context: {"state": "complete", "value": 0.5})
+
+    Driver(study, SerialExecutor(), task_for, 2, None, False, False).run()
+    assert [(r.number, r.state, dict(r.outcome)) for r in study.records()] == [
+        (proposal.number, "complete", {}) for proposal in begun
+    ]
+
+
+def test_a_trial_whose_end_cannot_be_told_for_a_while_is_not_given_up(tmp_path: Path, opened: Any) -> None:
+    """The database is away for as long as a driver may be silent; once it is back, either thread is the first."""
+    study = opened(sqlite_url(tmp_path / "study.db"), "shared", "one")
+    trial = study.ask()
+    storage = study._study._storage
+    original, failures = storage.set_trial_user_attr, [away()]
+
+    def away_for_long(*given: Any) -> None:
+        if failures:
+            make_silent(tmp_path / "study.db")
+            study.heartbeat()
+            raise failures.pop()
+        original(*given)
+
+    storage.set_trial_user_attr = away_for_long
+    study.complete(trial.number, 0.5, {"seconds": 1})
+    assert [(r.state, r.value) for r in study.records()] == [("complete", 0.5)]
+
+
 def away() -> optuna.exceptions.StorageInternalError:
     """What Optuna raises while a server starts anew."""
     error = optuna.exceptions.StorageInternalError("during the commit")
@@ -253,7 +309,7 @@ def test_a_database_that_stays_away_is_told_and_other_errors_at_once() -> None:
         raise away()
 
     with pytest.raises(StorageLostError, match="out of reach for 0 s: server closed the connection"):
-        patiently(never, seconds=0.2, first_pause=0.02, longest_pause=0.05)
+        Patience(seconds=0.2, first_pause=0.02, longest_pause=0.05).call(never)
     assert 4 <= len(calls) <= 8
 
     def refused() -> None:
@@ -261,7 +317,79 @@ def test_a_database_that_stays_away_is_told_and_other_errors_at_once() -> None:
         raise sqlalchemy.exc.IntegrityError("INSERT", {}, Exception("unique"))
 
     with pytest.raises(sqlalchemy.exc.IntegrityError):
-        patiently(refused, seconds=60)
+        Patience(seconds=60).call(refused)
+
+
+def test_a_wait_that_lasts_is_told_once_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "SECONDS_UNTIL_TOLD", 0.3)
+    said: list[str] = []
+    waiting = Patience(seconds=60, say=said.append, first_pause=0.15)
+
+    def back_after(failures: int) -> Callable[[], str]:
+        left = [away() for _ in range(failures)]
+
+        def call() -> str:
+            if left:
+                raise left.pop()
+            return "back"
+
+        return call
+
+    assert waiting.call(back_after(1)) == "back"
+    assert said == []
+    assert waiting.call(back_after(3)) == "back"
+    assert said == [
+        "The study's database does not answer: server closed the connection. It is waited for, 60 s at most",
+        "The study's database answers again",
+    ]
+
+
+def test_a_wait_ends_when_somebody_asks_for_an_end_and_no_trial_fails_by_that(tmp_path: Path, opened: Any) -> None:
+    """Here the driver's only thread is the trial's, too, whose report waits: its failure would be the trial's."""
+    url = sqlite_url(tmp_path / "study.db")
+    study = opened(url, "shared", "one")
+    reasons: list[str] = []
+
+    def report(*given: Any) -> None:
+        raise away()
+
+    def reporting(context: TaskContext) -> dict[str, Any]:
+        study._study._storage.set_trial_intermediate_value = report  # nothing else is away, so a failure could be told
+        threading.Timer(0.3, reasons.append, ["Ctrl-C"]).start()
+        context.report({"step": 1, "value": 0.5})
+        raise AssertionError("reported")
+
+    def interruption() -> str | None:
+        return reasons[0] if reasons else None
+
+    driver = Driver(study, SerialExecutor(), lambda proposal: Task("one", reporting), 1, None, True, False)
+    started = time.monotonic()
+    with pytest.raises(StorageLostError, match="server closed the connection"), study.heeding(interruption):
+        driver.run(interruption=interruption)
+    assert time.monotonic() - started < 10  # of the 60 that it would be waited for
+    assert [record.state for record in opened(url, "shared", "one").records()] == ["running"]
+
+
+def test_a_study_whose_maker_says_nothing_is_waited_for_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "SECONDS_UNTIL_TOLD", 0.1)
+    monkeypatch.setattr(shared, "_SECONDS_FOR_FACTS", 0.4)
+    storage = in_memory()
+    optuna.create_study(storage=storage, study_name="of another program", direction="maximize")
+    said: list[str] = []
+    with pytest.raises(NetloomError, match="was not made by netloom"):
+        SearchStudy.create(
+            storage,
+            "of another program",
+            (),
+            direction="maximize",
+            sampler=create_sampler("random", (), seed=0, init_points=1, n_trials=None),
+            pruner=create_pruner("none", epochs=1),
+            driver="one",
+            say=said.append,
+        )
+    assert said == [
+        "The study 'of another program' does not say yet what it searches. Its maker is waited for, 0.4 s at most"
+    ]
 
 
 def test_drivers_of_different_searches_do_not_share(tmp_path: Path, opened: Any) -> None:

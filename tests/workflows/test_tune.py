@@ -23,11 +23,12 @@ from netloom.metrics.intervals import wilson_interval
 from netloom.recipe import Recipe
 from netloom.report.axes import number_text
 from netloom.report.wording import percent
+from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan
 from netloom.workflows.builders import split_options
 from netloom.workflows.study import Study
 from parallel import work
-from picture_folders import stripes
+from picture_folders import stripes, write_folder
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
 QUICK: dict[str, Any] = {
@@ -48,7 +49,8 @@ SPACE = {"learning_rate": "1e-3..1e-1:log", "dropout": "0..0.5", "optimizer": "a
 
 def search(source: Any, out: Path, **changes: Any) -> Study:
     options = {"space": SPACE, "sampler": "random", "pruner": "none", "n_trials": 4, "final_seeds": 0, "jobs": 1}
-    return netloom.tune(source, plan=PLAN, out=out, quiet=True, **{**options, "settings": QUICK, **changes})
+    given: dict[str, Any] = {**options, "settings": QUICK, "quiet": True, **changes}
+    return netloom.tune(source, plan=PLAN, out=out, **given)
 
 
 def without_network(settings: dict[str, Any]) -> dict[str, Any]:
@@ -309,7 +311,9 @@ def test_a_search_whose_trials_all_fail_ends_early(photos: Path, tmp_path: Path)
         search(photos, tmp_path, space=space, n_trials=40, settings=settings)
     assert caught.value.exit_code == 2
     (folder,) = tmp_path.iterdir()
-    assert len(json.loads((folder / "tune.json").read_text(encoding="utf-8"))["trials"]) == 5
+    found = json.loads((folder / "tune.json").read_text(encoding="utf-8"))
+    assert (len(found["trials"]), found["n_trials"], found["planned"]) == (5, 5, 40)
+    assert "5 failed, of 40 planned" in Page((folder / "report.html").read_text(encoding="utf-8")).words
 
 
 def test_resuming_a_finished_search_trains_nothing_again(study: Study) -> None:
@@ -411,6 +415,7 @@ def test_the_size_of_the_pictures_can_be_searched_over(jobs: int, photos: Path, 
     assert again.result["test"] == found.result["test"]
     more = netloom.resume_tune(found.path, n_trials=9, jobs=1, quiet=True)
     assert more.result["n_trials"] == 8  # there are no more combinations
+    assert more.result["planned"] == 8
 
 
 def test_the_recipes_own_size_is_the_first_trial(photos: Path, tmp_path: Path) -> None:
@@ -426,6 +431,59 @@ def test_the_best_of_an_earlier_study_are_tried_first(study: Study, photos: Path
     found = search(photos, tmp_path, warm_start=[study.path], n_trials=3)
     assert [t["from"] for t in found.trials] == ["recipe", *[f"study {study.path}"] * 2]
     assert [t["overrides"] for t in found.trials[1:]] == others[:2]
+
+
+def test_test_pictures_that_chose_the_best_of_an_earlier_study_are_told(
+    study: Study, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known by their contents, whatever they are called now."""
+    earlier = RunFolder(study.path).split
+    moved = shutil.copytree(photos, tmp_path / "moved")
+    for path in sorted(moved.rglob("*.png")):
+        path.rename(path.with_name(f"moved-{path.name}"))
+    other = {**QUICK, "split_seed": 7}
+    found = search(
+        moved,
+        tmp_path,
+        warm_start=study.path,
+        n_trials=2,
+        final_seeds=1,
+        settings=other,
+        quiet=False,
+        space={"dropout": "0..0.5"},
+    )
+    assert found.run is not None
+    test = {name.replace("moved-", "") for name in found.run.split["test"]}
+    n = len(test & {*earlier["train"], *earlier["validation"]})
+    assert 0 < n < len(test)
+    note = (
+        f"{n} of the {len(test)} pictures of the test part trained or validated trials of the study {study.path}, "
+        "whose best values are tried first: figures on them may flatter."
+    )
+    assert found.result["test_notes"] == [note]
+    assert found.run.result["test_notes"] == [note]
+    told = capsys.readouterr().err
+    assert f"  note: {note}\n" in told
+    assert note in told.rpartition("Right on ")[2]
+    assert note in Page((found.path / "report.html").read_text(encoding="utf-8")).words
+
+
+def test_an_earlier_study_that_does_not_know_its_pictures_says_so(study: Study, photos: Path, tmp_path: Path) -> None:
+    """Where the source is the same, their names tell."""
+    earlier = RunFolder(study.path).split
+    old = shutil.copytree(study.path, tmp_path / "old")
+    (old / "pictures.safetensors").unlink()
+    fewer: dict[str, Any] = {"n_trials": 1, "space": {"dropout": "0..0.5"}, "warm_start": old}
+    assert search(photos, tmp_path, **fewer).result["test_notes"] == []
+    drawn_anew = search(photos, tmp_path, **fewer, settings={**QUICK, "split_seed": 7})
+    test = RunFolder(drawn_anew.path).split["test"]
+    n = len({*test} & {*earlier["train"], *earlier["validation"]})
+    (note,) = drawn_anew.result["test_notes"]
+    assert note.startswith(f"{n} of the {len(test)} pictures of the test part trained or validated trials of the study")
+    other = write_folder(tmp_path / "other", side=14)
+    (note,) = search(other, tmp_path, **fewer).result["test_notes"]
+    assert note.startswith("It is not known whether pictures of the test part trained or validated trials of the study")
+    assert search(other, tmp_path, **{**fewer, "warm_start": study.path}).result["test_notes"] == []
 
 
 def test_what_is_tried_first_may_be_one_alone(study: Study, photos: Path, tmp_path: Path) -> None:
@@ -456,6 +514,7 @@ def test_a_function_of_the_users_own_makes_the_network(photos: Path, tmp_path: P
 def test_a_time_limit_ends_the_search(photos: Path, tmp_path: Path) -> None:
     found = search(photos, tmp_path, n_trials=None, time_limit=1.5)
     assert found.result["n_trials"] >= 1
+    assert found.result["planned"] is None
     assert {t["state"] for t in found.trials} <= {"complete", "pruned"}
     assert all(t["reason"].startswith("time limit") for t in found.trials if t["state"] == "pruned")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 import torch
 from typer.testing import CliRunner
 
@@ -25,6 +26,7 @@ from netloom.cli import app
 from netloom.errors import NetloomError, RunError, TrainingError
 from netloom.runtime import ExecutionPlan
 from netloom.tuning.own_database import lock_file
+from netloom.tuning.storage import sqlite_url
 from netloom.tuning.study import SearchStudy
 from netloom.workflows import search as search_module
 from netloom.workflows import trial_folder, trial_task
@@ -392,6 +394,27 @@ def test_a_second_reason_to_end_does_not_make_a_trial_complete(
     assert caught.value.exit_code == 143
     found = netloom.resume_tune(the_folder(tmp_path), jobs=1, quiet=True)
     assert table(found.result) == undisturbed
+
+
+def test_an_interruption_is_heeded_while_a_shared_database_is_away(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"n_trials": 2, "pruner": "median", "name": "shared"}
+    url = sqlite_url(tmp_path / "shared.db")
+
+    def away(*given: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SearchStudy, "_report", away)
+        words = r"Interrupted by the user \(Ctrl-C\) while the study's database was out of reach. Go on with: netloom"
+        with pytest.raises(InterruptedTrainingsError, match=words) as told:
+            tune(photos, tmp_path / "cut", storage=url, **given)
+    assert told.value.exit_code == 130
+    resumed = netloom.resume_tune(the_folder(tmp_path / "cut"), jobs=1, quiet=True)
+    assert resumed.result["planned"] is None  # other drivers may do trials of their own
+    assert table(resumed.result) == table(tune(photos, tmp_path / "whole", **given).result)
 
 
 def test_a_trial_may_be_begun_three_times_for_each_step_and_fold(tmp_path: Path) -> None:

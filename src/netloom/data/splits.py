@@ -31,7 +31,7 @@ class Split:
 
     `method` is one of `DRAWN_AT_ONCE` or `WITHOUT_TEST`, or says in words what else was done, by folds say; `notes`
     says in plain words what a user should know of this split, `test_notes` holds those of them by which pictures of the
-    test part are not new to the network.
+    test part are not new to the network, or to the choice of its settings.
     The validation part may be empty, where nothing is chosen by it.
     Where `per_class` is a number, so many pictures of each class train, and the others of the training
     part are in no part.
@@ -65,7 +65,7 @@ class Split:
         return replace(self, train=joined, validation=np.empty(0, dtype=np.int64), method=method)
 
     def with_test_notes(self, notes: Sequence[str]) -> Split:
-        """The same split with notes by which its test pictures are not new to the network."""
+        """The same split with notes by which its test pictures are not new to the network, or to its settings."""
         return replace(self, notes=(*self.notes, *notes), test_notes=(*self.test_notes, *notes))
 
     @classmethod

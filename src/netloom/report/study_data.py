@@ -163,7 +163,8 @@ class StudyFacts:
     keys: Sequence[SearchKey]
     trials: Sequence[TrialFacts]
     """In the order of their numbers."""
-    planned: int
+    planned: int | None
+    """Trials that were meant to be; None where no number limits them, or where that is not known."""
     seconds: float
     jobs: int
     plan: Mapping[str, Any]
@@ -173,6 +174,8 @@ class StudyFacts:
     fresh: FreshScores | None
     final: FinalTraining | None
     test: TestFacts | None
+    test_notes: Sequence[str]
+    """By which the test pictures are not new to the winner."""
     final_run: str
     base: Mapping[str, Any]
     """What the recipe itself has for the searched keys, as far as that is known."""
@@ -261,7 +264,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         per_class=result.get("per_class"),
         keys=[_key(row) for row in result["space"]],
         trials=trials,
-        planned=int(result["n_trials"]),
+        planned=result.get("planned"),
         seconds=_number(result["seconds"]),
         jobs=int(result["jobs"]),
         plan=result.get("plan") or {},
@@ -270,6 +273,7 @@ def read_study(result: Mapping[str, Any]) -> StudyFacts:
         fresh=_fresh(result.get("fresh")),
         final=_final(result.get("final")),
         test=_test(result),
+        test_notes=[str(note) for note in result.get("test_notes") or ()],
         final_run=str(result.get("final_run") or ""),
         base=result.get("base") or as_it_is,
         recipe_file=str(result.get("best_recipe") or ""),

@@ -78,7 +78,8 @@ def trials_in_words(study: StudyFacts) -> str:
     """`38 complete, 10 pruned, 2 failed`, and how many were meant to be, if more."""
     states = [(state, len(study.of_state(state))) for state in ("complete", "pruned", "failed")]
     words = ", ".join(f"{n:,} {state}" for state, n in states if n) or "none"
-    return f"{words}, of {study.planned:,} planned" if len(study.trials) < study.planned else words
+    unfinished = study.planned is not None and len(study.trials) < study.planned
+    return f"{words}, of {study.planned:,} planned" if unfinished else words
 
 
 def fresh_scores(study: StudyFacts) -> str:
@@ -170,9 +171,15 @@ def selection_luck(study: StudyFacts) -> str:
 
 
 def test_result(study: StudyFacts) -> str:
-    """The only figure to quote: the test, looked at once."""
+    """The only figure to quote: the test, looked at once; and what makes it less than that."""
+    if study.test is None and study.best is None:
+        return ""
+    return " ".join([_test_figures(study), *study.test_notes])
+
+
+def _test_figures(study: StudyFacts) -> str:
     if study.test is None:
-        return "" if study.best is None else "The test pictures have not been looked at."
+        return "The test pictures have not been looked at."
     test = study.test
     interval = "" if test.interval is None else f" (95% interval {percent_interval(test.interval)})"
     guessing = (

@@ -56,22 +56,11 @@ class _Recording:
     gradients: list[torch.Tensor | None]
 
 
-class GraphedGradients:
-    """As `WholeBatchGradients`, recorded and replayed.
+class GraphedGradients(WholeBatchGradients):
+    """The same, recorded and replayed; the model is on a CUDA device."""
 
-    Args:
-        model: In training mode, on a CUDA device.
-        heads: What the outputs mean; the correct predictions are the first one's.
-        plan: Device and precision.
-        seed: Of dropout.
-        label_smoothing: In [0, 1).
-    """
-
-    def __init__(
-        self, model: nn.Module, heads: Sequence[Head], *, plan: ExecutionPlan, seed: int, label_smoothing: float
-    ) -> None:
-        self.model, self.plan, self.seed = model, plan, seed
-        self._whole = WholeBatchGradients(model, heads, plan=plan, seed=seed, label_smoothing=label_smoothing)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.renew()
 
     def __call__(self, batch: Batch, step: int) -> Figures:
@@ -113,7 +102,7 @@ class GraphedGradients:
         held = _copied(batch)
 
         def compute() -> Figures:
-            return self._whole.compute(held)
+            return self.compute(held)
 
         try:
             with _unchanged(self.model):

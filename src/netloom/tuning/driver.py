@@ -127,6 +127,9 @@ class Driver:
         self._interruption = interruption
         self._asked: Future[Proposal] | None = None
         self._beside.clear()
+        # Before signs of life are sent: along with them trials of silent drivers are given up, as which this driver
+        # itself counts until it has taken its own in hand.
+        self._unfinished = self.study.unfinished()
         with ThreadPoolExecutor(1, thread_name_prefix="netloom-ask") as self._thread, self.study.alive():
             self.executor.run(self._tasks(), self._on_event, interruption=self._look)
             self._give_back()
@@ -141,7 +144,7 @@ class Driver:
 
     def _tasks(self) -> Iterator[Task | None]:
         left = None if self.n_trials is None else self.n_trials - self.study.n_asked()
-        for proposal in self.study.unfinished():
+        for proposal in self._unfinished:
             yield self._task(proposal)
         while (left is None or left > 0) and not self._is_over() and not self.gave_up:
             if self.at_once and not self._has_asked():

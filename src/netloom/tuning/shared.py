@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -15,12 +15,14 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import Trial, TrialState
 
 from netloom.errors import NetloomError, RunError
-from netloom.tuning.storage import GRACE_SECONDS, STORAGE_ERRORS, missing_study
+from netloom.tuning.patience import SECONDS_UNTIL_TOLD, STORAGE_ERRORS
+from netloom.tuning.storage import GRACE_SECONDS, missing_study
 
 DRIVER = "netloom:driver"
 OUTCOME = "netloom:outcome"
 SPACE = "netloom:space"
 _SECONDS_TO_END = 5
+_SECONDS_FOR_FACTS = 60
 _GIVEN_UP = "Its driver fell silent, and another driver of the study gave it up."
 
 
@@ -102,13 +104,24 @@ def joined(storage: BaseStorage, name: str, sampler: BaseSampler, pruner: BasePr
         raise missing_study(name, url) from None
 
 
-def facts_of(study: optuna.Study) -> Mapping[str, Any]:
-    """What the driver that made the study wrote down, which may take it a moment."""
-    deadline = time.monotonic() + 60
+def facts_of(study: optuna.Study, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """What the driver that made the study wrote down, which may take it a moment; `say` tells of one that lasts.
+
+    Raises:
+        RunError: It has written nothing.
+    """
+    started, told = time.monotonic(), False
     while (facts := study.user_attrs.get(SPACE)) is None:
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - started
+        if waited > _SECONDS_FOR_FACTS:
             raise RunError(
                 f"The study {study.study_name!r} was not made by netloom, or its maker died at once. Give another name."
+            )
+        if waited >= SECONDS_UNTIL_TOLD and not told:
+            told = True
+            say(
+                f"The study {study.study_name!r} does not say yet what it searches. Its maker is waited for, "
+                f"{_SECONDS_FOR_FACTS} s at most"
             )
         time.sleep(0.05)
     assert isinstance(facts, Mapping)

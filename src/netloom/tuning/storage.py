@@ -8,9 +8,9 @@ import re
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -19,7 +19,6 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from netloom.errors import NetloomError, RunError
 from netloom.tuning.own_database import OwnDatabase, lock_file
 
-_T = TypeVar("_T")
 _SECONDS_TO_WAIT = 120
 """For another writer of the same SQLite file."""
 HEARTBEAT_SECONDS = 30
@@ -266,55 +265,6 @@ def with_absolute_path(url: str) -> str:
     if Path(file).is_absolute():
         return url
     return parsed.set(database=Path(file).resolve().as_posix()).render_as_string(hide_password=False)
-
-
-STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)
-"""What a database that cannot be reached ends in, and one that refuses."""
-_AWAY = (
-    sqlalchemy.exc.OperationalError,
-    sqlalchemy.exc.InterfaceError,
-    sqlalchemy.exc.TimeoutError,
-    sqlalchemy.exc.DisconnectionError,
-    sqlite3.OperationalError,
-)
-
-
-class StorageLostError(RunError):
-    """A shared database was away for too long."""
-
-
-def patiently(call: Callable[[], _T], *, seconds: float, first_pause: float = 0.2, longest_pause: float = 15.0) -> _T:
-    """Call, and where the database is away, again and again for so long.
-
-    A server that is started anew, or a network that drops, would otherwise cost every driver of a study.
-
-    Raises:
-        StorageLostError: It was away all the time.
-    """
-    deadline, pause = time.monotonic() + seconds, first_pause
-    while True:
-        with _noting_absence() as away:
-            return call()
-        if time.monotonic() + pause > deadline:
-            raise StorageLostError(
-                f"The study's database has been out of reach for {seconds:.0f} s: {away[0]}. What it holds can be gone "
-                "on with when it is back."
-            )
-        time.sleep(pause)
-        pause = min(2 * pause, longest_pause)
-
-
-@contextlib.contextmanager
-def _noting_absence() -> Iterator[list[str]]:
-    """Why the database was away, if it was; whatever else it says is raised."""
-    away: list[str] = []
-    try:
-        yield away
-    except STORAGE_ERRORS as error:
-        cause = error.__cause__ or error
-        if not isinstance(cause, _AWAY):
-            raise
-        away += str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(cause).__name__]
 
 
 def missing_study(name: str, url: str) -> RunError:

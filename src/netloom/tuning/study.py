@@ -17,10 +17,12 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from netloom.errors import NetloomError
+from netloom.parallel.tasks import Interruption
+from netloom.tuning.patience import Patience
 from netloom.tuning.samplers import ExhaustedError, GridSampler
 from netloom.tuning.shared import DRIVER, OUTCOME, SPACE, Heartbeats, facts_of, joined, see_that_they_agree
 from netloom.tuning.space import Dimension, label_of
-from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage, patiently
+from netloom.tuning.storage import GRACE_SECONDS, backend_of, close_storage
 
 _T = TypeVar("_T")
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
@@ -92,14 +94,24 @@ class SearchStudy:
         study: Optuna's.
         dimensions: Arranged.
         driver: A name of this driver, where there may be several; None for the only one.
+        say: Tells a person of waits for a shared database.
     """
 
-    def __init__(self, study: optuna.Study, dimensions: Sequence[Dimension], driver: str | None) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        dimensions: Sequence[Dimension],
+        driver: str | None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self._study, self._dimensions, self._driver = study, tuple(dimensions), driver
         self._open: dict[int, Trial] = {}
         self._lock = threading.Lock()
         storage = self._shared_storage()
         self._heartbeats = None if storage is None else Heartbeats(study, storage)
+        self._patience = None
+        if storage is not None:
+            self._patience = Patience(seconds=storage.grace_period or GRACE_SECONDS, say=say)
 
     @classmethod
     def create(
@@ -113,6 +125,7 @@ class SearchStudy:
         pruner: BasePruner,
         driver: str | None = None,
         facts: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> tuple[SearchStudy, bool]:
         """Make a study, or join the one of that name in a shared storage; whether it was made is the second value.
 
@@ -125,6 +138,7 @@ class SearchStudy:
             pruner: See `create_pruner`.
             driver: A name of this driver, where there may be several.
             facts: Plain values that every driver must agree on, such as the recipe.
+            say: See `SearchStudy`.
 
         Raises:
             NetloomError: There is one of that name with another space, direction or facts.
@@ -138,10 +152,10 @@ class SearchStudy:
             if driver is None:
                 raise NetloomError(f"There is a study {name!r} already. Give another --name, or --resume it.") from None
             study = joined(storage, name, sampler, pruner)
-            see_that_they_agree(facts_of(study), written, name)
-            return cls(study, dimensions, driver), False
+            see_that_they_agree(facts_of(study, say or (lambda _: None)), written, name)
+            return cls(study, dimensions, driver, say), False
         study.set_user_attr(SPACE, written)
-        return cls(study, dimensions, driver), True
+        return cls(study, dimensions, driver, say), True
 
     @classmethod
     def open(
@@ -153,13 +167,14 @@ class SearchStudy:
         sampler: BaseSampler,
         pruner: BasePruner,
         driver: str | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> SearchStudy:
         """A study that exists.
 
         Raises:
             RunError: There is none of that name.
         """
-        return cls(joined(storage, name, sampler, pruner), dimensions, driver)
+        return cls(joined(storage, name, sampler, pruner), dimensions, driver, say)
 
     def enqueue(self, overrides: Mapping[str, Any], origin: str) -> str | None:
         """Have a trial with these values before any that the sampler proposes; keys outside of the space are ignored.
@@ -279,9 +294,10 @@ class SearchStudy:
         self._end(number, TrialState.FAIL, None, outcome)
 
     def _end(self, number: int, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
-        with self._lock:
-            trial = self._open.pop(number)
+        trial = self._open[number]
         self._patiently(lambda: self._tell(trial, state, value, outcome))
+        with self._lock:  # not before: while the database is away, the trial is not silent
+            del self._open[number]
 
     def _tell(self, trial: Trial, state: TrialState, value: float | None, outcome: Mapping[str, Any]) -> None:
         try:
@@ -303,10 +319,13 @@ class SearchStudy:
         """Say so now and then for the body, from a thread of its own: a training may look up once in minutes only."""
         return contextlib.nullcontext() if self._heartbeats is None else self._heartbeats.beating(self.heartbeat)
 
+    def heeding(self, interruption: Interruption) -> contextlib.AbstractContextManager[None]:
+        """For the body, a wait for a shared database ends when `interruption` gives a reason."""
+        return contextlib.nullcontext() if self._patience is None else self._patience.heeding(interruption)
+
     def _patiently(self, call: Callable[[], _T]) -> _T:
         """What needs a shared database, which may be away for a moment."""
-        storage = self._shared_storage()
-        return call() if storage is None else patiently(call, seconds=storage.grace_period or GRACE_SECONDS)
+        return call() if self._patience is None else self._patience.call(call)
 
     def note_tested(self, winner: str) -> None:
         """Tell all drivers that this winner has met the test pictures."""

@@ -52,14 +52,25 @@ def already_seen(folder: RunFolder, image_set: ImageSet, indices: npt.NDArray[np
     return {part: int(np.isin(digests, remembered[part]).sum()) for part in PARTS}
 
 
-def content_seen_in_training(folder: RunFolder, image_set: ImageSet) -> npt.NDArray[np.bool_] | None:
-    """Which pictures have the content of one that trained the run, bool `[N]`; None where `already_seen` gives None."""
+def pictures_of_parts(
+    folder: RunFolder, image_set: ImageSet, parts: Sequence[str], *, same_source: bool
+) -> npt.NDArray[np.bool_] | None:
+    """Which pictures were in these parts of the run, bool `[N]`; None where that is not known.
+
+    Pictures are known by their contents where the run tells these and they can be compared, see `already_seen`; by
+    their names otherwise, if it was made with the very pictures that are there now (`same_source`).
+    """
     remembered = folder.pictures
-    if not _can_be_compared(folder, remembered, image_set):
+    if _can_be_compared(folder, remembered, image_set):
+        assert image_set.content_hashes is not None
+        known = np.concatenate([remembered[part] for part in parts])
+        found: npt.NDArray[np.bool_] = np.isin(_digests(image_set.content_hashes), known)
+        return found
+    if not same_source:
         return None
-    assert image_set.content_hashes is not None
-    found: npt.NDArray[np.bool_] = np.isin(_digests(image_set.content_hashes), remembered["train"])
-    return found
+    split = folder.split
+    names = {str(name) for part in parts for name in split[part]}
+    return np.array([one in names for one in image_set.ids], dtype=np.bool_)
 
 
 def training_classes(folder: RunFolder) -> npt.NDArray[np.int64] | None:

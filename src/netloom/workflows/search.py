@@ -14,7 +14,7 @@ from netloom.parallel.tasks import Interruption, Task
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.tuning.driver import Driver, TrialEnd, Watcher
-from netloom.tuning.storage import StorageLostError
+from netloom.tuning.patience import StorageLostError
 from netloom.tuning.study import Proposal, SearchStudy
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.interruption import how_to_go_on, listening, quoted
@@ -122,9 +122,15 @@ class Search:
         before, started = self._seconds_before(), time.perf_counter()
         folders = _TrialFolders(self.folder / TRIALS_FOLDER)
         try:
-            with listening() as interruption:
+            with listening() as interruption, self.study.heeding(interruption):
                 self._drive(before, interruption, folders)
         except StorageLostError as error:
+            if (reason := interruption()) is not None:
+                raise InterruptedTrainingsError(
+                    f"{_as_a_beginning(reason)} while the study's database was out of reach. Go on with: "
+                    f"{self.how_to_go_on()}",
+                    reason,
+                ) from error
             raise RunError(f"{error} Go on with: {self.how_to_go_on()}") from error
         finally:
             folders.forgive()
@@ -196,7 +202,7 @@ class Search:
                 self.note(jobs=driver.ran_at_once or self.manifest.jobs)
             if (reason := interruption()) is not None:
                 raise InterruptedTrainingsError(
-                    f"{reason[0].upper()}{reason[1:]} after {table.n_ended} trials. Go on with: {self.how_to_go_on()}",
+                    f"{_as_a_beginning(reason)} after {table.n_ended} trials. Go on with: {self.how_to_go_on()}",
                     reason,
                 )
             if driver.gave_up:
@@ -214,6 +220,10 @@ class Search:
             "alone": alone,
         }
         return Task(name, run_trial, arguments)
+
+
+def _as_a_beginning(reason: str) -> str:
+    return f"{reason[0].upper()}{reason[1:]}"
 
 
 class _TrialFolders(Watcher):

@@ -18,7 +18,7 @@ from netloom.files import with_home
 from netloom.models.pretrained import PUBLISHED, RANDOM
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
-from netloom.workflows.remembered_pictures import content_seen_in_training
+from netloom.workflows.remembered_pictures import pictures_of_parts
 
 SPLIT_KEYS = ("split_seed", "test_fraction", "validation_fraction")
 """Recipe keys by which a split of the same pictures is drawn."""
@@ -117,7 +117,8 @@ def _earlier_runs(recipe: Recipe, image_set: ImageSet, fingerprint: str) -> Iter
         met.add(folder.path)
         facts = folder.data
         same = facts.fingerprint == fingerprint
-        yield _Earlier(folder.path, bool(facts.class_names), same, _seen(folder, image_set, same_source=same))
+        seen = pictures_of_parts(folder, image_set, ("train",), same_source=same)
+        yield _Earlier(folder.path, bool(facts.class_names), same, seen)
         folder = _run_of(folder.recipe)
 
 
@@ -132,14 +133,6 @@ def _run_of(recipe: Recipe) -> RunFolder | None:
             folder = RunFolder.open(path)
             return folder if folder.split and folder.data else None
     return None
-
-
-def _seen(folder: RunFolder, image_set: ImageSet, *, same_source: bool) -> npt.NDArray[np.bool_] | None:
-    by_content = content_seen_in_training(folder, image_set)
-    if by_content is None and same_source:
-        known = set(map(str, folder.split["train"]))
-        return np.array([one in known for one in image_set.ids], dtype=np.bool_)
-    return by_content
 
 
 def _note(earlier: _Earlier, n: int, of: int, what: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -133,7 +133,13 @@ class StudyManifest:
 
 
 def create_study(
-    folder: Path, manifest: StudyManifest, recipe: Recipe, data: PreparedData, storage: str | None
+    folder: Path,
+    manifest: StudyManifest,
+    recipe: Recipe,
+    data: PreparedData,
+    storage: str | None,
+    *,
+    say: Callable[[str], None],
 ) -> tuple[SearchStudy, bool]:
     """Make the study in its database, or join it there; whether it was made is the second value.
 
@@ -143,17 +149,18 @@ def create_study(
         recipe: What its trials change.
         data: The pictures.
         storage: URL of a shared database, with its password.
+        say: Tells a person of waits for it.
 
     Raises:
         NetloomError: The database cannot be used, or holds another study of this name.
     """
     opened = open_own(folder / DATABASE) if storage is None else open_storage(storage, shared=True)
     with _closed_in_case_of_error(opened):
-        return _create(opened, manifest, recipe, data)
+        return _create(opened, manifest, recipe, data, say)
 
 
 def _create(
-    opened: BaseStorage, manifest: StudyManifest, recipe: Recipe, data: PreparedData
+    opened: BaseStorage, manifest: StudyManifest, recipe: Recipe, data: PreparedData, say: Callable[[str], None]
 ) -> tuple[SearchStudy, bool]:
     facts = {
         "recipe": recipe.to_mapping(),
@@ -170,10 +177,13 @@ def _create(
         pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
         driver=manifest.driver,
         facts=facts,
+        say=say,
     )
 
 
-def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: str | None) -> SearchStudy:
+def open_study(
+    folder: Path, manifest: StudyManifest, recipe: Recipe, storage: str | None, *, say: Callable[[str], None]
+) -> SearchStudy:
     """Open the study of a folder; the arguments are those of `create_study`.
 
     Raises:
@@ -201,6 +211,7 @@ def open_study(folder: Path, manifest: StudyManifest, recipe: Recipe, storage: s
             sampler=_sampler(manifest, recipe),
             pruner=create_pruner(manifest.pruner, epochs=_reports_per_trial(manifest, recipe)),
             driver=manifest.driver,
+            say=say,
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from netloom.metrics.intervals import resampled_mean_interval, wilson_interval
 from netloom.recipe import Recipe
 from netloom.report.study_wording import describe_study
-from netloom.tuning.samplers import describe_sampler
+from netloom.tuning.samplers import describe_sampler, grid_size
 from netloom.tuning.space import Dimension
 from netloom.tuning.study import TrialRecord
 from netloom.workflows.fresh_scores import FreshScores
@@ -31,6 +31,7 @@ def study_result(
     source_location: str,
     validation_n: int,
     validation_groups: int | None,
+    test_notes: Sequence[str],
     records: Sequence[TrialRecord],
     best: TrialRecord | None,
     best_recipe: Recipe | None,
@@ -50,6 +51,7 @@ def study_result(
         source_location: Where that is; empty for pictures in memory.
         validation_n: Pictures that a trial is scored on.
         validation_groups: How many groups these come in; None where each stands for itself.
+        test_notes: Why the pictures of the test part are not new, see `Split`.
         records: All trials.
         best: The best of them; None where none is complete.
         best_recipe: Its recipe.
@@ -80,6 +82,7 @@ def study_result(
         "base": values_of(recipe, manifest.space),
         "trials": [_trial_json(record) for record in records],
         "n_trials": len(records),
+        "planned": _planned(manifest),
         "seconds": manifest.seconds,
         "jobs": manifest.jobs,
         "plan": manifest.plan.to_json(),
@@ -95,6 +98,7 @@ def study_result(
         "fresh": _fresh_scores(fresh, manifest),
         "final": _final(runs, manifest),
         "test": dict(runs[0].result["test"]) if runs else None,
+        "test_notes": list(test_notes),
         "earlier_winners": earlier_winners,
         "test_over_seeds": None if summary is None else summary["test_accuracy"],
         "final_run": str(runs[0].path) if runs else None,
@@ -102,6 +106,13 @@ def study_result(
         "best_recipe": None if best_recipe is None else str(best_recipe_file),
         "best_recipe_yaml": None if best_recipe is None else best_recipe.to_yaml(),
     }
+
+
+def _planned(manifest: StudyManifest) -> int | None:
+    """How many trials there would be at the end; None where time alone limits them, or each of several drivers."""
+    if manifest.n_trials is None or manifest.driver is not None:
+        return None
+    return min(manifest.n_trials, grid_size(manifest.space)) if manifest.sampler == "grid" else manifest.n_trials
 
 
 def _at_random(records: Sequence[TrialRecord]) -> int:

@@ -28,9 +28,11 @@ from netloom.tuning.study import TrialRecord, best_of
 from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.checked_network import checked_network
+from netloom.workflows.earlier_studies import with_notes_on_earlier_studies
 from netloom.workflows.first_trials import OF_USER, best_of_earlier, checked_first, enqueue_first, listed_studies
 from netloom.workflows.fresh_scores import FreshScores, fresh_folds, fresh_scores
 from netloom.workflows.prepare import prepare_data, reopen_data
+from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.request import request_for
 from netloom.workflows.runs import Run
 from netloom.workflows.search import TRIALS_FOLDER, HopelessSearchError, Search
@@ -114,7 +116,8 @@ def tune(
             over folds), and keep the last.
         first: Values of the space by key, such as `{"dropout": 0.3}`, or several such, that are tried right after the
             recipe; for keys that are left out it is as in the recipe.
-        warm_start: The folder of an earlier study, or several, whose best values are tried first.
+        warm_start: The folder of an earlier study, or several, whose best values are tried first. Where pictures of the
+            test part trained or validated its trials, that is told.
         storage: URL of a database that several drivers share under one `name`; a file in the study's folder without it.
         jobs: Trials at once; `auto` measures with which number and threads they end the soonest.
         ray: Have the trials done on a Ray cluster: `auto`, or the address of its head. `jobs` is then the most of them
@@ -159,8 +162,9 @@ def tune(
         n_trials = DEFAULT_TRIALS
     of_user = checked_first(first, dimensions)
     earlier: list[list[tuple[str, Mapping[str, Any]]]] = [[(OF_USER, values) for values in of_user]] if of_user else []
-    earlier += map(best_of_earlier, listed_studies(warm_start))
-    data = prepare_data(source, chosen, reporter)
+    earlier_studies = listed_studies(warm_start)
+    earlier += map(best_of_earlier, earlier_studies)
+    data = with_notes_on_earlier_studies(prepare_data(source, chosen, reporter), earlier_studies, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     splits = splits_for(data, chosen, cv)
     if cv is not None:
@@ -215,13 +219,14 @@ def tune(
         split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
+        pictures=pictures_to_remember(data.image_set, data.split),
     )
     with writing(folder.path / TRIALS_FOLDER, "Choose another folder with --out."):
         (folder.path / TRIALS_FOLDER).mkdir()
     for dimension in dimensions:
         reporter.say(f"  {dimension}")
     try:
-        study, is_new = create_study(folder.path, manifest, chosen, data, storage)
+        study, is_new = create_study(folder.path, manifest, chosen, data, storage, say=reporter.say)
     except BaseException:
         _remove_begun(folder.path)
         raise
@@ -303,7 +308,7 @@ def resume_tune(
     splits = splits_for(data, recipe, changed.cv)
     network, heads = builders.build_network(recipe, data.facts, model)
     cluster = cluster_for(ray, at_once or most_at_once(changed.sampler, changed.n_trials), reporter)
-    with contextlib.closing(open_study(run_folder.path, changed, recipe, storage)) as study:
+    with contextlib.closing(open_study(run_folder.path, changed, recipe, storage, say=reporter.say)) as study:
         _, n_jobs = plan_trainings(
             recipe,
             data,
@@ -382,6 +387,7 @@ def _report(
         source_location=search.pictures.data.facts.source_location,
         validation_n=len(scored),
         validation_groups=None if groups is None else len(np.unique(groups)),
+        test_notes=search.pictures.data.split.test_notes,
         records=records,
         best=best,
         best_recipe=best_recipe,
