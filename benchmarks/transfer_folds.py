@@ -1,8 +1,9 @@
 """The modes of `netloom transfer` beside each other on the same folds, for docs/cookbook.md.
 
     python -m benchmarks.transfer_folds ARCHIVE --weights mobilenetv1_100.safetensors [--folds 5] [--image-size 224]
+        [--modes frozen finetune]
 
-Each mode is cross-validated with its shipped recipe: `netloom cv ARCHIVE --recipe transfer-MODE --folds K` on all
+`features`, with which the others are compared, always is among them. Each mode is cross-validated with its shipped recipe: `netloom cv ARCHIVE --recipe transfer-MODE --folds K` on all
 pictures. Recorded are each mode's accuracies and how the later modes differ from `features`, with the corrected
 interval and the exact test by which `--mode auto` decides.
 """
@@ -30,13 +31,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--modes", nargs="+", choices=MODES[1:], default=[*MODES[1:]])
     arguments = parser.parse_args()
     about = {"source": arguments.archive.name, "backbone": BACKBONE}
     about |= {"folds": arguments.folds, "image_size": arguments.image_size}
     settings = {"transfer.weights": str(arguments.weights.resolve()), "image_size": arguments.image_size}
     first = None
     with tempfile.TemporaryDirectory() as scratch:
-        for mode in MODES:
+        for mode in (MODES[0], *arguments.modes):
             others, started = OtherWork(), time.perf_counter()
             found = netloom.cross_validate(
                 arguments.archive, f"transfer-{mode}", folds=arguments.folds, settings=settings, out=scratch
