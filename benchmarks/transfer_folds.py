@@ -3,9 +3,9 @@
     python -m benchmarks.transfer_folds ARCHIVE --weights mobilenetv1_100.safetensors [--folds 5] [--image-size 224]
         [--modes frozen finetune]
 
-`features`, with which the others are compared, always is among them. Each mode is cross-validated with its shipped recipe: `netloom cv ARCHIVE --recipe transfer-MODE --folds K` on all
-pictures. Recorded are each mode's accuracies and how the later modes differ from `features`, with the corrected
-interval and the exact test by which `--mode auto` decides.
+Each mode is cross-validated with its shipped recipe: `netloom cv ARCHIVE --recipe transfer-MODE --folds K` on all
+pictures. Recorded are each mode's accuracies and how the later modes differ from `features`, which is always among them,
+with the corrected interval and the exact test by which `--mode auto` decides.
 """
 
 from __future__ import annotations
