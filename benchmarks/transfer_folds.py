@@ -4,7 +4,7 @@
         [--modes frozen finetune]
 
 Each mode is cross-validated with its shipped recipe: `netloom cv ARCHIVE --recipe transfer-MODE --folds K` on all
-pictures. Recorded are each mode's accuracies and how the later modes differ from `features`, which is always among them,
+pictures. Recorded are each mode's accuracies and how the later modes differ from `features`, which always comes first,
 with the corrected interval and the exact test by which `--mode auto` decides.
 """
 
