@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.suite.machine import QUIET_CPUS, OtherWork, machine_record
+from benchmarks.suite.machine import QUIET_CPUS, OtherWork, machine_record, same_machine
 from netloom.durations import duration
 from netloom.metrics.intervals import mean_interval
 
@@ -47,8 +47,10 @@ def save(
     machine = machine_record()
 
     def alike(record: Record | None) -> Record:
-        same = record is not None and record.get("about") == dict(about) and record.get("machine") == machine
-        return record["contenders"] if record is not None and same else {}
+        if record is None or record["about"] != dict(about) or not same_machine(record["machine"], machine):
+            return {}
+        contenders: Record = record["contenders"]
+        return contenders
 
     how = {
         "command": f"python -m benchmarks.{name} {' '.join(_argument(text) for text in sys.argv[1:])}".rstrip(),

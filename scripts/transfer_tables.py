@@ -35,12 +35,13 @@ _FEW = (
     "Cats and dogs again, 1,000 training pictures of each class or so many of each as `--per-class` says, always the "
     "same. `scratch` and `augmented` are the recipes above; the others are `netloom transfer cats_and_dogs_small.zip "
     "--backbone mobilenetv1_100 --mode features`, `frozen` and `finetune`; mobilenetv1_100 was pretrained on ImageNet, "
-    "of whose 1,000 classes 118 are breeds of dogs and five domestic cats. All keep the weights of their last epoch "
-    "(`--set keep=last`), so that no labels beside those counted have a say; all train for their recipe's epochs, "
-    "which with few pictures are few steps: the number is in the table, since a network from scratch lacks both. Test "
-    "accuracy on the same 1,000 pictures, with its 95% interval (one training each: the interval is that of the test "
-    "pictures alone), and the time of the whole command with empty caches. Where a cell says so, it is the row of the "
-    "recipe above: there the validation part has chosen the epoch."
+    "of whose 1,000 classes 118 are breeds of dogs and five domestic cats. No pictures validate "
+    "(`--set validation_fraction=0`, the archive without its validation part), and all keep the weights of their last "
+    "epoch (`--set keep=last`), so that no labels beside those counted have a say; all train for their recipe's "
+    "epochs, which with few pictures are few steps: the number is in the table, since a network from scratch lacks "
+    "both. Test accuracy on the same 1,000 pictures, with its 95% interval (one training each: the interval is that of "
+    "the test pictures alone), and the time of the whole command with empty caches. Where a cell says so, it is the "
+    "row of the recipe above, whose last epoch's weights are kept, too, and its time that of the training's steps."
 )
 _FOLDS = (
     "The shipped recipes on the same folds of the 3,000 pictures of cats and dogs outside of the test part. The gain "
@@ -107,13 +108,19 @@ def _of_recipe(way: str) -> str:
     row = load_record(RECIPES[way])
     if row is None:
         return "not measured yet"
-    return f"{_accuracy({**row['test_accuracy'], 'accuracy': row['test_accuracy']['mean']})}, the recipe's row above"
+    alone = row["jobs"] == 1  # several trainings at once tell no time
+    time = duration(row["train_seconds"]["mean"]) if alone else "time not known"
+    accuracy = _accuracy({**row["test_accuracy"], "accuracy": row["test_accuracy"]["mean"]})
+    return f"{accuracy}, {time}, the recipe's row above"
 
 
 def _folds(record: whole_programs.Record) -> Iterator[str]:
     about = record["about"]
     yield from _head("mode", f"accuracy, {about['folds']} folds at {about['image_size']} pixels", "gain", "p", "time")
-    for mode, measured in record["contenders"].items():
+    for mode in _THEIRS:
+        measured = record["contenders"].get(mode)
+        if measured is None:
+            continue
         found = measured["rounds"][-1]
         low, high = found["interval"]
         accuracy = f"{found['accuracy']:.2%} ({low:.2%} to {high:.2%}), n = {found['n']:,}"

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ def machine_record() -> dict[str, Any]:
     environment = environment_record()
     kept = ("system", "processor", "cpu_capability", "usable_cpus", "cuda_devices")
     return {key: environment[key] for key in kept} | {"cpu_flags": cpu_flags(), "memory_bytes": memory_bytes()}
+
+
+def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of machines alike: apart from the system's version and from memory.
+
+    Both change with a machine's next start, memory by some pages.
+    """
+
+    def lasting(record: Mapping[str, Any]) -> dict[str, Any]:
+        system = str(record.get("system")).partition("-")[0]
+        return {**record, "system": system, "memory_bytes": None}
+
+    return lasting(one) == lasting(other)
 
 
 def cpu_flags(text: str | None = None) -> list[str]:

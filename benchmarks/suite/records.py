@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suite.errors import OtherSettingError
+from benchmarks.suite.machine import same_machine
 from benchmarks.suite.plans import Case
 from netloom.files import write_json
 
@@ -56,7 +57,7 @@ class Results:
         if path.is_file():
             earlier = json.loads(path.read_text(encoding="utf-8"))
             found = {key: value for key, value in earlier.items() if key != "cases"}
-            if other := [key for key in {**setting, **found} if _comparable(setting, key) != _comparable(found, key)]:
+            if other := _other_keys(found, setting):
                 raise OtherSettingError(
                     f"{path} was measured in another setting ({_differences(other, found, setting)}). "
                     "Keep these figures apart (--out FOLDER), or remove that file."
@@ -97,10 +98,12 @@ def is_current(entry: Entry, source: Source, names: Collection[str]) -> bool:
     return (entry["commit"], set(entry["contenders"]), entry["versions"]) == (source.commit, set(names), versions)
 
 
-def _comparable(setting: Mapping[str, Any], key: str) -> Any:
-    """A value of the setting without what changes with a machine's next start: some pages of its memory."""
-    value = setting.get(key)
-    return {name: kept for name, kept in value.items() if name != "memory_bytes"} if isinstance(value, dict) else value
+def _other_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What two settings do not have in common."""
+    other = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
+    if "machine" in found and "machine" in wanted and same_machine(found["machine"], wanted["machine"]):
+        other = [key for key in other if key != "machine"]
+    return other
 
 
 def _differences(keys: Sequence[str], found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,13 +56,14 @@ def test_all_pictures_may_be_those_of_the_recipes_own_row(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {"test_accuracy": {"mean": 0.825, "n": 1, "interval": [0.8, 0.85], "values": [0.825]}}
+    own |= {"train_seconds": {"mean": 3000.0}, "jobs": 1}
     rows = {"cats-dogs-augmented": own}
     monkeypatch.setattr(tables, "load_record", rows.get)
     scratch = {"test": TEST, "seconds": 30.0, "steps": 60, "epochs": 30, "train_n": 40}
     record(tmp_path, "few_pictures", {}, {"scratch, all": scratch})
     lines = tables.transfer_tables()
     (row,) = [line for line in lines if line.startswith("| augmented |")]
-    assert row.endswith("| not measured yet | 82.5% (80.0% to 85.0%), the recipe's row above |")
+    assert row.endswith("| not measured yet | 82.5% (80.0% to 85.0%), 50 min 0 s, the recipe's row above |")
     (row,) = [line for line in lines if line.startswith("| scratch |")]
     assert row.endswith("| 75.0% (72.0% to 78.0%), 30 s, 60 steps |")
 
@@ -82,8 +84,22 @@ def test_no_way_is_given_more_labels_than_are_counted() -> None:
     for way in few_pictures.RECIPES:
         line = few_pictures.arguments_of(way, 20, Path("a.zip"), Path("w.safetensors"))
         assert line[-2:] == ["--per-class", "20"]
+        assert "validation_fraction=0" in line
         assert ("keep=last" in line) == (way != "features")
         assert "--per-class" not in few_pictures.arguments_of(way, 0, Path("a.zip"), Path("w.safetensors"))
+
+
+def test_the_validation_part_is_left_out(tmp_path: Path) -> None:
+    archive = tmp_path / "pictures.zip"
+    members = ["train/cats/1.jpg", "validation/cats/2.jpg", "test/cats/3.jpg"]
+    with zipfile.ZipFile(archive, "w") as whole:
+        for name in members:
+            whole.writestr(name, name)
+    (tmp_path / "copy").mkdir()
+    copy = few_pictures.without_validation(archive, tmp_path / "copy")
+    assert copy.name == archive.name
+    with zipfile.ZipFile(copy) as kept:
+        assert {name: kept.read(name).decode() for name in kept.namelist()} == {n: n for n in members if "va" not in n}
 
 
 def test_a_command_is_timed_with_its_imports(tmp_path: Path) -> None:

@@ -110,6 +110,24 @@ def test_fine_tuning_starts_from_the_weights_and_moves_them(photos: Path, weight
     assert {key.partition(".")[0] for key in moved} == {last}
 
 
+@pytest.mark.parametrize("cut", [None, "block3"])
+def test_an_average_remembers_what_is_trained_and_forgets_what_is_drawn(
+    cut: str | None, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Few steps lead the one not far from its start, and the other nearly as far as without an average."""
+    given = load_file(weights)
+    moved = []
+    for name, ema in (("without", None), ("with", {"decay": 0.99})):
+        settings = {"keep": "last", "schedule": {}, "learning_rate": 1e-3, "ema": ema}
+        run = transfer(
+            photos, tmp_path / name, weights=weights, mode="finetune", unfreeze="all", cut=cut, settings=settings
+        )
+        kept = load_file(run.weights_path)[TRUNK_PREFIX + "layer1.0.conv1.weight"]
+        moved.append(float((kept - given["layer1.0.conv1.weight"]).norm()))
+    share = moved[1] / moved[0]
+    assert share < 0.1 if cut is None else share > 0.7
+
+
 @pytest.mark.parametrize(("mode", "epochs"), [("finetune", 10), ("frozen", 15)])
 def test_the_page_of_a_shipped_recipe_has_running_averages(
     mode: str, epochs: int, photos: Path, weights: Path, tmp_path: Path

@@ -112,7 +112,11 @@ class EMA(Group):
     """Validate and keep a running average of the weights."""
 
     decay: float = Field(0.999, ge=0, lt=1, description="what the average keeps of itself at each step")
-    warmup: bool = Field(True, description="smaller decay in the first steps, to forget the random start")
+    warmup: Literal["auto"] | bool = Field(
+        "auto",
+        description="smaller decay in the first steps, to forget a random start; `auto`: unless a pretrained network "
+        "and the regression on its features are the start, which is worth remembering",
+    )
 
 
 class Lookahead(Group):

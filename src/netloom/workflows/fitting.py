@@ -129,7 +129,8 @@ class Fitting:
 
     def callbacks(self, run: RunFolder | None) -> list[Callback]:
         """The recipe's callbacks; those that write do so into the run's folder."""
-        return builders.build_callbacks(self.recipe, run, content=self.content)
+        random_start = not starts_from_features(self.recipe, self.network)
+        return builders.build_callbacks(self.recipe, run, content=self.content, random_start=random_start)
 
     def content(self, model: nn.Module) -> bytes:
         """The whole network's weights as a file holds them, of what is trained."""

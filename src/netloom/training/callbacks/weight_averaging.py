@@ -28,7 +28,9 @@ class WeightAveraging(Callback):
         decay: `d`, in [0, 1). About `1 / (1 - d)` steps have a say: 1,000 for 0.999.
         warmup: Use `min(decay, (1 + t) / (10 + t))` after `t` updates, as TensorFlow's moving average does, so that
             the random weights of the beginning are forgotten: without it they still weigh `decay ** t`, 37% after
-            the first 1,000 steps at 0.999.
+            the first 1,000 steps at 0.999. Where the beginning is a trained network, that weight is what keeps few
+            steps from leading away from it (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022, average
+            the two ends of a fine-tuning).
     """
 
     def __init__(self, *, decay: float = 0.999, warmup: bool = True) -> None:

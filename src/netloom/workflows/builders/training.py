@@ -137,7 +137,11 @@ def check_extras(recipe: Recipe) -> None:
 
 
 def build_callbacks(
-    recipe: Recipe, folder: RunFolder | None, *, content: Callable[[nn.Module], bytes] = weights_bytes
+    recipe: Recipe,
+    folder: RunFolder | None,
+    *,
+    content: Callable[[nn.Module], bytes] = weights_bytes,
+    random_start: bool = True,
 ) -> list[Callback]:
     """The callbacks of a recipe; those that write do so into the run's folder, and are left out without one.
 
@@ -145,6 +149,7 @@ def build_callbacks(
         recipe: Of the training.
         folder: Of the run.
         content: The whole network's weights as a file holds them, of what is trained.
+        random_start: Whether any weights start from chance, so that their average has to forget it.
     """
     callbacks: list[Callback] = []
     # First, so that at the end the best epoch's weights replace the last average, not the other way round; and
@@ -152,7 +157,8 @@ def build_callbacks(
     if recipe.lookahead is not None:
         callbacks.append(Lookahead(**recipe.lookahead.model_dump()))
     if recipe.ema is not None:
-        callbacks.append(WeightAveraging(**recipe.ema.model_dump()))
+        warmup = random_start if recipe.ema.warmup == "auto" else recipe.ema.warmup
+        callbacks.append(WeightAveraging(decay=recipe.ema.decay, warmup=warmup))
     stopping = recipe.early_stopping
     if stopping is not None:
         callbacks.append(
