@@ -278,10 +278,12 @@ class RunFolder:
         pictures: Mapping[str, npt.NDArray[np.int64]] | None = None,
         mode_choice: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write all that is known before training; `pictures` and `mode_choice` are what these give back."""
+        """Write all that is known before training; `pictures` and `mode_choice` are what these give back.
+
+        The facts of the data come last: a folder without them is no run (`open`), so that no run is half set up.
+        """
         self.write_recipe(recipe)
         write_json(self.path / _SPLIT, split)
-        write_json(self.path / _DATA, data.to_json())
         write_json(self.path / _ENVIRONMENT, environment)
         if mode_choice is not None:
             write_json(self.path / _TRANSFER, mode_choice)
@@ -289,6 +291,7 @@ class RunFolder:
             from safetensors.numpy import save
 
             write_atomically(self.path / _PICTURES, save(dict(pictures)))
+        write_json(self.path / _DATA, data.to_json())
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write what is trained."""

@@ -50,6 +50,7 @@ class Result(_Values):
     tests: Count
     test_notes: list[str] = []
     departures: list[str] = []
+    callbacks: list[str] = []
     parameters: Count | None = None
     kept_epoch: Count | None = None
     validation: Scores | UnlabelledScores | None = None

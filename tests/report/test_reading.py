@@ -142,6 +142,35 @@ def test_memorizing_is_a_gap_in_accuracy_without_a_rise_of_the_loss():
     assert not any("overfits" in sentence for sentence in told)
 
 
+@pytest.mark.parametrize(
+    ("train", "lowest", "last"),
+    [((2.1, 1.0), 0.54, 0.82), ((0.65, 0.35), 0.21, 0.31)],
+    ids=["mixed pictures", "class weights"],
+)
+@pytest.mark.parametrize("gap", [-0.05, 0.1])
+def test_a_clear_rise_is_overfitting_below_the_training_loss_too(train, lowest, last, gap):
+    """The training loss is of mixed or weighted pictures, and lies above that of validation throughout."""
+    validation = np.r_[np.linspace(train[0] * 0.9, lowest, 12), np.linspace(lowest, last, 18)]
+    told = read_curves(
+        history(
+            np.r_[np.linspace(train[0], train[1] * 1.02, 12), np.linspace(train[1] * 1.02, train[1], 18)],
+            validation,
+            train_accuracy=np.full(30, 0.8),
+            validation_accuracy=np.full(30, 0.8 - gap),
+        )
+    )
+    assert told[1].startswith("It overfits: after epoch 12 training loss went on falling")
+    others = ("underfits", "no sign of overfitting", "has not turned up")
+    assert not any(other in sentence for sentence in told for other in others)
+
+
+def test_a_rise_of_both_losses_is_no_overfitting():
+    losses = np.r_[np.linspace(1, 0.3, 10), np.linspace(0.3, 0.6, 10)]
+    told = read_curves(history(losses, losses + 0.02))
+    assert told[1].startswith("Validation loss turned up though training loss did not go on falling")
+    assert not any("overfits" in sentence or "no sign" in sentence for sentence in told)
+
+
 def test_no_sign_of_overfitting_and_easier_validation():
     train = np.r_[np.linspace(0.7, 0.2, 10), np.full(10, 0.2)]
     accuracy = np.full(20, 0.95)

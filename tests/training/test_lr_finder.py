@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from netloom.runtime import ExecutionPlan
 from netloom.training.lr_finder import RangeTest, find_learning_rate
 from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.step import TrainingStep
+from netloom.workflows.lr_find import describe
 from training.helpers import HEAD, batches, network
 
 RATES = np.geomspace(1e-6, 10.0, 300)
@@ -115,7 +117,16 @@ def test_it_stops_where_the_running_mean_is_four_times_its_best() -> None:
 
 
 def test_a_time_limit_means_fewer_steps_but_never_below_fifty() -> None:
-    assert len(run(network(), max_rate=1e-3, max_seconds=1e-6).rates) == 50
+    hurried = run(network(), max_rate=1e-3, max_seconds=1e-6)
+    assert len(hurried.rates) == 50
+    assert hurried.cut is not None
+    assert hurried.cut[0] == 50 < hurried.cut[1]
+    assert "50 of the" in " ".join(describe(hurried))
+    unhurried = run(network(), max_rate=1e-3, max_seconds=math.inf)
+    assert unhurried.cut is None
+    assert "asked for" not in " ".join(describe(unhurried))
+    with pytest.raises(TrainingError, match="seconds has no steps"):
+        run(network(), max_seconds=0)
 
 
 def test_rates_and_losses_that_allow_no_test_are_told() -> None:

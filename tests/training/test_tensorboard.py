@@ -97,10 +97,11 @@ def test_training_has_the_same_bits_with_it(tmp_path: Path) -> None:
     assert equal(plain.model, watched.model)
 
 
-def test_a_resumed_training_writes_each_epoch_once(tmp_path: Path) -> None:
-    """A checkpoint from the middle of epoch 2; the epochs that were written after it are forgotten."""
+@pytest.mark.parametrize("step", [4, 9])
+def test_a_resumed_training_writes_each_epoch_once(step: int, tmp_path: Path) -> None:
+    """A checkpoint from the middle of epoch 1 or 2; the epochs that were written after it are forgotten."""
     path = tmp_path / "checkpoint.safetensors"
-    train(epochs=4, checkpointer=Checkpointer(path), interruption=StopAfter(9))
+    train(epochs=4, checkpointer=Checkpointer(path), interruption=StopAfter(step))
     events = tmp_path / "events"
     train(epochs=4, callbacks=[TensorBoard(events, scaling=UNIT)])
     train(epochs=4, callbacks=[TensorBoard(events, scaling=UNIT)], resume=load_checkpoint(path))

@@ -112,6 +112,19 @@ def test_an_unknown_class_is_told_before_a_run_is_made(tmp_path: Path) -> None:
         Recipe.from_mapping({"class_weight": {"a": 0}})
 
 
+@pytest.mark.parametrize("class_weight", [None, "auto"])
+def test_the_report_shows_what_pictures_weigh_themselves(class_weight: str | None, tmp_path: Path) -> None:
+    own = np.linspace(0.5, 2, 56, dtype=np.float32)
+    run = netloom.train(
+        imbalanced(weights=own), out=tmp_path, quiet=True, settings={**QUICK, "class_weight": class_weight}
+    )
+    rows = [int(name) for name in run.split["train"]]
+    targets = np.repeat([0, 1, 2], [40, 12, 4])[rows]
+    weights = own[rows] * (compute_sample_weight("balanced", targets) if class_weight else 1)
+    shown = {row[0]: row[-1] for row in Page(run.report_path.read_text(encoding="utf-8")).table("class", "F1")}
+    assert shown == {name: f"{weights[targets == k].mean():.3g}" for k, name in enumerate(NAMES)}
+
+
 def test_the_report_shows_the_weight_of_every_class(tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", per_class=8)
     for path in sorted((photos / "plain").iterdir())[5:]:

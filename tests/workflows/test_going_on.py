@@ -16,7 +16,7 @@ from torch import nn
 import netloom
 from netloom.errors import TrainingError
 from netloom.runtime import ExecutionPlan
-from netloom.training.callbacks import Callback
+from netloom.training.callbacks import Callback, EpochProgress
 from netloom.training.state import TrainingState
 from netloom.workflows.seeds import train_seeds
 from picture_folders import stripes, write_folder
@@ -66,10 +66,11 @@ def follow(call: str, **given: Any) -> Any:
     return eval(call, {"netloom": netloom, **given})  # noqa: S307 - the very words that were told
 
 
-def test_a_training_on_the_disk_tells_a_command(tmp_path: Path) -> None:
+def test_a_training_on_the_disk_tells_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = write_folder(tmp_path / "photos", per_class=8)
+    monkeypatch.setattr(EpochProgress, "on_batch_end", Interrupting.on_batch_end)
     with pytest.raises(TrainingError) as error:
-        netloom.train(photos, out=tmp_path / "runs", callbacks=[Interrupting()], **OPTIONS)
+        netloom.train(photos, out=tmp_path / "runs", **OPTIONS)
     (run,) = (tmp_path / "runs").iterdir()
     assert told_by(error.value) == f"netloom train --resume {run}"
 
@@ -80,8 +81,9 @@ def test_a_training_in_memory_tells_a_call(tmp_path: Path) -> None:
         netloom.train(source, model=network, out=tmp_path, callbacks=[Interrupting()], **OPTIONS)
     (run,) = tmp_path.iterdir()
     call = told_by(error.value)
-    assert call == f"netloom.resume({str(run)!r}, source=image_set, model=model)"
-    assert follow(call, image_set=source, model=network).result["status"] == "finished"
+    assert call == f"netloom.resume({str(run)!r}, source=image_set, model=model, callbacks=callbacks)"
+    finished = follow(call, image_set=source, model=network, callbacks=[Interrupting()])
+    assert (finished.result["status"], finished.result["departures"]) == ("finished", [])
 
 
 def test_a_cross_validation_in_memory_tells_a_call(tmp_path: Path) -> None:

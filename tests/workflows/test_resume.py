@@ -248,7 +248,7 @@ def test_a_signal_during_a_validation_ends_the_training_behind_it(
     photos: Path, tmp_path: Path, whole: netloom.Run, number: int, epoch: int
 ) -> None:
     """Also in the last epoch, before the test; SIGTERM leaves no time for scores and report."""
-    with pytest.raises(InterruptedTrainingError, match=rf"after {epoch} of 6 epochs.*--resume") as caught:
+    with pytest.raises(InterruptedTrainingError, match=rf"after {epoch} of 6 epochs.*resume") as caught:
         train(photos, tmp_path, StopAt(epoch * STEPS_PER_EPOCH, number, validating=True))
     run = caught.value.run
     values = load_checkpoint(run.checkpoint_path).values

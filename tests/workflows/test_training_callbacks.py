@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import netloom
 from netloom.cli import app
+from netloom.errors import TrainingError
 from netloom.inference import Prediction
 from netloom.training.callbacks.base import HOOKS
+from netloom.training.state import TrainingState
+from netloom.workflows.training_run import InterruptedTrainingError
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "callbacks.md"
 QUICK = {"filters": [4], "augmentation": None, "batch_size": 8, "precision": "float32"}
@@ -88,6 +96,67 @@ def test_callbacks_follow_test_evaluation_and_prediction(photos: Path, tmp_path:
     assert follower.pictures == [3]
     assert ["error" in item for item in results] == [True, False, False, False]
     assert netloom.predict(run, broken)[0].keys() == {"path", "error"}
+
+
+class Ratio(netloom.Callback):
+    """Puts a figure of its own beside those of each epoch."""
+
+    def __init__(self, figure: Callable[[dict[str, float]], Any]) -> None:
+        self.figure = figure
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        state.history[-1]["ratio"] = self.figure(state.history[-1])
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, torch.tensor])
+def test_a_figure_of_ones_own_is_recorded_like_the_others(photos: Path, tmp_path: Path, kind: Any) -> None:
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="not installed")
+    ratio = Ratio(lambda row: kind(row["validation_loss"] / row["train_loss"]))
+    settings = {**QUICK, "tensorboard": True}
+    run = netloom.train(photos, out=tmp_path, quiet=True, epochs=2, callbacks=[ratio], settings=settings)
+    again = Ratio(ratio.figure)
+    run = netloom.resume(run.path, epochs=3, quiet=True, callbacks=[again])
+    expected = [row["validation_loss"] / row["train_loss"] for row in run.history]
+    assert len(expected) == 3
+    assert [row["ratio"] for row in run.history] == pytest.approx(expected, rel=1e-6)
+    events = tensorboard.EventAccumulator(str(run.tensorboard_path / "train"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("epoch/ratio")] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("figure", ["good", None, np.zeros(2)], ids=["text", "nothing", "several"])
+def test_what_is_no_figure_is_told_by_its_name(photos: Path, tmp_path: Path, figure: object) -> None:
+    with pytest.raises(TrainingError, match="The figure 'ratio' of an epoch must be one number; found"):
+        netloom.train(photos, out=tmp_path, quiet=True, epochs=1, callbacks=[Ratio(lambda row: figure)], settings=QUICK)
+
+
+def test_going_on_without_ones_own_callbacks_is_told(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stops(Ratio):
+        def on_batch_end(self, state: TrainingState) -> None:
+            if state.step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    def constant(row: dict[str, float]) -> float:
+        return 1.0
+
+    with pytest.raises(InterruptedTrainingError, match=r"netloom\.resume\(.*callbacks=callbacks\)") as caught:
+        netloom.train(photos, out=tmp_path, quiet=True, epochs=1, callbacks=[Stops(constant)], settings=QUICK)
+    path = caught.value.run.path
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    capsys.readouterr()
+    lost = netloom.resume(path)
+    assert "callbacks of your own (Stops)" in capsys.readouterr().err
+    assert lost.result["departures"] == ["It went on without callbacks that it began with: Stops."]
+
+    class Stops(Ratio):  # type: ignore[no-redef]  # the same, in another process, say
+        pass
+
+    kept = netloom.resume(copy, quiet=True, callbacks=[Stops(constant)])
+    assert kept.result["departures"] == []
+    assert kept.history[0]["ratio"] == 1.0
 
 
 def test_the_documented_callback_prints_the_ratio_of_the_losses(

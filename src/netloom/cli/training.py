@@ -138,6 +138,9 @@ def lr_find(
     min_rate: Annotated[float, typer.Option("--min-rate", help="Learning rate of the first step.")] = 1e-6,
     max_rate: Annotated[float, typer.Option("--max-rate", help="Learning rate of the last step.")] = 10.0,
     steps: Annotated[int, typer.Option("--steps", help="From the first rate to the last.")] = 300,
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", help="Take fewer steps, 50 at least, where they would take longer.")
+    ] = 120.0,
     device: DeviceOption = Device.auto,
     as_json: AsJSON = False,
     quiet: Quiet = False,
@@ -152,6 +155,7 @@ def lr_find(
         min_rate=min_rate,
         max_rate=max_rate,
         n_steps=steps,
+        max_seconds=max_seconds,
         plot=plot,
         force=force,
         device=device.value,

@@ -45,6 +45,11 @@ def combination_problems(recipe: Recipe) -> list[str]:
     if recipe.momentum and recipe.optimizer not in ("sgd", "rmsprop"):
         where = "; muon has muon.momentum" if recipe.optimizer == "muon" else ""
         problems.append(f"momentum: is for sgd and rmsprop, not for {recipe.optimizer}{where}")
+    if recipe.schedule is not None and recipe.schedule.warmup_epochs > recipe.epochs:
+        problems.append(
+            f"schedule.warmup_epochs: {recipe.schedule.warmup_epochs:g} are more than the training's {recipe.epochs} "
+            "epochs, so that the learning rate would never be reached"
+        )
     if recipe.augmentation is not None:
         problems += _augmentation_problems(recipe.augmentation)
     if recipe.muon is not None and recipe.optimizer != "muon":

@@ -222,7 +222,7 @@ class LearningRateSchedule(Group):
     kind: Literal["constant", "step", "exponential", "linear", "triangular", "cosine", "one_cycle"] = Field(
         "constant", description="the shape"
     )
-    warmup_epochs: float = Field(0.0, ge=0, description="linear rise in front of any kind")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear rise to where the shape begins, in front of it")
     step_epochs: float = Field(10.0, gt=0, description="epochs between reductions of `step`")
     decay: float = Field(0.1, gt=0, le=1, description="factor per reduction (`step`) or epoch (`exponential`)")
     final_fraction: float = Field(

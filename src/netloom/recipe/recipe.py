@@ -121,7 +121,8 @@ class Recipe(Group):
     class_weight: Literal["auto"] | ClassWeights | None = Field(
         None,
         description="weights of classes in the training loss, which is then a weighted mean; auto is n / (K n_k), by "
-        "which all classes count the same; classes that a mapping leaves out weigh 1",
+        "which all classes count the same unless pictures have weights of their own; classes that a mapping leaves out "
+        "weigh 1",
     )
     label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
     optimizer: Literal["sgd", "adam", "adamw", "nadam", "rmsprop", "muon"] = Field("adam", description="the optimizer")

@@ -17,9 +17,16 @@ _PART_NAMES = {"train": "training", "validation": "validation"}
 _AGAINST_OVERFITTING = (
     "Against overfitting help, in this order: more pictures, augmentation, dropout or weight decay, a smaller network."
 )
+_UNSTEADY = (
+    "Validation loss turned up though training loss did not go on falling, which is no overfitting: the training is "
+    "unsteady. A lower learning rate, or one that falls towards the end, usually helps."
+)
 
 # A validation loss this far above its lowest is a rise, not the noise of a few hundred pictures.
 _RISE = 0.05
+# The same where it lies below the training loss, which is then another quantity: that of mixed, weighted or augmented
+# pictures, whose own noise makes validation wobble.
+_CLEAR_RISE = 0.2
 # A gap in accuracy that a person would call large: validation parts of 1,000 pictures and more
 # place accuracy within about 3 points.
 _LARGE_GAP = 0.05
@@ -154,6 +161,8 @@ def _judge(curves: _Curves) -> list[str]:
         return [*not_learning, *gap]
     if overfitting := _overfitting(curves):
         return [*overfitting, *gap, _AGAINST_OVERFITTING]
+    if _rose(curves):
+        return [_UNSTEADY, *gap]
     if memorizing := _memorizing(curves):
         return [*memorizing, *gap, _AGAINST_OVERFITTING, *_still_learning(curves)]
     found = _still_learning(curves) or _underfitting(curves) or _learning_alone(curves)
@@ -170,12 +179,21 @@ def _not_learning(curves: _Curves) -> list[str]:
     ]
 
 
+def _late(curves: _Curves) -> float:
+    """The validation loss at the end; a single wild epoch there does not count."""
+    return float(min(np.median(curves.validation_loss[-3:]), curves.validation_loss[-1]))
+
+
+def _rose(curves: _Curves) -> bool:
+    """Whether validation loss turned up for good."""
+    late = _late(curves)
+    least = _RISE if late >= curves.train_loss[-1] else _CLEAR_RISE
+    return late > (1 + least) * float(curves.validation_loss.min())
+
+
 def _overfitting(curves: _Curves) -> list[str]:
     best = int(np.argmin(curves.validation_loss))
-    late = np.median(curves.validation_loss[-3:])
-    rose = late > (1 + _RISE) * curves.validation_loss[best]
-    # Behind dropout and augmentation the training loss may stay above; a small rise below it is a wobble.
-    if not rose or late < curves.train_loss[-1] or curves.train_loss[-1] >= curves.train_loss[best]:
+    if not _rose(curves) or curves.train_loss[-1] >= curves.train_loss[best]:
         return []
     onset = _onset(_smooth(curves.validation_loss - curves.train_loss))
     return [
@@ -200,9 +218,9 @@ def _memorizing(curves: _Curves) -> list[str]:
     gap = float(np.mean((curves.train_accuracy - curves.validation_accuracy)[-3:]))
     if not gap > _LARGE_GAP:
         return []
-    return [
-        "It knows the training pictures better than new ones, though validation loss has not turned up.",
-    ]
+    hardly = _late(curves) > (1 + _RISE) * float(curves.validation_loss.min())
+    turned = "has hardly turned up" if hardly else "has not turned up"
+    return [f"It knows the training pictures better than new ones, though validation loss {turned}."]
 
 
 def _no_overfitting(curves: _Curves) -> str:
@@ -271,8 +289,9 @@ def _easier_validation(curves: _Curves) -> list[str]:
     if not np.nanmean(curves.validation_loss < curves.train_loss) > 0.8:
         return []
     return [
-        "Validation loss is below training loss, which is normal with dropout, augmentation or "
-        "label smoothing: they make the training pictures harder, and validation has none of them."
+        "Validation loss is below training loss, which is normal with dropout, augmentation, mixed pictures, label "
+        "smoothing or class weights: they make the training loss another and mostly a higher one, and validation has "
+        "none of them."
     ]
 
 

@@ -20,7 +20,7 @@ from netloom.training.checkpoint import Checkpoint, Checkpointer, EpochProgress
 from netloom.training.freezing import Freezing
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import Schedule
-from netloom.training.state import TrainingState
+from netloom.training.state import EpochFigures, TrainingState
 from netloom.training.step import TrainingStep
 
 # The loss is looked at this often within an epoch, and a checkpoint offered; each look waits for the device. Where
@@ -157,7 +157,7 @@ class _Fitting:
         """Train and validate one epoch, from `progress` on."""
         state = self.state
         self.callbacks.call("on_epoch_start", state)
-        row = {"epoch": float(state.epoch + 1), **self._train(progress)}
+        row = EpochFigures({"epoch": state.epoch + 1, **self._train(progress)})
         if self.validation is not None:
             row |= self._validate(self.validation)
             self._check_validation(row["validation_loss"])

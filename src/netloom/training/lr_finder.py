@@ -52,11 +52,14 @@ class RangeTest:
         rates: Learning rate of each step, float64 `[steps]`, rising by a constant factor.
         losses: Training loss before each step, float64 `[steps]`.
         diverged: Whether the test ended because the loss had shot up, not because the rates were through.
+        cut: The steps from the first rate to the last, and the more that were asked for and would have taken too long;
+            None where there was time for all.
     """
 
     rates: FloatArray
     losses: FloatArray
     diverged: bool
+    cut: tuple[int, int] | None = None
 
     @property
     def smoothed(self) -> FloatArray:
@@ -103,6 +106,7 @@ class RangeTest:
             "suggestions": self.suggestions,
             "diverging": self.diverging,
             "diverged": self.diverged,
+            "cut": None if self.cut is None else {"steps": self.cut[0], "asked": self.cut[1]},
             "rates": self.rates.tolist(),
             "losses": self.losses.tolist(),
             "smoothed_losses": self.smoothed.tolist(),
@@ -136,19 +140,21 @@ def find_learning_rate(
         on_progress: Called with (steps done, steps in all).
 
     Raises:
-        TrainingError: The rates do not rise, there are fewer than 50 steps, or the loss is no number or shoots up
-            within the first steps already.
+        TrainingError: The rates do not rise, there are fewer than 50 steps, there is no time, or the loss is no number
+            or shoots up within the first steps already.
     """
     if not 0 < min_rate < max_rate:
         raise TrainingError(f"The rates go from {min_rate:g} to {max_rate:g}; expected 0 < min_rate < max_rate.")
     if n_steps < _FEWEST_STEPS:
         raise TrainingError(f"{n_steps} steps are too few for a curve; expected at least {_FEWEST_STEPS}.")
+    if not max_seconds > 0:
+        raise TrainingError(f"A test of {max_seconds:g} seconds has no steps; give more (max_seconds, --max-seconds).")
     step = make_step(copy.deepcopy(model).train())
     batches = _endless(train)
     with executing(step.plan), contextlib.closing(step):
         torch.set_num_threads(step.plan.threads_between_steps)
         seconds_per_step = _warm_up(step, batches, min_rate)
-        n_steps = min(n_steps, max(_FEWEST_STEPS, int(max_seconds / seconds_per_step)))
+        asked, n_steps = n_steps, max(_FEWEST_STEPS, int(min(n_steps, max_seconds / seconds_per_step)))
         rates = np.geomspace(min_rate, max_rate, n_steps)
         losses, diverged = _losses_at(rates, step, batches, on_progress)
     if len(losses) < _FEWEST_POINTS:
@@ -156,7 +162,7 @@ def find_learning_rate(
             f"The loss shoots up within {len(losses) + 1} steps from a learning rate of {min_rate:g} on, too few for a "
             "curve. Start lower (min_rate, --min-rate), and check `input_scaling` if the pictures are not scaled."
         )
-    return RangeTest(rates[: len(losses)], losses, diverged)
+    return RangeTest(rates[: len(losses)], losses, diverged, cut=None if asked == n_steps else (n_steps, asked))
 
 
 def _warm_up(step: TrainingStep, batches: Iterator[Batch], rate: float) -> float:

@@ -16,7 +16,7 @@ class Schedule:
 
     Attributes:
         kind: One of `SCHEDULES`.
-        warmup_epochs: Linear rise from 0 in front of any kind; the kind then has the remaining epochs.
+        warmup_epochs: Linear rise from 0 to where the kind begins, in front of it; it then has the remaining epochs.
         step_epochs: Epochs between two reductions of `step`.
         decay: Factor at each reduction of `step`, and per epoch of `exponential`.
         final_fraction: Where `linear`, `triangular`, `cosine` and `one_cycle` end, as a fraction of the base rate.
@@ -41,7 +41,7 @@ class Schedule:
 
         def at(step: int) -> float:
             if step < warmup:
-                return (step + 1) / warmup
+                return (step + 1) / warmup * shape(self, 0.0, 0.0)
             after = step - warmup
             return shape(self, after / steps_per_epoch, min(1.0, after / length))
 

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from netloom.data.batches import Batch
+from netloom.errors import TrainingError
 from netloom.training.optim import learning_rate_of
+
+
+class EpochFigures(dict[str, float]):
+    """An epoch's row of the history: names and numbers, whatever kind of number it is given.
+
+    Raises:
+        TrainingError: A value is no number, or a name no text; when it is put in.
+    """
+
+    def __init__(self, figures: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.update(figures or {})
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TrainingError(
+                f"The figure {name!r} of an epoch must be one number; found {type(value).__name__}: "
+                f"{repr(value)[:100]}. Put its parts into figures of their own."
+            ) from error
+        if not isinstance(name, str) or not name:
+            raise TrainingError(f"Figures of an epoch have texts as names; found {name!r}.")
+        super().__setitem__(name, number)
+
+    def update(self, *figures: Any, **named: Any) -> None:
+        """Take all of them, each as `[]` would."""
+        for name, value in dict(*figures, **named).items():
+            self[name] = value
+
+    def setdefault(self, name: str, default: Any = math.nan) -> float:
+        """The figure of that name, which is `default` where there was none."""
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def __ior__(self, figures: Any) -> EpochFigures:  # type: ignore[override, misc]
+        self.update(figures)
+        return self
 
 
 @dataclass
@@ -29,7 +72,7 @@ class TrainingState:
         evaluated_model: The network that is validated and kept: `model` itself, unless a callback such as
             `WeightAveraging` puts another of the same shape here.
         history: One row per completed epoch: `epoch`, `train_loss`, `train_accuracy`, `validation_loss`,
-            `validation_accuracy`, `learning_rate`, `seconds`, `images_per_second`.
+            `validation_accuracy`, `learning_rate`, `seconds`, `images_per_second`, and what callbacks put into it.
         stop_reason: Why training ended before its last epoch, or None.
         interrupted: It was ended from outside, for `stop_reason`, and is not complete.
     """

@@ -35,7 +35,7 @@ from netloom.models.contract import ImageModel
 from netloom.progress import OnProgress, Reporter
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, Precision, executing
-from netloom.training.callbacks import Callback, CallbackList, CSVLog
+from netloom.training.callbacks import Callback, CallbackList
 from netloom.training.callbacks.base import watching
 from netloom.training.callbacks.time_limit import count_earlier
 from netloom.training.checkpoint import Checkpoint, Checkpointer, state_bytes
@@ -174,10 +174,8 @@ class FeatureFitting(Fitting):
         return indices, picture_keys(self.image_set.images.cpu(), indices)
 
     def callbacks(self, run: RunFolder | None) -> list[Callback]:
-        """The recipe's, where there are epochs; the file of figures is written either way."""
-        if not builders.is_solved_at_once(self.recipe):
-            return super().callbacks(run)
-        return [] if run is None else [CSVLog(run.metrics_path)]
+        """The recipe's, where there are epochs."""
+        return [] if builders.is_solved_at_once(self.recipe) else super().callbacks(run)
 
     def content(self, model: nn.Module) -> bytes:
         """The whole network's weights as a file holds them, with those of `model`, a head, in their place."""

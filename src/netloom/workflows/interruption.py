@@ -28,7 +28,7 @@ def quoted(argument: object) -> str:
     return shlex.quote(str(argument))
 
 
-def how_to_go_on(command: str, call: str, *, in_memory: bool, model: object) -> str:
+def how_to_go_on(command: str, call: str, *, in_memory: bool, model: object, callbacks: bool = False) -> str:
     """What to do after an interruption: the command, or, where that cannot have all that is needed, the call.
 
     Args:
@@ -36,8 +36,10 @@ def how_to_go_on(command: str, call: str, *, in_memory: bool, model: object) -> 
         call: For Python, without its closing parenthesis.
         in_memory: The pictures are not on the disk.
         model: The function making the network, where it is the user's own.
+        callbacks: There are some of the user's own.
     """
-    given = [*(["source=image_set"] if in_memory else []), *(["model=model"] if model is not None else [])]
+    wanted = {"source=image_set": in_memory, "model=model": model is not None, "callbacks=callbacks": callbacks}
+    given = [argument for argument, needed in wanted.items() if needed]
     return f"{', '.join([call, *given])})" if given else command
 
 

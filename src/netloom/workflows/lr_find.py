@@ -140,5 +140,11 @@ def describe(found: RangeTest, *, plot: str | None = None) -> list[str]:
         lines = ["The loss neither fell nor shot up: try other rates with --min-rate and --max-rate, or more steps."]
     elif len(lines) == 2:
         lines.append("Start with the first; the second is about the largest that works, say as the peak of one_cycle.")
+    if found.cut is not None:
+        steps, asked = found.cut
+        lines.append(
+            f"It had {steps} of the {asked} steps that were asked for, since all would have taken too long, and a "
+            "coarser curve by that: --max-seconds N allows more time."
+        )
     where = f"Plot: {plot}" if plot else "--plot FILE.svg draws the curve."
     return [*lines, where]

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from netloom.data.imageset import ImageSet
 from netloom.data.splits import Split
@@ -187,18 +188,25 @@ def _source(folder: RunFolder, image_set: ImageSet, split: Split) -> SourceFacts
     facts = folder.data
     targets, k = image_set.targets.numpy(), len(facts.class_names)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    weights = builders.class_weights(folder.recipe, targets[split.train], facts.class_names)
+    weights = builders.sample_weights(folder.recipe, image_set, split.train)
     return SourceFacts(
         name=facts.source_name,
         location=facts.source_location,
         class_counts={
             part: np.bincount(targets[indices], minlength=k).tolist() for part, indices in parts.items() if len(indices)
         },
-        class_weights=() if weights is None else weights.tolist(),
+        class_weights=() if weights is None else _by_class(weights.cpu().numpy()[split.train], targets[split.train], k),
         split_method=_HOW_SPLIT.get(split.method, f"Parts: {split.method}."),
         rejected=[(item["path"], item["reason"]) for item in facts.audit.get("rejected", [])],
         warnings=facts.audit.get("warnings", []),
     )
+
+
+def _by_class(weights: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], num_classes: int) -> tuple[float, ...]:
+    """What a training picture of each class weighs on average; NaN for a class without any."""
+    counts = np.bincount(targets, minlength=num_classes)
+    sums = np.bincount(targets, weights=weights, minlength=num_classes)
+    return tuple(np.divide(sums, counts, out=np.full(num_classes, np.nan), where=counts > 0).tolist())
 
 
 def _mistakes(image_set: ImageSet, split: Split, test: Evaluation) -> list[Mistake]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run, load_classifier
 from netloom.workflows.starting_weights import settle
-from netloom.workflows.training_run import Past, TrainingRun
+from netloom.workflows.training_run import Past, TrainingRun, names_of
 
 
 def train(
@@ -186,7 +187,11 @@ def resume(
     plan, place = _where(opened, device, reporter)
     if checkpoint is not None and trained_for != extended.epochs:
         _say_what_changes(reporter, extended, checkpoint)
-    departures = [] if checkpoint is None else _departures(opened, extended, checkpoint, place)
+    past = Past.of(result)
+    if checkpoint is not None:
+        departures = _departures(opened, extended, checkpoint, place)
+        departures += _without_callbacks(past, callbacks, reporter)
+        past = past.departing(departures)
     return TrainingRun(
         opened,
         extended,
@@ -197,7 +202,7 @@ def resume(
         plan=plan,
         checkpoint=checkpoint,
         profile=profile,
-        past=Past.of(result).departing(departures),
+        past=past,
     ).execute(callbacks)
 
 
@@ -269,6 +274,19 @@ def _departures(run: RunFolder, extended: Recipe, checkpoint: Checkpoint, device
     if plan is not None and plan.device != device:
         found.append(f"It began on {plan.device} and went on on {device}.")
     return found
+
+
+def _without_callbacks(past: Past, callbacks: Sequence[Callback], reporter: Reporter) -> list[str]:
+    """Says which of the user's own callbacks a training goes on without; the same as sentences for the run."""
+    missing = list((Counter(past.callbacks) - Counter(names_of(callbacks))).elements())
+    if not missing:
+        return []
+    names = printable(", ".join(missing))
+    reporter.say(
+        f"  note: it began with callbacks of your own ({names}) and goes on without them; whatever they changed ends "
+        "here. Give them to netloom.resume, as callbacks=[...], for the training that was begun"
+    )
+    return [f"It went on without callbacks that it began with: {names}."]
 
 
 def recipe_for(

@@ -48,11 +48,14 @@ class Past(NamedTuple):
     """How often the test part was looked at."""
     departures: tuple[str, ...] = ()
     """What sets it apart from a training in one go, as sentences."""
+    callbacks: tuple[str, ...] = ()
+    """Classes of the user's own callbacks."""
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Past:
         """What a run's result tells."""
-        return cls(int(result.get("tests", 0)), tuple(result.get("departures", ())))
+        departures, callbacks = result.get("departures", ()), result.get("callbacks", ())
+        return cls(int(result.get("tests", 0)), tuple(departures), tuple(callbacks))
 
     def departing(self, departures: Sequence[str]) -> Past:
         """The same with more that sets it apart, each once."""
@@ -60,7 +63,12 @@ class Past(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """As a result has it."""
-        return {"tests": self.tests, "departures": list(self.departures)}
+        return {"tests": self.tests, "departures": list(self.departures), "callbacks": list(self.callbacks)}
+
+
+def names_of(callbacks: Sequence[Callback]) -> tuple[str, ...]:
+    """The classes of callbacks, as a run remembers them."""
+    return tuple(type(callback).__name__ for callback in callbacks)
 
 
 @dataclass
@@ -123,6 +131,7 @@ class TrainingRun:
 
     def _trained(self, callbacks: Sequence[Callback]) -> tuple[TrainingState, dict[str, Any], Evaluation | None]:
         """Train, keep the weights and test."""
+        self.past = self.past._replace(callbacks=names_of(callbacks))
         self.fitting = Fitting.prepare(
             self.recipe,
             self.network,
@@ -152,14 +161,16 @@ class TrainingRun:
             return state, *self._tested(state, plan, users.call)
 
     def _fit(self, plan: ExecutionPlan, callbacks: Sequence[Callback]) -> TrainingState:
+        at_once = builders.is_solved_at_once(self.recipe)
         own = self.fitting.callbacks(self.run)
-        if not builders.is_solved_at_once(self.recipe):
-            own += [EpochProgress(self.reporter)] + ([Profile(self.run.profile_path)] if self.profile else [])
+        recorders = builders.build_recorders(self.recipe, self.run, solved_at_once=at_once)
+        if not at_once:
+            recorders += [EpochProgress(self.reporter)] + ([Profile(self.run.profile_path)] if self.profile else [])
         listener = listening() if self.interruption is None else contextlib.nullcontext(self.interruption)
-        with listener as interruption, contextlib.closing(CallbackList(own)):
+        with listener as interruption, contextlib.closing(CallbackList([*own, *recorders])):
             state = self.fitting.fit(
                 plan,
-                CallbackList([*own, *callbacks]),
+                CallbackList([*own, *callbacks, *recorders]),
                 checkpointer=Checkpointer(self.run.checkpoint_path),
                 resume=self.checkpoint,
                 interruption=interruption,
@@ -223,6 +234,7 @@ class TrainingRun:
             f"netloom.resume({str(self.run.path)!r}",
             in_memory=not self.data.facts.source_location,
             model=self.run.custom_model,
+            callbacks=bool(self.past.callbacks),
         )
         return InterruptedTrainingError(
             f"Training was {state.stop_reason} after {state.epoch} of {state.epochs} epochs. The run so far is "

@@ -73,7 +73,7 @@ class TensorBoard(Callback):
         with self._writing():
             for part in ("train", "validation") if state.validates else ("train",):
                 self._writers[part] = self._open_writer(
-                    str(self.folder / part), purge_step=state.epoch + 1 if state.epoch else None
+                    str(self.folder / part), purge_step=state.epoch + 1 if state.step else None
                 )
 
     def on_epoch_start(self, state: TrainingState) -> None:

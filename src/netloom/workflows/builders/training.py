@@ -143,7 +143,7 @@ def build_callbacks(
     content: Callable[[nn.Module], bytes] = weights_bytes,
     random_start: bool = True,
 ) -> list[Callback]:
-    """The callbacks of a recipe; those that write do so into the run's folder, and are left out without one.
+    """What a recipe has called during training, beside `build_recorders`; what keeps weights needs the run's folder.
 
     Args:
         recipe: Of the training.
@@ -181,10 +181,15 @@ def build_callbacks(
                 every=recipe.keep_every,
             )
         )
-    callbacks.append(CSVLog(folder.metrics_path))
-    if recipe.tensorboard:
-        callbacks.append(TensorBoard(folder.tensorboard_path, scaling=folder.data.scaling))
     return callbacks
+
+
+def build_recorders(recipe: Recipe, folder: RunFolder, *, solved_at_once: bool) -> list[Callback]:
+    """What writes each epoch's figures into a run's folder, behind all that may add some; else the table alone."""
+    recorders: list[Callback] = [CSVLog(folder.metrics_path)]
+    if recipe.tensorboard and not solved_at_once:
+        recorders.append(TensorBoard(folder.tensorboard_path, scaling=folder.data.scaling))
+    return recorders
 
 
 def kept_by(recipe: Recipe) -> str | None:
