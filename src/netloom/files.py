@@ -8,13 +8,16 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from netloom.errors import NetloomError, RunError
 
 _PARTIAL = ".partial"
+# Behind the end of any file that is locked, since Windows keeps others from reading what is locked.
+_LOCKED_BYTE = 2**30
 _MOST_NAME_BYTES = 160  # of the 255 that file systems allow; a Hangul syllable takes three
 # A list of numbers, one on each line; a string cannot look like it, since it holds no line breaks.
 _NUMBERS = re.compile(r"\[\n([-+0-9.eE,\s]+)\]")
@@ -73,6 +76,38 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def lock_file(path: Path, busy: str) -> IO[bytes]:
+    """Open a file that no other process has open so; the system ends the lock with the process.
+
+    Others may read the file. Network drives without locks let everybody in.
+
+    Args:
+        path: Made where there is none; what it holds stays.
+        busy: What to say where another process has it.
+
+    Raises:
+        RunError: Another process has it, or it cannot be written.
+    """
+    with writing(path, "Give write permission to its folder."):
+        file = path.open("ab")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(_LOCKED_BYTE)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise RunError(busy) from error
+    except OSError:  # a network drive without locks
+        pass
+    return file
 
 
 def partial_files(folder: Path) -> list[Path]:

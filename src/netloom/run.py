@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netloom.errors import RunError, did_you_mean
-from netloom.files import partial_files, read_json, safe_name, write_atomically, write_json, writing
+from netloom.files import lock_file, partial_files, read_json, safe_name, write_atomically, write_json, writing
 from netloom.recipe import Recipe, load_recipe
 from netloom.run_facts import DataFacts
 from netloom.run_values import Environment, ModeChoice, Result, SplitManifest, checked
@@ -296,6 +297,20 @@ class RunFolder:
     def write_recipe(self, recipe: Recipe) -> None:
         """Write what is trained."""
         write_atomically(self.recipe_path, recipe.to_yaml())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training this run during the body; the system lets them in after any death.
+
+        Raises:
+            RunError: Another one is training it, or the folder cannot be written.
+        """
+        path = self.path / _SPLIT  # which is written once and never replaced
+        if not path.is_file():  # a damaged run, of which others tell
+            yield
+            return
+        with lock_file(path, f"Another process is training {self.path}. Wait for its end, or end it."):
+            yield
 
     def remove_unfinished_files(self) -> None:
         """Remove what a killed process left half-written."""

@@ -116,8 +116,8 @@ def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_two_processes_do_not_write_to_one_study(tmp_path: Path) -> None:
     path = tmp_path / "study.db"
     program = (
-        "import sys, pathlib; from netloom.tuning.own_database import lock_file\n"
-        f"lock = lock_file(pathlib.Path({str(path.with_suffix('.lock'))!r})); print('locked', flush=True)\n"
+        "import sys, pathlib; from netloom.files import lock_file\n"
+        f"lock = lock_file(pathlib.Path({str(path.with_suffix('.lock'))!r}), 'busy'); print('locked', flush=True)\n"
         "sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

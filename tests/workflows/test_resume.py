@@ -24,7 +24,7 @@ from netloom.cli import app
 from netloom.data import decoding
 from netloom.data.imageset import load_image_set
 from netloom.data.worker_pool import WorkerPool
-from netloom.errors import NetloomError
+from netloom.errors import NetloomError, RunError
 from netloom.progress import Reporter
 from netloom.recipe import load_recipe
 from netloom.training.callbacks import Callback
@@ -239,6 +239,30 @@ def test_an_interrupted_training_is_resumed_bit_for_bit(
     assert caught.value.run.result["status"] == "interrupted"
     assert "test" not in caught.value.run.result
     assert_same_bits(resume(folder), whole)
+
+
+def test_a_run_that_is_training_is_left_alone(photos: Path, tmp_path: Path) -> None:
+    """By another process; a second one would take its half-written files for those of a killed one."""
+    program = (
+        "import sys, netloom\n"
+        "class Waits(netloom.Callback):\n"
+        "    def on_epoch_end(self, state):\n"
+        "        print('training', flush=True); sys.stdin.read()\n"
+        f"netloom.train({str(photos)!r}, out={str(tmp_path)!r}, epochs=2, quiet=True, callbacks=[Waits()])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == b"training"
+        (folder,) = tmp_path.iterdir()
+        half_written = folder / ".checkpoint.safetensors.1.partial"
+        half_written.write_bytes(b"")
+        with pytest.raises(RunError, match="Another process is training"):
+            netloom.resume(folder, quiet=True)
+        assert half_written.exists()
+        assert netloom.load(folder).split
+        other.kill()
+    assert netloom.resume(folder, quiet=True).result["status"] == "finished"
+    assert not half_written.exists()
 
 
 @POSIX

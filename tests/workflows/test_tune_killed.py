@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 import netloom
 from netloom.cli import app
 from netloom.errors import NetloomError, RunError, TrainingError
+from netloom.files import lock_file
 from netloom.runtime import ExecutionPlan
-from netloom.tuning.own_database import lock_file
 from netloom.tuning.storage import sqlite_url
 from netloom.tuning.study import SearchStudy
 from netloom.workflows import search as search_module
@@ -556,7 +556,7 @@ def test_two_searches_share_a_file_or_say_why_not(photos: Path, tmp_path: Path, 
 
 def test_a_search_that_still_runs_is_not_gone_on_with(photos: Path, tmp_path: Path) -> None:
     folder = tune(photos, tmp_path, n_trials=1).path
-    with lock_file(folder / "study.lock"), pytest.raises(RunError, match="Another process is at work on"):
+    with lock_file(folder / "study.lock", "busy"), pytest.raises(RunError, match="Another process is at work on"):
         netloom.resume_tune(folder, n_trials=2, quiet=True)
     assert len(netloom.resume_tune(folder, n_trials=2, jobs=1, quiet=True).trials) == 2
 

@@ -7,8 +7,6 @@ waits for 3 to 8 (`benchmarks/search_overhead.py`).
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,36 +18,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from netloom.errors import RunError
-from netloom.files import writing
-
-
-def lock_file(path: Path) -> IO[bytes]:
-    """Open a file that no other process has open so; the system ends the lock with the process.
-
-    Raises:
-        RunError: Another process has it, or it cannot be written.
-    """
-    with writing(path, "Give write permission to its folder."):
-        file = path.open("ab")
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0, os.SEEK_SET)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
-        raise RunError(
-            f"Another process is at work on {path.parent}. Wait for its end, or end it; several that share one study "
-            "need a database of their own, see --storage."
-        ) from error
-    except OSError:  # a network drive without locks
-        pass
-    return file
 
 
 class OwnDatabase(InMemoryStorage):

@@ -17,7 +17,8 @@ import sqlalchemy
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 
 from netloom.errors import NetloomError, RunError
-from netloom.tuning.own_database import OwnDatabase, lock_file
+from netloom.files import lock_file
+from netloom.tuning.own_database import OwnDatabase
 
 _SECONDS_TO_WAIT = 120
 """For another writer of the same SQLite file."""
@@ -45,7 +46,11 @@ def open_own(path: Path) -> OwnDatabase:
         RunError: Another process has it open so.
         NetloomError: It cannot be opened.
     """
-    lock = lock_file(path.with_suffix(".lock"))
+    lock = lock_file(
+        path.with_suffix(".lock"),
+        f"Another process is at work on {path.parent}. Wait for its end, or end it; several that share one study "
+        "need a database of their own, see --storage.",
+    )
     try:
         database = open_file(path)
         try:

@@ -76,7 +76,8 @@ def pretrain(
         environment=environment_record(),
         pictures=pictures_to_remember(data.image_set, data.split, labelled=False),
     )
-    return PretrainingRun(Run(folder.path), chosen, data, embedder, device, reporter, plan=plan).execute(callbacks)
+    with folder.alone():
+        return PretrainingRun(Run(folder.path), chosen, data, embedder, device, reporter, plan=plan).execute(callbacks)
 
 
 def resume_pretraining(
@@ -95,7 +96,7 @@ def resume_pretraining(
         callbacks: The same as were given to `pretrain`.
 
     Raises:
-        RunError: There is no such run, it is no pretraining, or its pictures have changed.
+        RunError: There is no such run, it is no pretraining, another process trains it, or its pictures have changed.
         InterruptedTrainingError: Ctrl-C or SIGTERM; the run can be resumed.
     """
     keep_freed_memory()
@@ -106,26 +107,27 @@ def resume_pretraining(
         raise RunError(
             f"{opened.path} is a training with labels; go on with it by: netloom train --resume {opened.path}"
         )
-    opened.remove_unfinished_files()
-    if opened.result["status"] == "finished":
-        if not opened.is_complete:  # it was killed between its result and its report
-            from netloom.workflows.pretraining_report import write_pretraining_report
+    with opened.alone():
+        opened.remove_unfinished_files()
+        if opened.result["status"] == "finished":
+            if not opened.is_complete:  # it was killed between its result and its report
+                from netloom.workflows.pretraining_report import write_pretraining_report
 
-            write_pretraining_report(opened)
-        reporter.say(f"{opened.path} is finished.")
-        return opened
-    data = reopen_unlabelled(opened, source, recipe, reporter)
-    plan = opened.saved_plan
-    return PretrainingRun(
-        opened,
-        recipe,
-        data,
-        _embedder(recipe, data),
-        resolve_device("auto" if plan is None else plan.device),
-        reporter,
-        plan=plan,
-        checkpoint=load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None,
-    ).execute(callbacks)
+                write_pretraining_report(opened)
+            reporter.say(f"{opened.path} is finished.")
+            return opened
+        data = reopen_unlabelled(opened, source, recipe, reporter)
+        plan = opened.saved_plan
+        return PretrainingRun(
+            opened,
+            recipe,
+            data,
+            _embedder(recipe, data),
+            resolve_device("auto" if plan is None else plan.device),
+            reporter,
+            plan=plan,
+            checkpoint=load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None,
+        ).execute(callbacks)
 
 
 def _recipe(recipe: str | Path | Recipe, overrides: Mapping[str, Any]) -> Recipe:

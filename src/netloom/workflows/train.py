@@ -124,7 +124,8 @@ def begin(
     )
     run = Run(folder.path, model=model)
     training = TrainingRun(run, chosen, data, network, heads, device, reporter, plan=plan, profile=profile)
-    return training.execute(callbacks)
+    with run.alone():
+        return training.execute(callbacks)
 
 
 def resume(
@@ -159,13 +160,31 @@ def resume(
         profile: Write a trace of some steps, as for `train`.
 
     Raises:
-        RunError: There is no such run, its pictures have changed, or `epochs` is less than it has already.
+        RunError: There is no such run, another process is training it, its pictures have changed, or `epochs` is less
+            than it has already.
         NetloomError: The device is not available.
         InterruptedTrainingError: Ctrl-C or SIGTERM; the run so far stays usable.
     """
     keep_freed_memory()
     reporter = Reporter(quiet=quiet)
     opened = load_classifier(run, model=model)
+    with opened.alone():
+        training = _to_go_on(opened, epochs, device, model, source, reporter, callbacks, profile=profile)
+        return opened if training is None else training.execute(callbacks)
+
+
+def _to_go_on(
+    opened: Run,
+    epochs: int | None,
+    device: str | None,
+    model: CustomModel | None,
+    source: ImageSet | None,
+    reporter: Reporter,
+    callbacks: Sequence[Callback],
+    *,
+    profile: bool,
+) -> TrainingRun | None:
+    """The training that goes on with a run; None where there is nothing left to do."""
     opened.remove_unfinished_files()
     recipe, result = opened.recipe, opened.result
     builders.check_extras(recipe)
@@ -181,7 +200,7 @@ def resume(
             complete_report(opened, finished.image_set, finished.split)
             reporter.say(f"It had no report yet: {opened.report_path}")
         reporter.say(f"{opened.path} is finished; say how many epochs it shall have: --set epochs=N.")
-        return opened
+        return None
     extended = _extended(opened, recipe, epochs, checkpoint)
     data = reopen_data(opened, source, reporter)
     plan, place = _where(opened, device, reporter)
@@ -203,7 +222,7 @@ def resume(
         checkpoint=checkpoint,
         profile=profile,
         past=past,
-    ).execute(callbacks)
+    )
 
 
 def _where(run: RunFolder, device: str | None, reporter: Reporter) -> tuple[ExecutionPlan | None, str]:
