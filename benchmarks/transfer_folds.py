@@ -4,13 +4,14 @@
         [--modes frozen finetune]
 
 Each mode is cross-validated with its shipped recipe: `netloom cv ARCHIVE --recipe transfer-MODE --folds K` on all
-pictures. Recorded are each mode's accuracies and how the later modes differ from `features`, which always comes first,
+pictures, with a cache of its own that is empty. Recorded are each mode's accuracies and how the later modes differ from `features`, which always comes first,
 with the corrected interval and the exact test by which `--mode auto` decides.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -39,9 +40,10 @@ def main() -> None:
     first = None
     with tempfile.TemporaryDirectory() as scratch:
         for mode in (MODES[0], *arguments.modes):
+            os.environ["NETLOOM_CACHE"] = f"{scratch}/cache-{mode}"
             others, started = OtherWork(), time.perf_counter()
             found = netloom.cross_validate(
-                arguments.archive, f"transfer-{mode}", folds=arguments.folds, settings=settings, out=scratch
+                arguments.archive, f"transfer-{mode}", folds=arguments.folds, settings=settings, out=f"{scratch}/runs"
             )
             first = first or found.scores
             accuracy = found.scores.accuracy
