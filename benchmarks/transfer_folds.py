@@ -4,8 +4,8 @@
         [--modes frozen finetune]
 
 Each mode is cross-validated with its shipped recipe: `netloom cv ARCHIVE --recipe transfer-MODE --folds K` on all
-pictures, with a cache of its own that is empty. Recorded are each mode's accuracies and how the later modes differ from `features`, which always comes first,
-with the corrected interval and the exact test by which `--mode auto` decides.
+pictures, with a cache of its own that is empty. Recorded are each mode's accuracies and how the later modes differ from
+`features`, which always comes first, with the corrected interval and the exact test by which `--mode auto` decides.
 """
 
 from __future__ import annotations
