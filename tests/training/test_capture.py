@@ -240,3 +240,43 @@ def test_an_error_of_any_kind_behind_the_trace_is_told_as_one(monkeypatch: pytes
     monkeypatch.setattr("netloom.training.capture._trace_gradients", fail)
     with pytest.raises(CaptureError, match="float8"):
         sharded(Plain(), a_batch(), 2)
+
+
+class Reordered(Plain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x[:, :, [1, 0]])
+
+
+class Scaled(Plain):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return super().features(x) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+
+class ScaledAlike(Plain):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return super().features(x) * torch.tensor(2.0)
+
+
+class ByText(Plain):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(super().features(x), approximate="tanh")
+
+
+@pytest.mark.parametrize("kind", [Reordered, Scaled, ScaledAlike, ByText])
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_constants_and_texts_of_the_models_code_are_held(kind: type[nn.Module], n_shards: int) -> None:
+    sharded(kind(), a_batch(), n_shards).assert_like(whole(kind(), a_batch()))
+    assert choose_plan(TimedSteps(kind(), a_batch(), [CLASSES]), **OPTIONS, shards=2).shards == 2
+
+
+def test_an_error_of_any_kind_in_a_divided_step_leaves_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise KeyError("v__tensor_constant0")
+
+    monkeypatch.setattr("netloom.training.shards._take_through", fail)
+    monkeypatch.setattr(planning, "_WORTHWHILE", 0.0)
+    plan = choose_plan(TimedSteps(Plain(), a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12)
+    assert plan.shards == 0
+    assert "v__tensor_constant0" in plan.reason
+    with pytest.raises(CaptureError, match="v__tensor_constant0"):
+        choose_plan(TimedSteps(Plain(), a_batch(), [CLASSES]), **OPTIONS, shards=2)

@@ -100,6 +100,7 @@ class StepGraph:
         counters: Buffers that count batches, by place.
         norms: For each batch normalization the places of its running mean and variance, and its momentum.
         convolutions: For each convolution its shape; None where it is none that `unfolded_convolution` can take.
+        constants: Tensors that the model's code makes of numbers, in the order of their `get_attr` nodes.
     """
 
     graph: Graph
@@ -108,6 +109,7 @@ class StepGraph:
     counters: list[int]
     norms: list[tuple[int, int, float]]
     convolutions: list[ConvolutionShape | None]
+    constants: list[torch.Tensor]
 
 
 class _Step(nn.Module):
@@ -392,6 +394,7 @@ def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, head
     with torch.enable_grad():
         joint = make_fx(run, tracing_mode="fake")(*values, *others, *flat_batch(batch, heads), torch.ones(()), *masks)
     joint.graph.eliminate_dead_code()
+    constants = [getattr(joint, str(node.target)) for node in joint.graph.nodes if node.op == "get_attr"]
     return StepGraph(
-        joint.graph, has_gradient, rewritten.masks, rewritten.counters, rewritten.norms, rewritten.convolutions
+        joint.graph, has_gradient, rewritten.masks, rewritten.counters, rewritten.norms, rewritten.convolutions, constants
     )

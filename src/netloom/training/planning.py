@@ -16,6 +16,7 @@ from netloom.models.backbones import BackboneTrunk
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
+from netloom.training.capture import CaptureError
 from netloom.training.cuda_graphs import RecordingError, check_replayed
 from netloom.training.divided import DividedStep
 from netloom.training.step import TrainingStep
@@ -129,7 +130,7 @@ def choose_plan(
         threads: How many of the CPU's are the training's, where that is decided already; None to measure.
 
     Raises:
-        TrainingError: Shards are asked for, but the model cannot be divided.
+        TrainingError: Shards are asked for, but the model cannot be divided, or its step fails in them.
     """
     plan = _plan_of_whole_batches(steps, device=device, precision=precision, threads=threads, n_steps=n_steps)
     if device != "cpu":
@@ -141,7 +142,7 @@ def choose_plan(
         return plan
     if shards != "auto":
         divided = replace(plan, shards=int(shards))
-        with executing(divided), steps.divided(divided) as step:
+        with _told_as_capture_error(), executing(divided), steps.divided(divided) as step:
             step.check()
             return replace(divided, unfolded=step.faster_unfolded())
     return _divided_if_faster(plan, steps, min(most, len(steps.batch)), n_steps)
@@ -154,14 +155,26 @@ def _divided_if_faster(plan: ExecutionPlan, steps: TimedSteps, most: int, n_step
     # Where all threads were best for whole batches no other work has their cores, and fewer shards would do less.
     for shards in [most, max(1, most // 2)] if plan.threads < most else [most]:
         try:
-            divided = _prepared(replace(plan, shards=shards), steps)
-            (seconds,) = steps.seconds([divided])
+            with _told_as_capture_error():
+                divided = _prepared(replace(plan, shards=shards), steps)
+                (seconds,) = steps.seconds([divided])
         except TrainingError as error:
             return replace(plan, reason=f"{plan.reason}; {error}")
         if whole >= seconds * _WORTHWHILE:
             faster = f"a step is {whole / seconds:.1f} times faster in {shards} shards"
             return replace(divided, reason=f"{plan.reason}; {faster}")
     return plan
+
+
+@contextlib.contextmanager
+def _told_as_capture_error() -> Iterator[None]:
+    """Whatever goes wrong with a step in shards: a training can do without them."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:  # of any kind, as models are
+        raise CaptureError.by(error, "a step in shards failed") from error
 
 
 def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:

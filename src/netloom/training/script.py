@@ -41,13 +41,13 @@ class Segment:
 
 
 def compile_segments(graph: Graph) -> tuple[list[str], list[Segment], list[str]]:
-    """Names of the graph's inputs, its segments, and names of its outputs.
+    """Names of the graph's inputs and then of its constants, its segments, and names of its outputs.
 
     Raises:
         ValueError: The graph holds what TorchScript cannot.
     """
     nodes = list(graph.nodes)
-    inputs = [_name(node) for node in nodes if node.op == "placeholder"]
+    inputs = [_name(node) for op in ("placeholder", "get_attr") for node in nodes if node.op == op]
     pieces = _cut([node for node in nodes if node.op == "call_function"])
     (output,) = (node for node in nodes if node.op == "output")
     results = [_name(node) for node in output.args[0]]
@@ -128,7 +128,7 @@ def _argument(value: Any, declared: str = "") -> str:
         return "0"
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return f'float("{value}")'
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     raise ValueError(f"{value!r} has no TorchScript")
 

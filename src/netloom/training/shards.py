@@ -85,7 +85,7 @@ class ShardedGradients:
         shares = _shares(batch, shards)
         state = [p.detach() for p in (*self._trained, *self._frozen)] + self._buffers
         values = [
-            dict(zip(c.inputs, [*state, *flat_batch(shard, self.heads), share, *own], strict=True))
+            dict(zip(c.inputs, [*state, *flat_batch(shard, self.heads), share, *own, *c.graph.constants], strict=True))
             for c, shard, share, own in zip(compiled, shards, shares, masks, strict=True)
         ]
         results = self._crew.run([c.segments for c in compiled], values, [c.results for c in compiled])
