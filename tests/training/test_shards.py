@@ -23,7 +23,7 @@ from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan, executing
 from netloom.training import planning, shards
-from netloom.training.capture import CaptureError, capture
+from netloom.training.capture import CaptureError, Mask, capture
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
 from netloom.training.convolution import unfolded_convolution
 from netloom.training.gradients import WholeBatchGradients
@@ -424,3 +424,12 @@ def test_a_plan_names_the_convolutions_that_are_unfolded() -> None:
     kernels = [str(node.target) for node in graph.nodes]
     assert kernels.count("aten.as_strided.default") == 2
     sharded(model, batch, 2, unfolded=(0, 1)).assert_like(whole(model, batch))
+
+
+def test_a_probability_too_small_for_the_random_bits_drops_nothing() -> None:
+    """Sixteen of them cannot tell it from 0."""
+    mask = Mask((3, 4, 4), 1 - 1e-6, 1.0, torch.float32)
+    assert bool((mask.draw(1, 64) == 1).all())
+    assert mask.draw(1, 64).is_contiguous(memory_format=torch.channels_last)
+    model = convolutional(dropout=1e-6)
+    sharded(model, a_batch(), 2).assert_like(whole(model, a_batch()))
