@@ -397,5 +397,11 @@ def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, head
     joint.graph.eliminate_dead_code()
     constants = [getattr(joint, str(node.target)) for node in joint.graph.nodes if node.op == "get_attr"]
     return StepGraph(
-        joint.graph, has_gradient, rewritten.masks, rewritten.counters, rewritten.norms, rewritten.convolutions, constants
+        joint.graph,
+        has_gradient,
+        rewritten.masks,
+        rewritten.counters,
+        rewritten.norms,
+        rewritten.convolutions,
+        constants,
     )

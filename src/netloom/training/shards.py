@@ -63,6 +63,8 @@ class ShardedGradients:
     def renew(self) -> None:
         """Capture the step anew, of other parameters than before: no gradient of a frozen one is in the graph."""
         self._trained, self._frozen = split_parameters(self.model)
+        for parameter in self._frozen:  # no step will look at it, but optimizers would
+            parameter.grad = None
         self._buffers = list(self.model.buffers())
         self._compiled: dict[tuple[object, ...], _Compiled] = {}
 
