@@ -35,6 +35,12 @@ _HOPELESS = 5.0
 _SHORT_SECONDS = 15.0
 _SHORT_SECONDS_ON_GPU = 3.0
 
+# The plan of a training longer than this is worth more repetitions, as long as each comparison takes no more than this
+# share of the training: what a busy moment decides would be kept for hours.
+_LONG_SECONDS = 60.0
+_SHARE_FOR_REPETITIONS = 0.01
+_MORE_REPETITIONS = 8
+
 Run = Callable[[], object]
 MakeStep = Callable[[nn.Module, ExecutionPlan], TrainingStep]
 
@@ -68,17 +74,32 @@ class TimedSteps:
                 group["lr"] = 0.0  # so that every repetition computes with the same, finite weights
             yield lambda: step(self.batch if self.draw is None else self.draw(), 0)
 
-    def seconds(self, plans: Sequence[ExecutionPlan]) -> list[float]:
-        """Seconds of a step under each of the plans, all of one device; see `fastest_seconds`."""
+    def seconds(self, plans: Sequence[ExecutionPlan], *, n_steps: int = 0) -> list[float]:
+        """Seconds of a step under each of the plans, all of one device; see `fastest_seconds`.
+
+        If `n_steps` of them take long, the plans are timed again and again in turn, as long as that does not.
+        """
         found: list[float] = []
-        for plan in plans:
-            with executing(plan), self.under(plan) as step:
-                torch.set_num_threads(plan.threads_between_steps)
-                if plan.shards or plan.graphed:
-                    step()  # captured first, which takes long
-                first = seconds_of(step, plan.device)
-                hopeless = bool(found) and first > _HOPELESS * min(found)
-                found.append(first if hopeless else fastest_seconds([step], plan.device, warmed_up=True)[0])
+        with contextlib.ExitStack() as kept:
+            runs: list[Run] = []
+            for plan in plans:
+                with executing(plan):
+                    step = kept.enter_context(self.under(plan))
+                    torch.set_num_threads(plan.threads_between_steps)
+                    if plan.shards or plan.graphed:
+                        step()  # captured first, which takes long
+                    first = seconds_of(step, plan.device)
+                    hopeless = bool(found) and first > _HOPELESS * min(found)
+                    found.append(first if hopeless else fastest_seconds([step], plan.device, warmed_up=True)[0])
+                runs.append(step)
+                if not n_steps:
+                    kept.close()
+            hopeful = [i for i, seconds in enumerate(found) if seconds <= _HOPELESS * min(found)]
+            for _ in range(_more_repetitions([found[i] for i in hopeful], n_steps)):
+                for i in hopeful:
+                    with executing(plans[i]):
+                        torch.set_num_threads(plans[i].threads_between_steps)
+                        found[i] = min(found[i], seconds_of(runs[i], plans[i].device))
         return found
 
     def divided(self, plan: ExecutionPlan) -> DividedStep:
@@ -97,6 +118,14 @@ class TimedSteps:
     def _of_gradients(self, replica: nn.Module, plan: ExecutionPlan) -> TrainingStep:
         idle = torch.optim.SGD([nn.Parameter(torch.zeros((), device=plan.device))], lr=0.0)
         return TrainingStep(replica, self.heads, idle, plan=plan, seed=0, label_smoothing=self.label_smoothing)
+
+
+def _more_repetitions(seconds: Sequence[float], n_steps: int) -> int:
+    """How many more times steps that take so long may be timed, each, before a training of `n_steps` of the fastest."""
+    training = n_steps * min(seconds)
+    if training < _LONG_SECONDS:
+        return 0
+    return min(_MORE_REPETITIONS, int(_SHARE_FOR_REPETITIONS * training / sum(seconds)))
 
 
 def choose_plan(
@@ -157,7 +186,7 @@ def _divided_if_faster(plan: ExecutionPlan, steps: TimedSteps, most: int, n_step
         try:
             with _told_as_capture_error():
                 divided = _prepared(replace(plan, shards=shards), steps)
-                (seconds,) = steps.seconds([divided])
+                whole, seconds = steps.seconds([plan, divided], n_steps=n_steps)
         except TrainingError as error:
             return replace(plan, reason=f"{plan.reason}; {error}")
         if whole >= seconds * _WORTHWHILE:
@@ -194,16 +223,16 @@ def _plan_of_whole_batches(
     steps: TimedSteps, *, device: str, precision: str, threads: int | None, n_steps: int
 ) -> ExecutionPlan:
     if threads is None:
-        threads = _fastest_threads(steps, precision) if device == "cpu" else training_threads()
+        threads = _fastest_threads(steps, precision, n_steps) if device == "cpu" else training_threads()
     plan, graphs = ExecutionPlan(device, threads, "float32"), ""
     if device.startswith("cuda"):
         plan, graphs = _graphed_if_faster(replace(plan, precision=_asked(precision)), steps, n_steps)
         plan = replace(plan, precision="float32")
     try:
-        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision)
+        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision, n_steps=n_steps)
     except RecordingError as error:  # in the other precision
         plan, graphs = replace(plan, graphed=False), str(error)
-        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision)
+        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision, n_steps=n_steps)
     return replace(plan, reason=f"{plan.reason}; {graphs}") if graphs else plan
 
 
@@ -262,6 +291,7 @@ def _in_faster_precision(
     what: str,
     *,
     precision: str,
+    n_steps: int = 0,
 ) -> ExecutionPlan:
     """The plan, which is in float32, or the same in bfloat16 where that is asked for or clearly faster."""
     other = replace(plan, precision="bfloat16")
@@ -275,7 +305,11 @@ def _in_faster_precision(
     # In turn, since others come and go; but a GPU may have no room for two copies with the states of their optimizers.
     for beside in [[plan, other]] if plan.device == "cpu" else [[plan], [other]]:
         with executing(plan), contextlib.ExitStack() as stack:
-            seconds += fastest_seconds([stack.enter_context(under(one)) for one in beside], plan.device)
+            runs = [stack.enter_context(under(one)) for one in beside]
+            fastest = fastest_seconds(runs, plan.device)
+            for _ in range(_more_repetitions(fastest, n_steps)):
+                fastest = [min(best, seconds_of(run, plan.device)) for best, run in zip(fastest, runs, strict=True)]
+            seconds += fastest
     speedup = seconds[0] / seconds[1]
     return replace(other if speedup >= _WORTHWHILE else plan, reason=_comparison(what, speedup))
 
@@ -312,11 +346,12 @@ def _convolution(plan: ExecutionPlan) -> Callable[[], None]:
     return run
 
 
-def _fastest_threads(steps: TimedSteps, precision: str) -> int:
+def _fastest_threads(steps: TimedSteps, precision: str, n_steps: int) -> int:
     most = training_threads()
     candidates = sorted({1, max(1, most // 2), most})
     if len(candidates) == 1:
         return most
-    seconds = steps.seconds([ExecutionPlan("cpu", threads, _asked(precision)) for threads in candidates])
+    plans = [ExecutionPlan("cpu", threads, _asked(precision)) for threads in candidates]
+    seconds = steps.seconds(plans, n_steps=n_steps)
     nearly = min(seconds) * _NEARLY_AS_FAST
     return next(threads for threads, taken in zip(candidates, seconds, strict=True) if taken <= nearly)
