@@ -237,3 +237,17 @@ def test_a_busy_moment_does_not_decide_over_a_long_training(gradients_take: Call
     assert before < clock.now < before + 0.02 * 10**4
     gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, OnceBusy({4: [2.0, 2.0, 2.0, 0.5]}))
     assert choose_plan(steps, **options, n_steps=10**4).shards == 4
+
+
+def test_shards_whose_gradients_do_not_fit_the_memory_are_not_tried(
+    gradients_take: Callable[..., Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them has a full set, and all together may have a quarter of what is free."""
+    steps = TimedSteps(network(), a_batch(), [HEAD])
+    a_set = sum(4 * parameter.numel() for parameter in steps.model.parameters())
+    gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, {2: 0.5, 3: 0.5, 4: 0.5})
+    for sets, n_shards in ((4, 4), (3.5, 3), (2, 2), (1.5, 0), (0.5, 0)):
+        monkeypatch.setattr(planning, "free_memory_bytes", lambda sets=sets: int(4 * sets * a_set))
+        plan = choose_plan(steps, **LONG)
+        assert plan.shards == n_shards
+        assert ("would not fit" in plan.reason) == (n_shards == 0)

@@ -12,6 +12,7 @@ from torch import nn
 
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
+from netloom.memory import free_memory_bytes
 from netloom.models.backbones import BackboneTrunk
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
@@ -40,6 +41,9 @@ _SHORT_SECONDS_ON_GPU = 3.0
 _LONG_SECONDS = 60.0
 _SHARE_FOR_REPETITIONS = 0.01
 _MORE_REPETITIONS = 8
+
+# What the gradients of all shards may take of the free memory: each has a full set.
+_SHARE_OF_FREE_MEMORY = 0.25
 
 Run = Callable[[], object]
 MakeStep = Callable[[nn.Module, ExecutionPlan], TrainingStep]
@@ -182,7 +186,11 @@ def _divided_if_faster(plan: ExecutionPlan, steps: TimedSteps, most: int, n_step
     if n_steps * whole < _SHORT_SECONDS:
         return plan
     # Where all threads were best for whole batches no other work has their cores, and fewer shards would do less.
-    for shards in [most, max(1, most // 2)] if plan.threads < most else [most]:
+    numbers = [most, max(1, most // 2)] if plan.threads < most else [most]
+    fitting = _most_in_memory(steps.model, max(numbers))
+    if fitting < 1:
+        return replace(plan, reason=f"{plan.reason}; the gradients of shards would not fit the free memory")
+    for shards in dict.fromkeys(min(number, fitting) for number in numbers):
         try:
             with _told_as_capture_error():
                 divided = _prepared(replace(plan, shards=shards), steps)
@@ -193,6 +201,15 @@ def _divided_if_faster(plan: ExecutionPlan, steps: TimedSteps, most: int, n_step
             faster = f"a step is {whole / seconds:.1f} times faster in {shards} shards"
             return replace(divided, reason=f"{plan.reason}; {faster}")
     return plan
+
+
+def _most_in_memory(model: nn.Module, most: int) -> int:
+    """How many of so many shards have room for a full set of gradients each; 0 if that is no division any more."""
+    a_set = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    fitting = int(_SHARE_OF_FREE_MEMORY * free_memory_bytes() // max(1, a_set))
+    if fitting >= most:
+        return most
+    return fitting if fitting > 1 else 0
 
 
 @contextlib.contextmanager

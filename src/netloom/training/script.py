@@ -32,12 +32,14 @@ class Segment:
         inputs: Names of values.
         outputs: Names of values.
         gathered: Name of the value that the exchange gives; empty for the last segment.
+        done_with: Names of values that nothing behind it needs.
     """
 
     run: Callable[..., list[torch.Tensor]]
     inputs: list[str]
     outputs: list[str]
     gathered: str
+    done_with: list[str]
 
 
 def compile_segments(graph: Graph) -> tuple[list[str], list[Segment], list[str]]:
@@ -61,7 +63,9 @@ def compile_segments(graph: Graph) -> tuple[list[str], list[Segment], list[str]]
         wanted = needed_later - {gathered}
         outputs = [name for name in dict.fromkeys(map(_name, piece)) if name in wanted]
         taken = sorted((used | set(sent)) - made)
-        segments.append(Segment(_compile(piece, taken, outputs + sent), taken, outputs + sent, gathered))
+        run, given = _compile(piece, taken, outputs + sent), outputs + sent
+        done_with = sorted(({*taken, *given}) - needed_later)
+        segments.append(Segment(run, taken, given, gathered, done_with))
         needed_later = (wanted - made) | set(taken)
     return inputs, segments[::-1], results
 

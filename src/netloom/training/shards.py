@@ -255,6 +255,9 @@ def _take_through(
             values.update(zip(segment.outputs, outputs, strict=True))
             if segment.gathered:
                 values[segment.gathered] = meeting.exchange(number, outputs[-1])
+            del outputs  # else they would live beside the next segment's
+            for name in segment.done_with:
+                values.pop(name, None)
     return [values[name] for name in wanted]
 
 
