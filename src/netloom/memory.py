@@ -42,6 +42,15 @@ def memory_limit_bytes() -> int:
     return min(_machine_bytes(), _container_bytes(), _process_bytes())
 
 
+def free_memory_bytes() -> int:
+    """How much of that is free or would be given back to this process; all of it where nothing tells."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return min(memory_limit_bytes(), int(available.split()[1]) * 1024)
+    return memory_limit_bytes()
+
+
 _UNLIMITED = sys.maxsize
 
 

@@ -102,3 +102,7 @@ def test_a_limit_of_the_process_counts(kind: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) == 2**28
+
+
+def test_no_more_memory_is_free_than_there_is() -> None:
+    assert 0 < memory.free_memory_bytes() <= memory.memory_limit_bytes()

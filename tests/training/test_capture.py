@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch.nn.modules.module import register_module_full_backward_hook
 
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
+from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
+from netloom.models.registry import create_model
 from netloom.recipe import load_recipe
 from netloom.runtime import ExecutionPlan
 from netloom.training import planning
@@ -240,3 +243,58 @@ def test_an_error_of_any_kind_behind_the_trace_is_told_as_one(monkeypatch: pytes
     monkeypatch.setattr("netloom.training.capture._trace_gradients", fail)
     with pytest.raises(CaptureError, match="float8"):
         sharded(Plain(), a_batch(), 2)
+
+
+class Reordered(Plain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x[:, :, [1, 0]])
+
+
+class Scaled(Plain):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return super().features(x) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+
+class ScaledAlike(Plain):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return super().features(x) * torch.tensor(2.0)
+
+
+class ByText(Plain):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(super().features(x), approximate="tanh")
+
+
+@pytest.mark.parametrize("kind", [Reordered, Scaled, ScaledAlike, ByText])
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_constants_and_texts_of_the_models_code_are_held(kind: type[nn.Module], n_shards: int) -> None:
+    sharded(kind(), a_batch(), n_shards).assert_like(whole(kind(), a_batch()))
+    assert choose_plan(TimedSteps(kind(), a_batch(), [CLASSES]), **OPTIONS, shards=2).shards == 2
+
+
+def test_an_error_of_any_kind_in_a_divided_step_leaves_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise KeyError("v__tensor_constant0")
+
+    monkeypatch.setattr("netloom.training.shards._take_through", fail)
+    monkeypatch.setattr(planning, "_WORTHWHILE", 0.0)
+    plan = choose_plan(TimedSteps(Plain(), a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12)
+    assert plan.shards == 0
+    assert "v__tensor_constant0" in plan.reason
+    with pytest.raises(CaptureError, match="v__tensor_constant0"):
+        choose_plan(TimedSteps(Plain(), a_batch(), [CLASSES]), **OPTIONS, shards=2)
+
+
+def test_a_users_own_image_model_is_compared_though_the_registrys_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trunk goes another way to its gradients, which no graph tells."""
+    trunk = nn.Sequential(OrderedDict(flat=nn.Flatten(), body=WithoutGradients()))
+    own = ImageModel(trunk=trunk, head=nn.Sequential(), num_features=5, classifier_features=5, num_outputs=5)
+    monkeypatch.setattr(planning, "_WORTHWHILE", 0.0)
+    plan = choose_plan(TimedSteps(own, a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12)
+    assert plan.shards == 0
+    assert "cannot be divided among threads" in plan.reason
+    checked: list[str] = []
+    monkeypatch.setattr(planning.DividedStep, "check", lambda self: checked.append("yes"))
+    registered = create_model("mlp", in_channels=1, num_outputs=5, image_size=(2, 3), seed=0)
+    assert choose_plan(TimedSteps(registered, a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12).shards == 2
+    assert not checked

@@ -20,6 +20,7 @@ from netloom.training import cuda_graphs, planning
 from netloom.training.callbacks import Callback
 from netloom.training.cuda_graphs import GraphedGradients, Recorder, RecordingError, check_replayed
 from netloom.training.gradients import WholeBatchGradients
+from netloom.training.optim import create_optimizer
 from netloom.training.planning import TimedSteps, choose_plan
 from netloom.training.state import TrainingState
 from training.helpers import HEAD, PLAN, batches, equal, network, train, untimed
@@ -273,3 +274,67 @@ def test_hooks_of_torch_are_called_however_steps_are_executed(
     assert watcher.calls == list(range(6, 12))
     assert len(state.history) == 3
     assert equal(state.model, train(plan=plan, validation=None, epochs=3).model) or plan.shards
+
+
+class Changing(Callback):
+    """Does something to the network before its second epoch."""
+
+    def __init__(self, change: Callable[[Any], object]) -> None:
+        self.change = change
+
+    def on_epoch_start(self, state: TrainingState) -> None:
+        if state.epoch == 1:
+            self.change(state.model)
+
+
+def freeze(model: Any) -> None:
+    model[0].requires_grad_(False)
+    model[6].weight.requires_grad_(False)
+
+
+def drop_nothing(model: Any) -> None:
+    model[5].p = 0.0
+
+
+def normalize_slowly(model: Any) -> None:
+    model[1].momentum = 0.01
+
+
+def without_dropout() -> Any:
+    model: Any = network()
+    model[5].p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, shards=2), replace(PLAN, graphed=True)])
+@pytest.mark.parametrize("change", [freeze, normalize_slowly])
+def test_what_callbacks_change_counts_however_steps_are_executed(
+    change: Callable[[Any], object], plan: ExecutionPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a training by autograd; without dropout, whose masks are others in shards."""
+    monkeypatch.setattr(cuda_graphs, "Recorder", Replaying)
+
+    def trained(plan: ExecutionPlan) -> Any:
+        model = without_dropout()
+        optimizer = create_optimizer(model, "sgd", learning_rate=0.01)  # which leaves rounding what it is
+        options: dict[str, Any] = {"optimizer": optimizer, "callbacks": [Changing(change)], "validation": None}
+        return train(model, plan=plan, epochs=3, **options).model
+
+    model, expected = trained(plan), trained(PLAN)
+    for mine, their in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, their, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", [replace(PLAN, shards=2), replace(PLAN, graphed=True)])
+def test_what_a_callback_freezes_stays_and_what_drops_nothing_draws_nothing(
+    plan: ExecutionPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "Recorder", Replaying)
+    one: Any = train(plan=plan, validation=None, epochs=1).model
+    frozen: Any = train(plan=plan, callbacks=[Changing(freeze)], validation=None, epochs=3).model
+    assert torch.equal(frozen[0].weight, one[0].weight)
+    assert torch.equal(frozen[6].weight, one[6].weight)
+    assert not torch.equal(frozen[1].weight, one[1].weight)
+    assert frozen[0].weight.grad is None
+    dropping = train(plan=plan, validation=None, epochs=3).model
+    assert not equal(train(plan=plan, callbacks=[Changing(drop_nothing)], validation=None, epochs=3).model, dropping)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import os
 import subprocess
@@ -83,7 +84,7 @@ def test_the_fastest_number_of_threads_is_chosen_or_a_smaller_one_nearly_as_fast
 def test_threads_are_timed_in_the_precision_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[ExecutionPlan] = []
 
-    def seconds(self: TimedSteps, plans: Sequence[ExecutionPlan]) -> list[float]:
+    def seconds(self: TimedSteps, plans: Sequence[ExecutionPlan], *, n_steps: int = 0) -> list[float]:
         timed.extend(plans)
         return [1.0] * len(plans)
 
@@ -213,3 +214,40 @@ def test_without_fast_bfloat16_instructions_float32_is_chosen() -> None:
     tests = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": tests}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+class OnceBusy(dict[int, list[float]]):
+    """Seconds of steps by threads or shards: the next at each look, the last one for good."""
+
+    def __getitem__(self, threads: int) -> Any:
+        seconds = super().__getitem__(threads)
+        return seconds.pop(0) if len(seconds) > 1 else seconds[0]
+
+
+def test_a_busy_moment_does_not_decide_over_a_long_training(gradients_take: Callable[..., Clock]) -> None:
+    """Four threads are the fastest but for the moment in which they were timed first, and so are four shards."""
+    busy: Any = {1: [4.0], 2: [2.0], 4: [9.0, 9.0, 1.0]}
+    clock = gradients_take(OnceBusy(copy.deepcopy(busy)))
+    options: dict[str, Any] = {"device": "cpu", "precision": "float32"}
+    steps = TimedSteps(network(), a_batch(), [HEAD])
+    assert choose_plan(steps, **options, n_steps=20, shards=0).threads == 2, "a short training decides at once"
+    before = clock.now
+    clock = gradients_take(OnceBusy(copy.deepcopy(busy)))
+    assert choose_plan(steps, **options, n_steps=10**4, shards=0).threads == 4
+    assert before < clock.now < before + 0.02 * 10**4
+    gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, OnceBusy({4: [2.0, 2.0, 2.0, 0.5]}))
+    assert choose_plan(steps, **options, n_steps=10**4).shards == 4
+
+
+def test_shards_whose_gradients_do_not_fit_the_memory_are_not_tried(
+    gradients_take: Callable[..., Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them has a full set, and all together may have a quarter of what is free."""
+    steps = TimedSteps(network(), a_batch(), [HEAD])
+    a_set = sum(4 * parameter.numel() for parameter in steps.model.parameters())
+    gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, {2: 0.5, 3: 0.5, 4: 0.5})
+    for sets, n_shards in ((4, 4), (3.5, 3), (2, 2), (1.5, 0), (0.5, 0)):
+        monkeypatch.setattr(planning, "free_memory_bytes", lambda sets=sets: int(4 * sets * a_set))
+        plan = choose_plan(steps, **LONG)
+        assert plan.shards == n_shards
+        assert ("would not fit" in plan.reason) == (n_shards == 0)

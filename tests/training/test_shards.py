@@ -22,10 +22,10 @@ from netloom.models import create_model, model_names, model_options
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan, executing
-from netloom.training import planning, shards
-from netloom.training.capture import CaptureError, capture
+from netloom.training import divided, planning, shards
+from netloom.training.capture import CaptureError, Mask, capture
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
-from netloom.training.convolution import unfolded_convolution
+from netloom.training.convolution import ConvolutionShape, unfolded_convolution
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.optim import create_optimizer
 from netloom.training.planning import TimedSteps, choose_plan
@@ -424,3 +424,40 @@ def test_a_plan_names_the_convolutions_that_are_unfolded() -> None:
     kernels = [str(node.target) for node in graph.nodes]
     assert kernels.count("aten.as_strided.default") == 2
     sharded(model, batch, 2, unfolded=(0, 1)).assert_like(whole(model, batch))
+
+
+def test_a_probability_too_small_for_the_random_bits_drops_nothing() -> None:
+    """Sixteen of them cannot tell it from 0."""
+    mask = Mask((3, 4, 4), 1 - 1e-6, 1.0, torch.float32)
+    assert bool((mask.draw(1, 64) == 1).all())
+    assert mask.draw(1, 64).is_contiguous(memory_format=torch.channels_last)
+    model = convolutional(dropout=1e-6)
+    sharded(model, a_batch(), 2).assert_like(whole(model, a_batch()))
+
+
+def test_nothing_is_kept_that_no_later_segment_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[set[str]] = []
+    original = shards._take_through
+
+    def watched(meeting: Any, segments: Any, values: dict[str, Any], wanted: list[str], number: int) -> Any:
+        given = set(values)
+        results = original(meeting, segments, values, wanted, number)
+        left.append(set(values) - given - set(wanted))
+        return results
+
+    monkeypatch.setattr(shards, "_take_through", watched)
+    sharded(convolutional(), a_batch(), 2)
+    assert left == [set(), set()]
+
+
+def test_convolutions_are_unfolded_only_where_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: the size of `F.unfold`'s result."""
+    shape = ConvolutionShape((5, 6, 9, 7), (4, 6, 3, 2), (2, 1), (1, 0), torch.float32)
+    unfolded = F.unfold(torch.zeros(shape.pictures), (3, 2), padding=shape.padding, stride=shape.stride)
+    assert shape.unfolded_bytes == 4 * unfolded.numel()
+    monkeypatch.setattr(divided, "_is_faster_unfolded", lambda shape: True)
+    for free, taken in ((10**12, True), (10**3, False)):
+        monkeypatch.setattr(divided, "free_memory_bytes", lambda free=free: free)
+        plan = ExecutionPlan("cpu", 1, "float32", shards=2)
+        with divided.DividedStep(convolutional(), a_batch(), [CLASSES], plan, 0.0) as step:
+            assert bool(step.faster_unfolded()) == taken

@@ -36,7 +36,12 @@ class ImageModel(nn.Module):
         num_features: Channels of the trunk's output.
         classifier_features: Numbers per picture that the head gives.
         num_outputs: Numbers per picture that the network gives (see `Head.num_outputs`).
+
+    Attributes:
+        is_registered: Whether the registry built it as one of this house's, whose steps tests check.
     """
+
+    is_registered = False
 
     def __init__(
         self,

@@ -75,6 +75,40 @@ def keeps_state(model: nn.Module, replica: nn.Module, *, is_traced: Callable[[An
     return False
 
 
+def fingerprint(model: nn.Module) -> list[object]:
+    """What a captured step takes for granted, to be compared with that of a later moment.
+
+    Which parameters there are and train, which modules are in training mode, and what these have for attributes: of
+    numbers and texts (a dropout's `p`, a normalization's `momentum`) their values, of other things which they are.
+    Values of parameters and buffers are left out: steps change them.
+    """
+    marks: list[object] = [(id(p), p.requires_grad) for p in model.parameters()]
+    marks += [id(buffer) for buffer in model.buffers()]
+    for module in model.modules():
+        own = [(name, _mark(value)) for name, value in vars(module).items() if name not in _OF_TORCH]
+        marks.append((type(module), module.training, own))
+    return marks
+
+
+def _mark(value: Any) -> object:
+    """Of an attribute, or of all that a container has."""
+    return (
+        (type(value), [_mark_of_one(v) for v in _items(value)])
+        if isinstance(value, _CONTAINERS)
+        else _mark_of_one(value)
+    )
+
+
+def _mark_of_one(value: Any) -> object:
+    if isinstance(value, torch.Tensor):
+        return id(value), value._version
+    return (type(value), repr(value)) if isinstance(value, _PLAIN) else id(value)
+
+
+def _items(value: Any) -> list[Any]:
+    return [*value, *value.values()] if isinstance(value, dict) else list(value)
+
+
 def _changed(old: Any, new: Any, is_traced: Callable[[Any], bool]) -> bool:
     if not isinstance(new, _CONTAINERS):
         return is_traced(new) or _is_another(old, new)

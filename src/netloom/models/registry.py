@@ -180,7 +180,9 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the generators of every GPU.
         torch.default_generator.manual_seed(derive_seed(seed, "initialization"))
-        return build()
+        network = build()
+    network.is_registered = not is_family_member(name)
+    return network
 
 
 def _refuse_oversized(name: str, build: Callable[[], ImageModel]) -> None:

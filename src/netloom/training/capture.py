@@ -74,7 +74,8 @@ class Mask:
         n = math.prod(shape)
         words = np.random.SFC64(seed).random_raw((n + 3) // 4)
         bits = torch.from_numpy(words.view(np.int16)[:n])
-        kept = bits < round(self.keep * 2**16) - 2**15
+        level = round(self.keep * 2**16) - 2**15
+        kept = bits < level if level < 2**15 else torch.ones_like(bits)  # 2**15 itself is no int16
         mask = kept.to(self.dtype).mul_(self.scale)
         if len(shape) == 4:  # in the memory format of what it is multiplied with
             return mask.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
@@ -100,6 +101,7 @@ class StepGraph:
         counters: Buffers that count batches, by place.
         norms: For each batch normalization the places of its running mean and variance, and its momentum.
         convolutions: For each convolution its shape; None where it is none that `unfolded_convolution` can take.
+        constants: Tensors that the model's code makes of numbers, in the order of their `get_attr` nodes.
     """
 
     graph: Graph
@@ -108,6 +110,7 @@ class StepGraph:
     counters: list[int]
     norms: list[tuple[int, int, float]]
     convolutions: list[ConvolutionShape | None]
+    constants: list[torch.Tensor]
 
 
 class _Step(nn.Module):
@@ -392,6 +395,13 @@ def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, head
     with torch.enable_grad():
         joint = make_fx(run, tracing_mode="fake")(*values, *others, *flat_batch(batch, heads), torch.ones(()), *masks)
     joint.graph.eliminate_dead_code()
+    constants = [getattr(joint, str(node.target)) for node in joint.graph.nodes if node.op == "get_attr"]
     return StepGraph(
-        joint.graph, has_gradient, rewritten.masks, rewritten.counters, rewritten.norms, rewritten.convolutions
+        joint.graph,
+        has_gradient,
+        rewritten.masks,
+        rewritten.counters,
+        rewritten.norms,
+        rewritten.convolutions,
+        constants,
     )

@@ -7,6 +7,7 @@ document processing", 2006) moves more memory and reaches two thirds and more fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,14 @@ class ConvolutionShape:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dtype: torch.dtype
+
+    @property
+    def unfolded_bytes(self) -> int:
+        """What its unfolded pictures take: a patch for each place of its output."""
+        n, channels, *sides = self.pictures
+        size = self.kernel[2:]
+        places = [(s + 2 * p - k) // d + 1 for s, p, k, d in zip(sides, self.padding, size, self.stride, strict=True)]
+        return n * math.prod(places) * channels * math.prod(size) * self.dtype.itemsize
 
     def example(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pictures, weights and a gradient of the output, of ones, in channels-last memory."""

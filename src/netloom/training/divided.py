@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
+from netloom.memory import free_memory_bytes
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan
 from netloom.training.agreement import ROUNDING, SAME_FORMULA, buffers_agree, gradients_agree
@@ -26,6 +27,8 @@ from netloom.training.gradients import WholeBatchGradients
 from netloom.training.shards import ShardedGradients
 from netloom.training.timing import fastest_seconds
 
+# What unfolded pictures of all shards may take of the free memory.
+_SHARE_OF_FREE_MEMORY = 0.25
 # Another way to a convolution's gradient must be clearly faster to be taken: below that, measurements are noise.
 _WORTHWHILE = 1.1
 
@@ -61,12 +64,19 @@ class DividedStep:
     def faster_unfolded(self) -> tuple[int, ...]:
         """Convolutions whose weights' gradient comes clearly faster from unfolded pictures, on one thread.
 
+        Those whose unfolded pictures would take too much of the memory are left out.
+
         Raises:
             CaptureError: The model cannot be captured.
         """
         torch.set_num_threads(1)
         shapes = self.gradients.convolutions(self.batch)
-        return tuple(i for i, shape in enumerate(shapes) if shape is not None and _is_faster_unfolded(shape))
+        room = _SHARE_OF_FREE_MEMORY * free_memory_bytes() / max(1, self.plan.shards)
+        return tuple(
+            i
+            for i, shape in enumerate(shapes)
+            if shape is not None and shape.unfolded_bytes <= room and _is_faster_unfolded(shape)
+        )
 
     def check(self) -> None:
         """Compare with the same step in one piece, captured and not: a model may do what no graph tells.

@@ -12,10 +12,11 @@ from torch import nn
 
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
-from netloom.models.backbones import BackboneTrunk
+from netloom.memory import free_memory_bytes
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
+from netloom.training.capture import CaptureError
 from netloom.training.cuda_graphs import RecordingError, check_replayed
 from netloom.training.divided import DividedStep
 from netloom.training.step import TrainingStep
@@ -33,6 +34,15 @@ _HOPELESS = 5.0
 # GPU takes less.
 _SHORT_SECONDS = 15.0
 _SHORT_SECONDS_ON_GPU = 3.0
+
+# The plan of a training longer than this is worth more repetitions, as long as each comparison takes no more than this
+# share of the training: what a busy moment decides would be kept for hours.
+_LONG_SECONDS = 60.0
+_SHARE_FOR_REPETITIONS = 0.01
+_MORE_REPETITIONS = 8
+
+# What the gradients of all shards may take of the free memory: each has a full set.
+_SHARE_OF_FREE_MEMORY = 0.25
 
 Run = Callable[[], object]
 MakeStep = Callable[[nn.Module, ExecutionPlan], TrainingStep]
@@ -67,17 +77,32 @@ class TimedSteps:
                 group["lr"] = 0.0  # so that every repetition computes with the same, finite weights
             yield lambda: step(self.batch if self.draw is None else self.draw(), 0)
 
-    def seconds(self, plans: Sequence[ExecutionPlan]) -> list[float]:
-        """Seconds of a step under each of the plans, all of one device; see `fastest_seconds`."""
+    def seconds(self, plans: Sequence[ExecutionPlan], *, n_steps: int = 0) -> list[float]:
+        """Seconds of a step under each of the plans, all of one device; see `fastest_seconds`.
+
+        If `n_steps` of them take long, the plans are timed again and again in turn, as long as that does not.
+        """
         found: list[float] = []
-        for plan in plans:
-            with executing(plan), self.under(plan) as step:
-                torch.set_num_threads(plan.threads_between_steps)
-                if plan.shards or plan.graphed:
-                    step()  # captured first, which takes long
-                first = seconds_of(step, plan.device)
-                hopeless = bool(found) and first > _HOPELESS * min(found)
-                found.append(first if hopeless else fastest_seconds([step], plan.device, warmed_up=True)[0])
+        with contextlib.ExitStack() as kept:
+            runs: list[Run] = []
+            for plan in plans:
+                with executing(plan):
+                    step = kept.enter_context(self.under(plan))
+                    torch.set_num_threads(plan.threads_between_steps)
+                    if plan.shards or plan.graphed:
+                        step()  # captured first, which takes long
+                    first = seconds_of(step, plan.device)
+                    hopeless = bool(found) and first > _HOPELESS * min(found)
+                    found.append(first if hopeless else fastest_seconds([step], plan.device, warmed_up=True)[0])
+                runs.append(step)
+                if not n_steps:
+                    kept.close()
+            hopeful = [i for i, seconds in enumerate(found) if seconds <= _HOPELESS * min(found)]
+            for _ in range(_more_repetitions([found[i] for i in hopeful], n_steps)):
+                for i in hopeful:
+                    with executing(plans[i]):
+                        torch.set_num_threads(plans[i].threads_between_steps)
+                        found[i] = min(found[i], seconds_of(runs[i], plans[i].device))
         return found
 
     def divided(self, plan: ExecutionPlan) -> DividedStep:
@@ -96,6 +121,14 @@ class TimedSteps:
     def _of_gradients(self, replica: nn.Module, plan: ExecutionPlan) -> TrainingStep:
         idle = torch.optim.SGD([nn.Parameter(torch.zeros((), device=plan.device))], lr=0.0)
         return TrainingStep(replica, self.heads, idle, plan=plan, seed=0, label_smoothing=self.label_smoothing)
+
+
+def _more_repetitions(seconds: Sequence[float], n_steps: int) -> int:
+    """How many more times steps that take so long may be timed, each, before a training of `n_steps` of the fastest."""
+    training = n_steps * min(seconds)
+    if training < _LONG_SECONDS:
+        return 0
+    return min(_MORE_REPETITIONS, int(_SHARE_FOR_REPETITIONS * training / sum(seconds)))
 
 
 def choose_plan(
@@ -129,7 +162,7 @@ def choose_plan(
         threads: How many of the CPU's are the training's, where that is decided already; None to measure.
 
     Raises:
-        TrainingError: Shards are asked for, but the model cannot be divided.
+        TrainingError: Shards are asked for, but the model cannot be divided, or its step fails in them.
     """
     plan = _plan_of_whole_batches(steps, device=device, precision=precision, threads=threads, n_steps=n_steps)
     if device != "cpu":
@@ -141,7 +174,7 @@ def choose_plan(
         return plan
     if shards != "auto":
         divided = replace(plan, shards=int(shards))
-        with executing(divided), steps.divided(divided) as step:
+        with _told_as_capture_error(), executing(divided), steps.divided(divided) as step:
             step.check()
             return replace(divided, unfolded=step.faster_unfolded())
     return _divided_if_faster(plan, steps, min(most, len(steps.batch)), n_steps)
@@ -152,16 +185,41 @@ def _divided_if_faster(plan: ExecutionPlan, steps: TimedSteps, most: int, n_step
     if n_steps * whole < _SHORT_SECONDS:
         return plan
     # Where all threads were best for whole batches no other work has their cores, and fewer shards would do less.
-    for shards in [most, max(1, most // 2)] if plan.threads < most else [most]:
+    numbers = [most, max(1, most // 2)] if plan.threads < most else [most]
+    fitting = _most_in_memory(steps.model, max(numbers))
+    if fitting < 1:
+        return replace(plan, reason=f"{plan.reason}; the gradients of shards would not fit the free memory")
+    for shards in dict.fromkeys(min(number, fitting) for number in numbers):
         try:
-            divided = _prepared(replace(plan, shards=shards), steps)
-            (seconds,) = steps.seconds([divided])
+            with _told_as_capture_error():
+                divided = _prepared(replace(plan, shards=shards), steps)
+                whole, seconds = steps.seconds([plan, divided], n_steps=n_steps)
         except TrainingError as error:
             return replace(plan, reason=f"{plan.reason}; {error}")
         if whole >= seconds * _WORTHWHILE:
             faster = f"a step is {whole / seconds:.1f} times faster in {shards} shards"
             return replace(divided, reason=f"{plan.reason}; {faster}")
     return plan
+
+
+def _most_in_memory(model: nn.Module, most: int) -> int:
+    """How many of so many shards have room for a full set of gradients each; 0 if that is no division any more."""
+    a_set = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    fitting = int(_SHARE_OF_FREE_MEMORY * free_memory_bytes() // max(1, a_set))
+    if fitting >= most:
+        return most
+    return fitting if fitting > 1 else 0
+
+
+@contextlib.contextmanager
+def _told_as_capture_error() -> Iterator[None]:
+    """Whatever goes wrong with a step in shards: a training can do without them."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:  # of any kind, as models are
+        raise CaptureError.by(error, "a step in shards failed") from error
 
 
 def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
@@ -171,8 +229,7 @@ def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
         TrainingError: The model cannot be divided.
     """
     with executing(divided), steps.divided(divided) as step:
-        # Of the registry's models only this house's are checked by tests.
-        if not isinstance(steps.model, ImageModel) or isinstance(steps.model.trunk, BackboneTrunk):
+        if not (isinstance(steps.model, ImageModel) and steps.model.is_registered):  # those are checked by tests
             step.check()
         return replace(divided, unfolded=step.faster_unfolded())
 
@@ -181,16 +238,16 @@ def _plan_of_whole_batches(
     steps: TimedSteps, *, device: str, precision: str, threads: int | None, n_steps: int
 ) -> ExecutionPlan:
     if threads is None:
-        threads = _fastest_threads(steps, precision) if device == "cpu" else training_threads()
+        threads = _fastest_threads(steps, precision, n_steps) if device == "cpu" else training_threads()
     plan, graphs = ExecutionPlan(device, threads, "float32"), ""
     if device.startswith("cuda"):
         plan, graphs = _graphed_if_faster(replace(plan, precision=_asked(precision)), steps, n_steps)
         plan = replace(plan, precision="float32")
     try:
-        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision)
+        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision, n_steps=n_steps)
     except RecordingError as error:  # in the other precision
         plan, graphs = replace(plan, graphed=False), str(error)
-        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision)
+        plan = _in_faster_precision(plan, steps.under, "this network's step", precision=precision, n_steps=n_steps)
     return replace(plan, reason=f"{plan.reason}; {graphs}") if graphs else plan
 
 
@@ -249,6 +306,7 @@ def _in_faster_precision(
     what: str,
     *,
     precision: str,
+    n_steps: int = 0,
 ) -> ExecutionPlan:
     """The plan, which is in float32, or the same in bfloat16 where that is asked for or clearly faster."""
     other = replace(plan, precision="bfloat16")
@@ -262,7 +320,11 @@ def _in_faster_precision(
     # In turn, since others come and go; but a GPU may have no room for two copies with the states of their optimizers.
     for beside in [[plan, other]] if plan.device == "cpu" else [[plan], [other]]:
         with executing(plan), contextlib.ExitStack() as stack:
-            seconds += fastest_seconds([stack.enter_context(under(one)) for one in beside], plan.device)
+            runs = [stack.enter_context(under(one)) for one in beside]
+            fastest = fastest_seconds(runs, plan.device)
+            for _ in range(_more_repetitions(fastest, n_steps)):
+                fastest = [min(best, seconds_of(run, plan.device)) for best, run in zip(fastest, runs, strict=True)]
+            seconds += fastest
     speedup = seconds[0] / seconds[1]
     return replace(other if speedup >= _WORTHWHILE else plan, reason=_comparison(what, speedup))
 
@@ -299,11 +361,12 @@ def _convolution(plan: ExecutionPlan) -> Callable[[], None]:
     return run
 
 
-def _fastest_threads(steps: TimedSteps, precision: str) -> int:
+def _fastest_threads(steps: TimedSteps, precision: str, n_steps: int) -> int:
     most = training_threads()
     candidates = sorted({1, max(1, most // 2), most})
     if len(candidates) == 1:
         return most
-    seconds = steps.seconds([ExecutionPlan("cpu", threads, _asked(precision)) for threads in candidates])
+    plans = [ExecutionPlan("cpu", threads, _asked(precision)) for threads in candidates]
+    seconds = steps.seconds(plans, n_steps=n_steps)
     nearly = min(seconds) * _NEARLY_AS_FAST
     return next(threads for threads, taken in zip(candidates, seconds, strict=True) if taken <= nearly)

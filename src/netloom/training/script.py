@@ -32,22 +32,24 @@ class Segment:
         inputs: Names of values.
         outputs: Names of values.
         gathered: Name of the value that the exchange gives; empty for the last segment.
+        done_with: Names of values that nothing behind it needs.
     """
 
     run: Callable[..., list[torch.Tensor]]
     inputs: list[str]
     outputs: list[str]
     gathered: str
+    done_with: list[str]
 
 
 def compile_segments(graph: Graph) -> tuple[list[str], list[Segment], list[str]]:
-    """Names of the graph's inputs, its segments, and names of its outputs.
+    """Names of the graph's inputs and then of its constants, its segments, and names of its outputs.
 
     Raises:
         ValueError: The graph holds what TorchScript cannot.
     """
     nodes = list(graph.nodes)
-    inputs = [_name(node) for node in nodes if node.op == "placeholder"]
+    inputs = [_name(node) for op in ("placeholder", "get_attr") for node in nodes if node.op == op]
     pieces = _cut([node for node in nodes if node.op == "call_function"])
     (output,) = (node for node in nodes if node.op == "output")
     results = [_name(node) for node in output.args[0]]
@@ -61,7 +63,9 @@ def compile_segments(graph: Graph) -> tuple[list[str], list[Segment], list[str]]
         wanted = needed_later - {gathered}
         outputs = [name for name in dict.fromkeys(map(_name, piece)) if name in wanted]
         taken = sorted((used | set(sent)) - made)
-        segments.append(Segment(_compile(piece, taken, outputs + sent), taken, outputs + sent, gathered))
+        run, given = _compile(piece, taken, outputs + sent), outputs + sent
+        done_with = sorted(({*taken, *given}) - needed_later)
+        segments.append(Segment(run, taken, given, gathered, done_with))
         needed_later = (wanted - made) | set(taken)
     return inputs, segments[::-1], results
 
@@ -128,7 +132,7 @@ def _argument(value: Any, declared: str = "") -> str:
         return "0"
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return f'float("{value}")'
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     raise ValueError(f"{value!r} has no TorchScript")
 

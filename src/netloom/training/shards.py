@@ -63,6 +63,8 @@ class ShardedGradients:
     def renew(self) -> None:
         """Capture the step anew, of other parameters than before: no gradient of a frozen one is in the graph."""
         self._trained, self._frozen = split_parameters(self.model)
+        for parameter in self._frozen:  # no step will look at it, but optimizers would
+            parameter.grad = None
         self._buffers = list(self.model.buffers())
         self._compiled: dict[tuple[object, ...], _Compiled] = {}
 
@@ -85,7 +87,7 @@ class ShardedGradients:
         shares = _shares(batch, shards)
         state = [p.detach() for p in (*self._trained, *self._frozen)] + self._buffers
         values = [
-            dict(zip(c.inputs, [*state, *flat_batch(shard, self.heads), share, *own], strict=True))
+            dict(zip(c.inputs, [*state, *flat_batch(shard, self.heads), share, *own, *c.graph.constants], strict=True))
             for c, shard, share, own in zip(compiled, shards, shares, masks, strict=True)
         ]
         results = self._crew.run([c.segments for c in compiled], values, [c.results for c in compiled])
@@ -253,6 +255,9 @@ def _take_through(
             values.update(zip(segment.outputs, outputs, strict=True))
             if segment.gathered:
                 values[segment.gathered] = meeting.exchange(number, outputs[-1])
+            del outputs  # else they would live beside the next segment's
+            for name in segment.done_with:
+                values.pop(name, None)
     return [values[name] for name in wanted]
 
 

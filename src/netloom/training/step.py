@@ -12,7 +12,7 @@ from netloom.data.augment import mix_batch
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.models.heads import Head
-from netloom.models.kept_state import has_hooks
+from netloom.models.kept_state import fingerprint, has_hooks
 from netloom.runtime import ExecutionPlan
 from netloom.training.cuda_graphs import GraphedGradients
 from netloom.training.gradients import Gradients, WholeBatchGradients
@@ -87,6 +87,7 @@ class TrainingStep:
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
         self._device = plan.torch_device
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._known = fingerprint(model)
         self.reset()
 
     def renew(self) -> None:
@@ -98,10 +99,13 @@ class TrainingStep:
         self._planned.close()
 
     def reset(self) -> None:
-        """Start the figures of a new epoch, in which hooks that the model has by now are called.
+        """Start the figures of a new epoch, in which the model is trained as it is by now, whoever changed it.
 
-        No captured or recorded step calls any: as long as there are some, autograd takes the model as it is.
+        No captured or recorded step calls hooks: as long as there are some, autograd takes the model as it is.
         """
+        if (found := fingerprint(self._model)) != self._known:  # a callback froze a layer or drops less, say
+            self._known = found
+            self.renew()
         self._gradients = self._with_hooks if has_hooks(self._model) else self._planned
         kind = torch.float32 if self._device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=kind, device=self._device)
