@@ -112,6 +112,8 @@ def begin(
     builders.check_extras(chosen)
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
+    if (note := builders.note_on_unused(chosen)) is not None:
+        reporter.say(f"  note: {note}")
     network, heads = checked_network(chosen, data, model)
     folder = RunFolder.create(out, name or data.facts.source_name)
     folder.write_setup(

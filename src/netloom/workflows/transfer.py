@@ -14,6 +14,7 @@ from netloom.models.backbones import PREFIX, is_backbone
 from netloom.models.pretrained import RANDOM, SUFFIX, network_of
 from netloom.models.registry import is_model, model_names
 from netloom.recipe import Recipe, load_recipe
+from netloom.recipe.changes import without_other_modes
 from netloom.recipe.groups import CUSTOM_MODEL, MODEL_OPTIONS
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan
@@ -97,7 +98,7 @@ def transfer(
         steps = MODES[1:] if "transfer.cut" in {**start, **changes} else MODES  # behind a cut, features are random
         for step in steps:
             said = mode_settings(step, None, unfreeze if step == "finetune" else None)
-            recipes[step] = {**start, **said, **changes}
+            recipes[step] = {**start, **said, **without_other_modes(changes, step, among=steps)}
         seconds = DEFAULT_SECONDS if limit is None else limit
         return climb(source, recipes, seconds=seconds, callbacks=callbacks, **shared)
     base = recipe_of(mode) if recipe is None else recipe

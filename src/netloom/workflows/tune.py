@@ -54,6 +54,7 @@ from netloom.workflows.study_parts import cluster_for, splits_for
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.study_result import describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
+from netloom.workflows.trial_task import recipe_of_trial
 from netloom.workflows.winner import check_final_part, earlier_winners, note_tested, train_winner
 
 
@@ -356,7 +357,7 @@ def _finish(search: Search) -> Study:
         _report(search, records, None, None, [], None)
         raise TrainingError(_why_nothing(search, records))
     search.note(searched=True)
-    best_recipe = load_recipe(search.recipe, best.overrides)
+    best_recipe = recipe_of_trial(search.recipe, best.overrides)
     write_atomically(search.folder / BEST_RECIPE_FILE, best_recipe.to_yaml())
     runs = train_winner(search, best, best_recipe)
     note_tested(search, best, runs)
