@@ -316,6 +316,15 @@ def test_the_command_line(photos: Path, weights: Path, tmp_path: Path) -> None:
             ["--backbone", NAME, "--weights", "{good}", "--mode", "frozen", "--classifier", "knn"],
             "is for mode features",
         ),
+        (["--backbone", NAME, "--weights", "{vit}", "--mode", "auto"], "belong to another network than timm/test_re"),
+        (
+            ["--backbone", NAME, "--weights", "{good}", "--mode", "auto", "--cut", "blok1"],
+            "no stage 'blok1' with pretrained weights. Did you mean",
+        ),
+        (
+            ["--backbone", NAME, "--weights", "{good}", "--mode", "auto", "--unfreeze", "blok1"],
+            "Did you mean 'block1'?",
+        ),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing_behind(
