@@ -18,6 +18,9 @@ from netloom.cli import app
 from netloom.errors import ModelError, NetloomError, RecipeError, RunError
 from netloom.models.backbones import TRUNK_PREFIX, timm
 from netloom.models.pretrained import digest_of
+from netloom.models.registry import model_names
+from netloom.workflows import transfer as transfer_module
+from netloom.workflows.builders import note_on_unused
 from netloom.workflows.transfer import backbone_settings
 from picture_folders import stripes, write_folder
 
@@ -266,6 +269,50 @@ def test_a_recipe_keeps_its_own_mode_and_head(photos: Path, weights: Path, tmp_p
     tuned = transfer(photos, tmp_path, weights=weights, recipe=given, unfreeze=1).recipe
     assert tuned.transfer is not None
     assert (tuned.transfer.mode, tuned.transfer.unfreeze) == ("finetune", 1)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_network_behind_features_is_the_shipped_head_or_refused_in_words(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never another trunk, nor a list of options that nobody has asked for."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(transfer_module, "train", lambda source, base, **more: asked.append(more["settings"]))
+    if name in {"lenet5", "mlp", "resnet20", "resnet32", "resnet56", "speednet"}:
+        with pytest.raises(RecipeError, match=rf"{name} has no such layers\. Choose --classifier logistic or knn, or"):
+            netloom.transfer("photos", name, weights="random", classifier="network")
+        assert not asked
+        return
+    netloom.transfer("photos", name, weights="random", classifier="network")
+    options = netloom.load_recipe("transfer-features", asked[0]).model_options()
+    assert options == {"dense_units": [256], "dense_dropout": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dense_units": [5]}, "dense_units changes nothing"),
+        (
+            {"dense_dropout": 0.5, "augmentation.zoom": 0.1, "transfer.classifier": "knn"},
+            "dense_dropout and augmentation change nothing: the classifier knn",
+        ),
+        ({"dense_units": [5], "transfer.classifier": "network"}, None),
+        ({"augmentation.zoom": 0.1, "transfer.views": 1}, None),
+    ],
+)
+def test_what_changes_nothing_is_told(settings: dict[str, Any], words: str | None) -> None:
+    told = note_on_unused(netloom.load_recipe("transfer-features", settings))
+    assert told is None if words is None else told is not None and told.startswith(words)
+
+
+def test_that_it_changes_nothing_is_said(
+    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**QUICK, "model": f"timm/{NAME}", "transfer.weights": str(weights), "dense_units": [5]}
+    netloom.train(photos, "transfer-features", out=tmp_path, settings=settings)
+    assert "note: dense_units changes nothing" in capsys.readouterr().err
+    netloom.cross_validate(photos, "transfer-features", folds=2, jobs=1, out=tmp_path, settings=settings)
+    assert "note: dense_units changes nothing" in capsys.readouterr().err
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
