@@ -96,6 +96,11 @@ def test_features_of_the_weights_are_classified(
     kept, given = load_file(run.weights_path), load_file(weights)
     assert all(torch.equal(kept[TRUNK_PREFIX + key], value) for key, value in given.items())
     assert ("head.dense1.weight" in kept) == (classifier == "network")
+    told = netloom.summary(str(run.recipe_path), classes=3)
+    assert (told.parameters, told.trainable_parameters) == tuple(
+        run.result[key] for key in ("parameters", "trainable_parameters")
+    )
+    assert not any(stage.trainable for stage in told.stages if stage.name.startswith(("stem", "block")))
     assert run.evaluate()["accuracy"] == run.result["test"]["accuracy"]
     assert netloom.compare([run.path, frozen.path]).pairs
     # Three kinds of texture are told apart even by random convolutions.
