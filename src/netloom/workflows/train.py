@@ -25,6 +25,7 @@ from netloom.workflows.checked_network import checked_network
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run, load_classifier
+from netloom.workflows.seen_pictures import learned_earlier
 from netloom.workflows.starting_weights import settle
 from netloom.workflows.training_run import Past, TrainingRun, names_of
 
@@ -121,7 +122,7 @@ def begin(
         split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
-        pictures=pictures_to_remember(data.image_set, data.split),
+        pictures=pictures_to_remember(data.image_set, data.split, earlier=learned_earlier(chosen)),
         mode_choice=mode_choice,
     )
     run = Run(folder.path, model=model)

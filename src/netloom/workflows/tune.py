@@ -45,7 +45,7 @@ from netloom.workflows.search_options import (
     checked_number,
     checked_objective,
 )
-from netloom.workflows.seen_pictures import notes_on_folds
+from netloom.workflows.seen_pictures import learned_earlier, notes_on_folds
 from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.study import BEST_RECIPE_FILE, REPORT_FILE, RESULT_FILE, Study
@@ -220,7 +220,7 @@ def tune(
         split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
-        pictures=pictures_to_remember(data.image_set, data.split),
+        pictures=pictures_to_remember(data.image_set, data.split, earlier=learned_earlier(chosen)),
     )
     with writing(folder.path / TRIALS_FOLDER, "Choose another folder with --out."):
         (folder.path / TRIALS_FOLDER).mkdir()
