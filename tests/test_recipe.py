@@ -174,3 +174,42 @@ def test_recipes_that_stop_early_keep_the_best_epoch() -> None:
     stopping = [r for r in map(load_recipe, recipe_names()) if r.early_stopping is not None]
     assert {r.name for r in stopping} == {"cifar10-conv2-improved", "cifar10-vgg-early-stopping"}
     assert all(kept_by(r) == r.early_stopping.monitor == "validation_loss" for r in stopping)
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "value", "of"),
+    [
+        ("frozen", "classifier", "knn", "features"),
+        ("finetune", "views", 2, "features"),
+        ("features", "unfreeze", 1, "finetune"),
+        ("frozen", "gradual", True, "finetune"),
+        ("features", "head_epochs", 3, "finetune"),
+    ],
+)
+def test_keys_of_another_mode_of_transfer_are_refused(mode: str, key: str, value: object, of: str) -> None:
+    with pytest.raises(RecipeError, match=rf"transfer\.{key}: is of mode {of}; mode {mode} does not look at it"):
+        load_recipe(f"transfer-{mode}", {f"transfer.{key}": value})
+
+
+def test_another_mode_leaves_the_keys_of_the_old_one_behind(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: transfer-finetune\ntransfer: {unfreeze: 2, head_epochs: 3, depth_rate: 0.5}\n")
+    other = tmp_path / "other.yaml"
+    other.write_text(f"extends: {mine}\ntransfer: {{mode: frozen}}\n")
+    for recipe in (load_recipe(other), load_recipe(mine, {"transfer.mode": "frozen"})):
+        assert recipe.transfer is not None
+        assert (recipe.transfer.mode, recipe.transfer.unfreeze, recipe.transfer.head_epochs) == ("frozen", "all", 1)
+        assert recipe.transfer.depth_rate == 0.5
+    back = load_recipe(mine, {"transfer.mode": "features", "transfer.classifier": "knn"})
+    assert back.transfer is not None
+    assert back.transfer.classifier == "knn"
+    with pytest.raises(RecipeError, match=r"transfer\.unfreeze: is of mode finetune"):
+        load_recipe(mine, {"transfer.mode": "frozen", "transfer.unfreeze": 1})
+
+
+def test_another_backbone_does_not_inherit_the_padding_of_the_weights() -> None:
+    settled = load_recipe("transfer-features", {"padding": "same"})
+    assert load_recipe(settled, {"model": settled.model}).padding == "same"
+    assert load_recipe(settled, {"model": "timm/test_resnet"}).padding is None
+    assert load_recipe(settled, {"model": "timm/mobilenetv3_small_100", "padding": "same"}).padding == "same"
+    assert load_recipe(settled, {"model": "convnet"}).padding is None

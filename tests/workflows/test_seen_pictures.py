@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import netloom
@@ -57,6 +58,12 @@ def seen(run: netloom.Run, backbone: netloom.Run, part: str) -> int:
     return len(set(run.split[part]) & set(backbone.split["train"]))
 
 
+def forget_earlier_runs(path: Path) -> None:
+    """As runs of before are, which did not remember them."""
+    file = path / "pictures.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if not key.startswith("earlier")}, file)
+
+
 def test_the_split_of_a_backbone_run_is_taken_over(photos: Path, backbone: netloom.Run, tmp_path: Path) -> None:
     run = transfer(photos, backbone, tmp_path)
     assert [run.split[part] for part in ("train", "validation", "test")] == [
@@ -86,8 +93,11 @@ def test_test_pictures_that_a_run_was_trained_on_are_refused_with_their_number(
     assert f"{n} of these {len(again.split['test'])} pictures were trained on by the network of {backbone.path}" in (
         evaluated()
     )
+    there = evaluated()
     away = backbone.path.with_name("away")
     backbone.path.rename(away)
+    assert evaluated() == there  # it remembers
+    forget_earlier_runs(again.path)
     assert note in evaluated()
     away.rename(backbone.path)
     honest = transfer(photos, backbone, tmp_path)
@@ -182,3 +192,41 @@ def test_what_was_learned_without_labels_is_told(photos: Path, pretrained: netlo
         f"{test} of the {of_test} pictures of the test part were learned from without their labels",
         f"{validation} of the {of_validation} pictures of the validation part were learned from without their labels",
     ]
+
+
+def test_of_a_fold_no_split_is_advised_that_would_be_refused_again(photos: Path, tmp_path: Path) -> None:
+    """The keys of its recipe, which are taken over, do not draw its parts."""
+    folds = netloom.cross_validate(photos, folds=2, jobs=1, out=tmp_path, plan=PLAN, quiet=True, settings=SMALL)
+    for changes in ({}, {"split_seed": 4}):
+        with pytest.raises(DataError, match=r"Start from a run of `netloom train`.* or test on pictures") as error:
+            transfer(photos, folds.runs[0], tmp_path / "refused", **changes)
+        assert "--set split_seed" not in str(error.value)
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_run_remembers_what_those_that_it_started_from_have_learned_from(
+    labelled: bool, photos: Path, backbone: netloom.Run, pretrained: netloom.Run, tmp_path: Path
+) -> None:
+    first = Path(shutil.copytree((backbone if labelled else pretrained).path, tmp_path / "first"))
+    n = len(netloom.load(first).split["train"]) if labelled else len(pretrained.split["train"])
+    second = transfer(write_folder(tmp_path / "other", side=14, per_class=10), first, tmp_path / "runs")
+    third = transfer(write_folder(tmp_path / "third", side=11, per_class=10), second, tmp_path / "runs")
+    shutil.rmtree(first)
+    expected = [{"run": str(first), "labelled": labelled, "n": n}]
+    assert second.evaluate(photos)["seen_by_earlier_runs"] == expected
+    assert third.evaluate(photos)["seen_by_earlier_runs"] == expected
+    if labelled:
+        with pytest.raises(DataError, match="of the test part were trained on, with their labels, by the network of"):
+            transfer(photos, second, tmp_path / "refused", split_seed=6)
+    shutil.rmtree(second.path)
+    found = third.evaluate(photos)
+    assert (found["seen_by_earlier_runs"], found["seen_in_training"]) == (expected, True)
+    forget_earlier_runs(third.path)
+    found = third.evaluate(photos)
+    assert found["seen_by_earlier_runs"] == [{"run": str(second.path), "labelled": True, "n": None}]
+    assert found["seen_in_training"] is None
+    fourth = transfer(photos, third, tmp_path / "runs")
+    assert any(
+        note.startswith(f"It is not known whether the network of {second.path}") for note in fourth.result["notes"]
+    )

@@ -18,6 +18,9 @@ from netloom.cli import app
 from netloom.errors import ModelError, NetloomError, RecipeError, RunError
 from netloom.models.backbones import TRUNK_PREFIX, timm
 from netloom.models.pretrained import digest_of
+from netloom.models.registry import model_names
+from netloom.workflows import transfer as transfer_module
+from netloom.workflows.builders import note_on_unused
 from netloom.workflows.transfer import backbone_settings
 from picture_folders import stripes, write_folder
 
@@ -93,6 +96,11 @@ def test_features_of_the_weights_are_classified(
     kept, given = load_file(run.weights_path), load_file(weights)
     assert all(torch.equal(kept[TRUNK_PREFIX + key], value) for key, value in given.items())
     assert ("head.dense1.weight" in kept) == (classifier == "network")
+    told = netloom.summary(str(run.recipe_path), classes=3)
+    assert (told.parameters, told.trainable_parameters) == tuple(
+        run.result[key] for key in ("parameters", "trainable_parameters")
+    )
+    assert not any(stage.trainable for stage in told.stages if stage.name.startswith(("stem", "block")))
     assert run.evaluate()["accuracy"] == run.result["test"]["accuracy"]
     assert netloom.compare([run.path, frozen.path]).pairs
     # Three kinds of texture are told apart even by random convolutions.
@@ -268,6 +276,50 @@ def test_a_recipe_keeps_its_own_mode_and_head(photos: Path, weights: Path, tmp_p
     assert (tuned.transfer.mode, tuned.transfer.unfreeze) == ("finetune", 1)
 
 
+@pytest.mark.parametrize("name", model_names())
+def test_a_network_behind_features_is_the_shipped_head_or_refused_in_words(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never another trunk, nor a list of options that nobody has asked for."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(transfer_module, "train", lambda source, base, **more: asked.append(more["settings"]))
+    if name in {"lenet5", "mlp", "resnet20", "resnet32", "resnet56", "speednet"}:
+        with pytest.raises(RecipeError, match=rf"{name} has no such layers\. Choose --classifier logistic or knn, or"):
+            netloom.transfer("photos", name, weights="random", classifier="network")
+        assert not asked
+        return
+    netloom.transfer("photos", name, weights="random", classifier="network")
+    options = netloom.load_recipe("transfer-features", asked[0]).model_options()
+    assert options == {"dense_units": [256], "dense_dropout": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dense_units": [5]}, "dense_units changes nothing"),
+        (
+            {"dense_dropout": 0.5, "augmentation.zoom": 0.1, "transfer.classifier": "knn"},
+            "dense_dropout and augmentation change nothing: the classifier knn",
+        ),
+        ({"dense_units": [5], "transfer.classifier": "network"}, None),
+        ({"augmentation.zoom": 0.1, "transfer.views": 1}, None),
+    ],
+)
+def test_what_changes_nothing_is_told(settings: dict[str, Any], words: str | None) -> None:
+    told = note_on_unused(netloom.load_recipe("transfer-features", settings))
+    assert told is None if words is None else told is not None and told.startswith(words)
+
+
+def test_that_it_changes_nothing_is_said(
+    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**QUICK, "model": f"timm/{NAME}", "transfer.weights": str(weights), "dense_units": [5]}
+    netloom.train(photos, "transfer-features", out=tmp_path, settings=settings)
+    assert "note: dense_units changes nothing" in capsys.readouterr().err
+    netloom.cross_validate(photos, "transfer-features", folds=2, jobs=1, out=tmp_path, settings=settings)
+    assert "note: dense_units changes nothing" in capsys.readouterr().err
+
+
 def invoke(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit)
@@ -315,6 +367,15 @@ def test_the_command_line(photos: Path, weights: Path, tmp_path: Path) -> None:
         (
             ["--backbone", NAME, "--weights", "{good}", "--mode", "frozen", "--classifier", "knn"],
             "is for mode features",
+        ),
+        (["--backbone", NAME, "--weights", "{vit}", "--mode", "auto"], "belong to another network than timm/test_re"),
+        (
+            ["--backbone", NAME, "--weights", "{good}", "--mode", "auto", "--cut", "blok1"],
+            "no stage 'blok1' with pretrained weights. Did you mean",
+        ),
+        (
+            ["--backbone", NAME, "--weights", "{good}", "--mode", "auto", "--unfreeze", "blok1"],
+            "Did you mean 'block1'?",
         ),
     ],
 )

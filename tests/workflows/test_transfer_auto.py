@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import netloom
 from html_page import Page
-from netloom.errors import DataError, RecipeError, RunError, TrainingError
+from netloom.errors import DataError, ModelError, RecipeError, RunError, TrainingError
 from netloom.evaluation.cross_validation import FoldOutcome, summarize_folds
 from netloom.metrics.intervals import resampled_mean_interval
 from netloom.models.backbones import timm
@@ -287,6 +287,31 @@ def test_a_step_that_fails_leaves_those_before_it(photos: Path, weights: Path, t
     told = auto(photos, weights, tmp_path).result["transfer"]
     assert (told["chosen"], told["reason"]) == ("features", "frozen failed: fold-1: the loss is nan.")
     assert [step["mode"] for step in told["steps"]] == ["features"]
+
+
+@pytest.mark.parametrize("where", ["cross_validate", "expected_seconds"])
+def test_whatever_a_step_does_not_fit_leaves_those_before_it(
+    where: str, photos: Path, weights: Path, tmp_path: Path, ending: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(*_: Any, **__: Any) -> float:
+        raise ModelError("it does not fit.")
+
+    if where == "cross_validate":
+        ending(ModelError("it does not fit."))
+    else:
+        monkeypatch.setattr(transfer_auto, where, raising)
+    told = auto(photos, weights, tmp_path).result["transfer"]
+    assert (told["chosen"], told["reason"]) == ("features", "frozen failed: it does not fit.")
+
+
+def test_keys_of_one_mode_are_for_its_step(photos: Path, weights: Path, tmp_path: Path, scripted: Any) -> None:
+    asked = scripted(LOW, CLEARLY_BETTER, NO_BETTER)
+    settings = {"transfer.head_epochs": 0, "transfer": {"classifier": "knn"}}
+    auto(photos, weights, tmp_path, settings=settings)
+    found = [(recipe.transfer.classifier, recipe.transfer.head_epochs) for _, recipe, _ in asked]
+    assert found == [("knn", 1), ("logistic", 1), ("logistic", 0)]
+    with pytest.raises(RecipeError, match=r"transfer\.classifier: is of mode features; mode frozen does not"):
+        auto(photos, weights, tmp_path / "no", cut="block1", settings=settings)
 
 
 def test_where_the_first_step_fails_there_is_no_run(

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from netloom.errors import RecipeError
 from netloom.inference import Prediction
+from netloom.models.backbones import timm
 from netloom.models.heads import Head
+from netloom.models.pretrained import digest_of
 from netloom.progress import Reporter
+from netloom.recipe import load_recipe
 from netloom.tuning.samplers import create_pruner, create_sampler, describe_sampler
 from netloom.tuning.space import Dimension, arrange
 from netloom.tuning.space_text import parse_dimension
@@ -25,7 +29,10 @@ from netloom.tuning.study import SearchStudy, TrialRecord
 from netloom.workflows.first_trials import OF_USER, checked_first, enqueue_first, parse_first
 from netloom.workflows.interruption import quoted
 from netloom.workflows.search import Cluster, Search
+from netloom.workflows.spaces import space_for
+from netloom.workflows.starting_weights import settle
 from netloom.workflows.trial_scores import ClassFigures
+from netloom.workflows.trial_task import recipe_of_trial
 from netloom.workflows.winner import earlier_winners, note_tested
 
 SPACE = {"learning_rate": "1e-4..1e-2:log", "optimizer": "adam,sgd", "momentum": "0.5,0.9 if optimizer=sgd"}
@@ -193,3 +200,33 @@ def test_the_page_says_how_many_trials_were_random() -> None:
     words = "Bayesian search with Gaussian processes"
     assert describe_sampler("gp", 50, at_random=9) == f"{words}; 9 of 50 trials at random"
     assert describe_sampler("random", 50, at_random=49) == "random search"
+
+
+def test_each_backbone_of_a_search_is_settled_by_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two was trained with TensorFlow's padding."""
+    monkeypatch.setenv("NETLOOM_DATA", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    for name, said in (("test_efficientnet", {"padding": "same"}), ("test_resnet", None)):
+        tensors = timm().create_model(name, num_classes=0).state_dict()
+        save_file(tensors, tmp_path / "weights" / f"{name}.safetensors", metadata=said)
+    base = settle(load_recipe("transfer-features", {"model": "timm/test_efficientnet"}))
+    assert base.padding == "same"
+    other = recipe_of_trial(base, {"model": "timm/test_resnet"})
+    assert other.padding is None
+    assert other.transfer is not None
+    assert other.transfer.weights_sha256 == digest_of(tmp_path / "weights" / "test_resnet.safetensors")
+    assert recipe_of_trial(other, {"model": "timm/test_efficientnet"}).padding == "same"
+    assert recipe_of_trial(base, {"learning_rate": 0.1}) == base.replace(learning_rate=0.1)
+
+
+def test_a_search_over_modes_gives_each_trial_the_keys_of_its_own() -> None:
+    recipe = load_recipe("transfer-frozen", {"transfer.weights": "random"})
+    space = ["transfer.mode=features,finetune", "transfer.head_epochs=2,3", "transfer.classifier=knn,network"]
+    space_for(space, recipe)
+    values = {"transfer.head_epochs": 2, "transfer.classifier": "knn"}
+    for mode, found in (("features", ("knn", 1)), ("finetune", ("logistic", 2))):
+        transfer = recipe_of_trial(recipe, {"transfer.mode": mode, **values}).transfer
+        assert transfer is not None
+        assert (transfer.classifier, transfer.head_epochs) == found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from netloom.errors import ModelError, did_you_mean
-from netloom.recipe.groups import CUSTOM_MODEL, MODEL_OPTIONS, Augmentation, as_list
+from netloom.recipe.groups import CUSTOM_MODEL, KEYS_OF_MODE, MODEL_OPTIONS, Augmentation, Transfer, as_list
 
 if TYPE_CHECKING:
     from netloom.recipe import Recipe
@@ -73,12 +73,25 @@ def combination_problems(recipe: Recipe) -> list[str]:
             "transfer.views: augmented views need an augmentation, and the recipe has none that changes a picture; "
             "give one (augmentation.horizontal_flip=true, say), or set transfer.views to 0"
         )
+    if transfer is not None:
+        problems += _problems_of_mode(transfer)
     if transfer is not None and transfer.mode == "finetune" and transfer.head_epochs >= recipe.epochs:
         problems.append(
             f"transfer.head_epochs: {transfer.head_epochs} of {recipe.epochs} epochs leave none in which more than the "
             "head trains; give fewer, or more epochs, or mode: frozen"
         )
     return problems
+
+
+def _problems_of_mode(transfer: Transfer) -> list[str]:
+    """Keys that only another mode looks at."""
+    return [
+        f"transfer.{key}: is of mode {mode}; mode {transfer.mode} does not look at it. Leave it out, or use mode: "
+        f"{mode} (--mode {mode})"
+        for mode, keys in KEYS_OF_MODE.items()
+        for key in keys
+        if mode != transfer.mode and getattr(transfer, key) != Transfer.model_fields[key].default
+    ]
 
 
 def _augmentation_problems(augmentation: Augmentation) -> list[str]:

@@ -199,6 +199,16 @@ class Transfer(Group):
     )
 
 
+FIRST_MODE = "features"
+"""Of `transfer`, where none is said."""
+
+KEYS_OF_MODE: dict[str, tuple[str, ...]] = {
+    "features": ("classifier", "views"),
+    "finetune": ("unfreeze", "gradual", "head_epochs"),
+}
+"""Of the modes of `transfer` the keys that the others do not look at."""
+
+
 class SelfSupervised(Group):
     """Learn from pictures without their labels, by telling two views of a picture from all others."""
 

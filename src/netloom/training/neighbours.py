@@ -51,7 +51,8 @@ class NearestNeighbours(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`[B, num_outputs]` of features `[B, D]`."""
         similarities = self.directions(features) @ self.weight.T
-        nearest, rows = similarities.float().topk(int(self.neighbours), dim=1)
+        count = 1 if self.neighbours.is_meta else int(self.neighbours)  # a summary asks for shapes alone
+        nearest, rows = similarities.float().topk(count, dim=1)
         logits = _vote_logits(nearest, self.votes[rows])[:, -1]
         return logits[:, 1:] - logits[:, :1] if self.num_outputs == 1 else logits
 

@@ -153,7 +153,8 @@ def cross_validate(
         f"{loaded.source_name}: {len(loaded.image_set):,} pictures of {len(loaded.image_set.class_names)} classes at "
         f"{width}x{height}; {scheme}: {len(drawn)} trainings"
     )
-    for note in [*audit.warnings, *notes]:
+    unused = builders.note_on_unused(chosen)
+    for note in [*audit.warnings, *notes, *([] if unused is None else [unused])]:
         reporter.say(f"  note: {note}")
     job = start_job(
         "cross-validation",

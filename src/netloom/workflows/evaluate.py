@@ -73,7 +73,7 @@ def evaluate(
     watch = CallbackList(callbacks).call
     evaluation = score(opened, image_set, indices, train_targets=train_targets, device=device, watch=watch)
     seen = already_seen(opened, image_set, indices)
-    earlier = seen_by_earlier_runs(opened.recipe, image_set, indices, fingerprint=found)
+    earlier = seen_by_earlier_runs(opened, image_set, indices, fingerprint=found)
     in_training, in_validation = _seen_in(opened, seen, None if source is not None else part, unchanged=unchanged)
     if any(one["n"] for one in earlier):
         in_training = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +18,55 @@ from netloom.run import RunFolder
 _DIGEST_BYTES = 8  # a million pictures against another million: one false match in 10 million such comparisons
 
 
+@dataclass(frozen=True, eq=False)
+class EarlierRun:
+    """What a run that another one started from, directly or not, has learned from.
+
+    Attributes:
+        path: Its folder, as it was then.
+        labelled: Whether it looked at labels.
+        of_pixels: Whether the digests are of pixels, not of files.
+        digests: Of its training pictures, int64 `[n]`; None where they are not known.
+    """
+
+    path: Path
+    labelled: bool
+    of_pixels: bool = False
+    digests: npt.NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> EarlierRun:
+        """Of a run that is there."""
+        remembered = folder.pictures
+        digests = remembered.get("train")
+        return cls(folder.path, bool(folder.data.class_names), _remembers_pixels(folder, remembered), digests)
+
+    def seen(self, image_set: ImageSet) -> npt.NDArray[np.bool_] | None:
+        """Which pictures it has learned from, bool `[N]`; None where that is not known."""
+        hashes = image_set.content_hashes
+        if self.digests is None or hashes is None or self.of_pixels != _are_of_pixels(hashes):
+            return None
+        found: npt.NDArray[np.bool_] = np.isin(_digests(hashes), self.digests)
+        return found
+
+
 def pictures_to_remember(
-    image_set: ImageSet, split: Split, *, labelled: bool = True
+    image_set: ImageSet, split: Split, *, labelled: bool = True, earlier: Sequence[EarlierRun] = ()
 ) -> dict[str, npt.NDArray[np.int64]]:
     """A digest of each picture's content by part, int64 `[n]`, and `train_counts`, int64 `[K]`: pictures per class.
 
     Without labels there are no counts. Where pictures that validate share groups, `validation_groups`, int64 `[n]`, is
     the group of each, since an epoch's accuracy says nothing of that. `of_pixels`, int64 `[1]`, is 1 where the digests
-    are of pixels, 0 of files.
+    are of pixels, 0 of files. Of the `earlier` runs, counted from 0, `earlier_0` are the digests of training pictures,
+    where they are known, and `earlier_0_facts` whether they are of pixels, whether labels were looked at, and the bytes
+    of the folder's name.
     """
     found = {}
+    for number, run in enumerate(earlier):
+        name = np.frombuffer(str(run.path).encode("utf-8", "surrogateescape"), dtype=np.uint8)
+        found[f"earlier_{number}_facts"] = np.array([run.of_pixels, run.labelled, *name], dtype=np.int64)
+        if run.digests is not None:
+            found[f"earlier_{number}"] = run.digests
     if labelled:
         targets = image_set.targets.cpu().numpy()[split.train]
         found["train_counts"] = np.bincount(targets, minlength=len(image_set.class_names)).astype(np.int64)
@@ -35,6 +76,16 @@ def pictures_to_remember(
         digests = _digests(image_set.content_hashes)
         found |= {part: np.sort(digests[getattr(split, part)]) for part in PARTS}
         found["of_pixels"] = np.array([_are_of_pixels(image_set.content_hashes)], dtype=np.int64)
+    return found
+
+
+def earlier_runs_of(folder: RunFolder) -> list[EarlierRun]:
+    """The runs that this one started from, as it remembers them."""
+    remembered, found = folder.pictures, list[EarlierRun]()
+    while (facts := remembered.get(f"earlier_{len(found)}_facts")) is not None and len(facts) > 2:
+        path = Path(facts[2:].astype(np.uint8).tobytes().decode("utf-8", "surrogateescape"))
+        of_pixels, labelled = facts[:2].astype(np.bool_).tolist()
+        found.append(EarlierRun(path, labelled, of_pixels, remembered.get(f"earlier_{len(found)}")))
     return found
 
 
@@ -83,11 +134,13 @@ def _can_be_compared(folder: RunFolder, remembered: Mapping[str, npt.NDArray[np.
     """Whether equal digests mean equal pictures, and different ones different pictures."""
     if image_set.content_hashes is None or not all(part in remembered for part in PARTS):
         return False
+    return _remembers_pixels(folder, remembered) == _are_of_pixels(image_set.content_hashes)
+
+
+def _remembers_pixels(folder: RunFolder, remembered: Mapping[str, npt.NDArray[np.int64]]) -> bool:
     if "of_pixels" in remembered:
-        of_pixels = bool(remembered["of_pixels"].any())
-    else:  # a run of before
-        of_pixels = set(folder.data.audit.get("formats", ())) == {"array"}
-    return of_pixels == _are_of_pixels(image_set.content_hashes)
+        return bool(remembered["of_pixels"].any())
+    return set(folder.data.audit.get("formats", ())) == {"array"}  # a run of before
 
 
 def _are_of_pixels(hashes: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ from netloom.metrics.intervals import mean_interval
 from netloom.progress import Reporter
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan
+from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.prepare import prepare_data
 from netloom.workflows.request import request_for
@@ -77,6 +78,8 @@ def train_seeds(
     )
     chosen, reporter = asked.recipe, asked.reporter
     data = prepare_data(source, chosen, reporter)
+    if (note := builders.note_on_unused(chosen)) is not None:
+        reporter.say(f"  note: {note}")
     chosen = chosen.replace(image_size=list(data.facts.image_size))
     seeds = range(chosen.seed, chosen.seed + n_seeds)
     job = start_job(

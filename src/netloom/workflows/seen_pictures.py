@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from netloom.data.imageset import ImageSet
-from netloom.data.splits import Split
+from netloom.data.splits import DRAWN_AT_ONCE, Split
 from netloom.errors import DataError, NetloomError
 from netloom.files import with_home
 from netloom.models.pretrained import PUBLISHED, RANDOM
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
-from netloom.workflows.remembered_pictures import pictures_of_parts
+from netloom.workflows.remembered_pictures import EarlierRun, earlier_runs_of, pictures_of_parts
 
 SPLIT_KEYS = ("split_seed", "test_fraction", "validation_fraction")
 """Recipe keys by which a split of the same pictures is drawn."""
@@ -64,7 +64,7 @@ def with_notes_on_backbone(recipe: Recipe, image_set: ImageSet, split: Split, *,
     for earlier in _earlier_runs(recipe, image_set, fingerprint):
         if n := earlier.count(split.test):
             if earlier.labelled and recipe.transfer is not None and not recipe.transfer.test_on_seen:
-                raise DataError(_refusal(earlier, n, len(split.test)))
+                raise DataError(_refusal(earlier, n, len(split.test), recipe))
             split = split.with_test_notes([_note(earlier, n, len(split.test), "the test part")])
         if n := earlier.count(split.validation):
             note = _note(earlier, n, len(split.validation), "the validation part")
@@ -88,11 +88,11 @@ def notes_on_folds(recipe: Recipe, image_set: ImageSet, pool: npt.NDArray[np.int
 
 
 def seen_by_earlier_runs(
-    recipe: Recipe, image_set: ImageSet, indices: npt.NDArray[np.int64], *, fingerprint: str
+    folder: RunFolder, image_set: ImageSet, indices: npt.NDArray[np.int64], *, fingerprint: str
 ) -> list[dict[str, Any]]:
     """Which runs that a trained one started from have learned from `image_set[indices]`, plain values.
 
-    Other arguments are those of `with_notes_on_backbone`.
+    Other arguments are those of `with_notes_on_backbone`; what is no longer there, the run remembers.
 
     Returns:
         Of each such run `run` (its folder), `labelled` (whether it looked at labels) and `n` (of how many pictures;
@@ -104,22 +104,51 @@ def seen_by_earlier_runs(
             "labelled": earlier.labelled,
             "n": None if earlier.seen is None else earlier.count(indices),
         }
-        for earlier in _earlier_runs(recipe, image_set, fingerprint)
+        for earlier in _earlier_runs(folder.recipe, image_set, fingerprint, folder)
     )
     return [one for one in found if one["n"] != 0]
 
 
-def _earlier_runs(recipe: Recipe, image_set: ImageSet, fingerprint: str) -> Iterator[_Earlier]:
-    """The run that the weights come from, the one that it started from itself, and so on."""
-    met: set[Path] = set()
-    folder = _run_of(recipe)
-    while folder is not None and folder.path not in met:
-        met.add(folder.path)
+def learned_earlier(recipe: Recipe) -> list[EarlierRun]:
+    """What the runs that a training starts from have learned from, for its own run to remember.
+
+    Args:
+        recipe: With its weights settled.
+    """
+    folders, gone = _chain(recipe, None)
+    return [*map(EarlierRun.of, folders), *gone]
+
+
+def _earlier_runs(
+    recipe: Recipe, image_set: ImageSet, fingerprint: str, own: RunFolder | None = None
+) -> Iterator[_Earlier]:
+    """The run that the weights come from, the one that it started from itself, and so on; `own` is the recipe's."""
+    folders, gone = _chain(recipe, own)
+    for folder in folders:
         facts = folder.data
         same = facts.fingerprint == fingerprint
         seen = pictures_of_parts(folder, image_set, ("train",), same_source=same)
         yield _Earlier(folder.path, bool(facts.class_names), same, seen)
-        folder = _run_of(folder.recipe)
+    for one in gone:
+        yield _Earlier(one.path, one.labelled, same_source=False, seen=one.seen(image_set))
+
+
+def _chain(recipe: Recipe, own: RunFolder | None) -> tuple[list[RunFolder], list[EarlierRun]]:
+    """The runs that are there, each started from the next, and those before them that are not.
+
+    The latter are as the last that is there remembers them (`own`, where not even the first is), or unknown.
+    """
+    folders: list[RunFolder] = []
+    while (folder := _run_of(recipe)) is not None:
+        if folder.path in {one.path for one in folders}:
+            return folders, []
+        folders.append(folder)
+        recipe = folder.recipe
+    last = folders[-1] if folders else own
+    gone = [] if last is None else earlier_runs_of(last)
+    if not gone and (path := _gone_run_of(recipe)) is not None:
+        gone = [EarlierRun(path, labelled=True)]
+    return folders, gone
 
 
 def _run_of(recipe: Recipe) -> RunFolder | None:
@@ -132,6 +161,20 @@ def _run_of(recipe: Recipe) -> RunFolder | None:
         with contextlib.suppress(NetloomError):
             folder = RunFolder.open(path)
             return folder if folder.split and folder.data else None
+    return None
+
+
+def _gone_run_of(recipe: Recipe) -> Path | None:
+    """The folder of the run whose weights the recipe names, where these are no longer there."""
+    if recipe.transfer is None or recipe.transfer.weights in (PUBLISHED, RANDOM):
+        return None
+    weights = with_home(recipe.transfer.weights).resolve()
+    if weights.exists():
+        return None
+    for path in (weights.parent, weights.parent.parent):
+        folder = RunFolder(path)
+        if weights == folder.weights_path or weights.parent == folder.epoch_weights_path(1).parent:
+            return path
     return None
 
 
@@ -150,12 +193,19 @@ def _note_of_unknown(earlier: _Earlier) -> str:
     )
 
 
-def _refusal(earlier: _Earlier, n: int, of: int) -> str:
+def _refusal(earlier: _Earlier, n: int, of: int, recipe: Recipe) -> str:
     way = "Test on pictures that it has not seen"
     if earlier.same_source:
-        recipe = RunFolder(earlier.path).recipe
-        split = " ".join(f"--set {key}={getattr(recipe, key):g}" for key in SPLIT_KEYS)
-        way = f"Use the split of that run ({split}), or test on pictures that it has not seen"
+        run = RunFolder(earlier.path)
+        keys = {key: getattr(run.recipe, key) for key in SPLIT_KEYS}
+        if run.split["method"] not in DRAWN_AT_ONCE:
+            way = (
+                f"Its own parts ({run.split['method']}) are not those that a training would draw. Start from a run of "
+                "`netloom train`, whose split is taken over, or test on pictures that it has not seen"
+            )
+        elif any(getattr(recipe, key) != value for key, value in keys.items()):
+            split = " ".join(f"--set {key}={value:g}" for key, value in keys.items())
+            way = f"Use the split of that run ({split}), or test on pictures that it has not seen"
     return (
         f"{n:,} of the {of:,} pictures of the test part were trained on, with their labels, by the network of "
         f"{earlier.path}, from which this training starts: the test would tell nothing of new pictures. {way}: a "

@@ -14,6 +14,7 @@ import numpy as np
 from netloom.errors import RecipeError, did_you_mean
 from netloom.plain_yaml import parse_yaml
 from netloom.recipe import Recipe, key_problem, load_recipe
+from netloom.recipe.changes import of_searched_mode
 from netloom.recipe.groups import MODEL_OPTIONS
 from netloom.tuning.space import Condition, Dimension, arrange, label_of, values_of_dimension
 from netloom.tuning.space_text import parse_dimension
@@ -119,7 +120,7 @@ def see_that_it_has_recipes(dimensions: Sequence[Dimension], recipe: Recipe) -> 
 def _refusal(recipe: Recipe, values: Mapping[str, Any]) -> str | None:
     """Why the recipe with these values is none, or None."""
     try:
-        load_recipe(recipe, values)
+        load_recipe(recipe, of_searched_mode(values))
     except RecipeError as error:
         return str(error)
     return None

@@ -11,10 +11,10 @@ import torch
 from netloom.errors import ModelError, did_you_mean
 from netloom.models.backbones import is_backbone
 from netloom.models.pretrained import published_input
-from netloom.models.registry import create_model, is_family_member, is_model, model_names
+from netloom.models.registry import is_family_member, is_model, model_names
 from netloom.models.summary import ModelSummary, summarize
 from netloom.recipe import Recipe, load_recipe, recipe_names
-from netloom.workflows.builders import build_freezing, build_heads
+from netloom.workflows.builders import build_heads, build_model
 
 _MOST_CLASSES = 1_000_000
 _DEFAULT_SIDE = {"rgb": 3, "auto": 3, "grey": 1}
@@ -28,7 +28,7 @@ def summary(
     trunk: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> ModelSummary:
-    """Layers and parameters of a model, or of a recipe's model.
+    """Layers and parameters of a model, or of a recipe's model, and which of them a training with it would train.
 
     Args:
         model: A model's or a recipe's name, or a recipe file.
@@ -47,17 +47,7 @@ def summary(
         raise ModelError(f"--classes {count}: expected 2 to {_MOST_CLASSES:,}.")
     head = build_heads(recipe, [str(i) for i in range(count)])[0]
     with torch.device("meta"):  # shapes and counts need no numbers: vgg19 at 224x224 takes no memory
-        network = create_model(
-            recipe.model,
-            in_channels=channels,
-            num_outputs=head.num_outputs,
-            image_size=(height, width),
-            seed=recipe.seed,
-            options=recipe.model_options(),
-        )
-        freezing = build_freezing(recipe, network)
-        if freezing is not None:
-            freezing.prepare(network)
+        network = build_model(recipe, in_channels=channels, num_outputs=head.num_outputs, image_size=(height, width))
         return summarize(network, input_shape=(channels, height, width), trunk_only=trunk)
 
 

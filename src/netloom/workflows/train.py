@@ -25,6 +25,7 @@ from netloom.workflows.checked_network import checked_network
 from netloom.workflows.prepare import prepare_data, reopen_data
 from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run, load_classifier
+from netloom.workflows.seen_pictures import learned_earlier
 from netloom.workflows.starting_weights import settle
 from netloom.workflows.training_run import Past, TrainingRun, names_of
 
@@ -112,6 +113,8 @@ def begin(
     builders.check_extras(chosen)
     data = prepare_data(source, chosen, reporter)
     chosen = chosen.replace(image_size=list(data.facts.image_size))
+    if (note := builders.note_on_unused(chosen)) is not None:
+        reporter.say(f"  note: {note}")
     network, heads = checked_network(chosen, data, model)
     folder = RunFolder.create(out, name or data.facts.source_name)
     folder.write_setup(
@@ -119,7 +122,7 @@ def begin(
         split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
-        pictures=pictures_to_remember(data.image_set, data.split),
+        pictures=pictures_to_remember(data.image_set, data.split, earlier=learned_earlier(chosen)),
         mode_choice=mode_choice,
     )
     run = Run(folder.path, model=model)

@@ -31,6 +31,7 @@ from netloom.workflows.interruption import exit_code_of, listening
 from netloom.workflows.prepare import PreparedData
 from netloom.workflows.remembered_pictures import pictures_to_remember
 from netloom.workflows.runs import Run
+from netloom.workflows.seen_pictures import learned_earlier
 from netloom.workflows.training_task import Resources, finish_run, set_up
 
 
@@ -208,7 +209,7 @@ def create_run(
         split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment,
-        pictures=pictures_to_remember(data.image_set, data.split),
+        pictures=pictures_to_remember(data.image_set, data.split, earlier=learned_earlier(recipe)),
     )
     return run
 

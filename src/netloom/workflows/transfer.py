@@ -12,8 +12,9 @@ from netloom.errors import RecipeError, did_you_mean
 from netloom.files import with_home
 from netloom.models.backbones import PREFIX, is_backbone
 from netloom.models.pretrained import RANDOM, SUFFIX, network_of
-from netloom.models.registry import is_model, model_names
+from netloom.models.registry import is_model, model_names, model_options
 from netloom.recipe import Recipe, load_recipe
+from netloom.recipe.changes import without_other_modes
 from netloom.recipe.groups import CUSTOM_MODEL, MODEL_OPTIONS
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan
@@ -97,12 +98,13 @@ def transfer(
         steps = MODES[1:] if "transfer.cut" in {**start, **changes} else MODES  # behind a cut, features are random
         for step in steps:
             said = mode_settings(step, None, unfreeze if step == "finetune" else None)
-            recipes[step] = {**start, **said, **changes}
+            recipes[step] = {**start, **said, **without_other_modes(changes, step, among=steps)}
         seconds = DEFAULT_SECONDS if limit is None else limit
         return climb(source, recipes, seconds=seconds, callbacks=callbacks, **shared)
     base = recipe_of(mode) if recipe is None else recipe
     chosen = {**start, **mode_settings(mode, classifier, unfreeze)}
     if classifier == "network":
+        _check_head_of_choice(str(changes.get("model", start["model"])))
         own = load_recipe(base)
         chosen |= {key: value for key, value in _NETWORK_CLASSIFIER.items() if getattr(own, key) is None}
     if limit is not None:
@@ -147,6 +149,20 @@ def mode_settings(mode: str, classifier: str | None, unfreeze: int | str | None)
             raise RecipeError(f"--unfreeze is for mode finetune; {mode} leaves the network as it is.")
         changes["transfer.unfreeze"] = unfreeze
     return changes
+
+
+def _check_head_of_choice(model: str) -> None:
+    """See to it that a network has dense layers behind its features whose width can be said.
+
+    Raises:
+        RecipeError: It has none, or those that it has are the network itself.
+    """
+    if not _NETWORK_CLASSIFIER.keys() <= model_options(model).keys():
+        raise RecipeError(
+            "--classifier network trains dense layers of a chosen width behind the features (dense_units), and "
+            f"{model} has no such layers. Choose --classifier logistic or knn, or --mode frozen, which trains the head "
+            "that it has."
+        )
 
 
 def backbone_settings(

@@ -15,7 +15,7 @@ from netloom.data.folds import independent_pictures
 from netloom.data.imageset import ImageSet
 from netloom.data.units import tie_into_units
 from netloom.durations import duration
-from netloom.errors import DataError, TrainingError
+from netloom.errors import DataError, NetloomError, TrainingError
 from netloom.evaluation.cross_validation import Gain, gain
 from netloom.files import write_json
 from netloom.parallel.planning import candidate_threads, choose_jobs
@@ -25,6 +25,7 @@ from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan, resolve_device, training_threads, usable_cpus
 from netloom.training.callbacks import Callback
 from netloom.workflows import builders
+from netloom.workflows.checked_network import checked_network
 from netloom.workflows.cross_validate import DEFAULT_FOLDS, CrossValidation, cross_validate
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.prepare import PreparedData, prepare_data
@@ -97,8 +98,8 @@ def climb(
     Raises:
         DataError: A class has one picture alone that is not tested on.
         InterruptedTrainingsError: Ctrl-C or SIGTERM.
-        NetloomError: As `cross_validate` and `train` raise it. Where a mode after the first fails in training, those
-            before it decide.
+        NetloomError: As `cross_validate` and `train` raise it; what does not fit the network of any mode, before the
+            first is begun. Where a mode after the first fails, those before it decide.
     """
     reporter, started = Reporter(quiet=quiet), time.perf_counter()
     resolved = resolve_device(device if plan is None else plan.device)
@@ -106,34 +107,39 @@ def climb(
     first = next(iter(chosen.values()))
     data = prepare_data(source, first, Reporter(quiet=True))
     for recipe in chosen.values():  # what the last one would refuse is told before the first
-        builders.check_monitors(recipe, data.split)
+        builders.check_extras(recipe)
+        checked_network(recipe, data)
     pictures, folds = _test_part_marked(data), _suited_folds(data)
-    folder = RunFolder.create(out, f"{name or data.facts.source_name}-transfer").path
     pool = np.setdiff1d(np.arange(len(data.image_set)), data.split.test)
     notes = notes_on_folds(first, data.image_set, pool, fingerprint=data.facts.fingerprint)
     for note in notes:
         reporter.say(f"  note: {note}")
+    folder = RunFolder.create(out, f"{name or data.facts.source_name}-transfer").path
     steps: list[Step] = []
     best, before = "", None
     reason = "finetune is the last step"
     for mode, recipe in chosen.items():
         left = seconds - (time.perf_counter() - started)
-        expected = 0.0 if before is None else expected_seconds(recipe, data, device=resolved, folds=folds, plan=plan)
-        if before is not None and expected > left:
-            reason = _too_slow(mode, expected, left)
-            break
-        reporter.say(f"{mode}: cross-validating with {folds} folds" + (_about(expected) if expected else ""))
         try:
+            expected = 0.0
+            if before is not None:
+                expected = expected_seconds(recipe, data, device=resolved, folds=folds, plan=plan)
+                if expected > left:
+                    reason = _too_slow(mode, expected, left)
+                    break
+            reporter.say(f"{mode}: cross-validating with {folds} folds" + (_about(expected) if expected else ""))
             found = cross_validate(
                 pictures, recipe, folds=folds, out=folder, name=mode, device=device, quiet=True, plan=plan
             )
         except InterruptedTrainingsError as error:
             raise InterruptedTrainingsError(_interrupted(mode, error.reason), error.reason) from error
-        except TrainingError as error:
+        except NetloomError as error:
             reason = f"{mode} failed: {error.cause if isinstance(error, FailedTrainingsError) else error}"
-            if before is None:
+            if before is not None:
+                break
+            if isinstance(error, TrainingError):
                 raise TrainingError(reason) from error
-            break
+            raise
         gained = None if before is None else gain(found.scores, before.scores)
         steps.append(_step(mode, found, gained))
         reporter.say(_in_words(steps))

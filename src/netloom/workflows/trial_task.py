@@ -20,6 +20,7 @@ from netloom.models.heads import Head
 from netloom.parallel.pictures import received_pictures
 from netloom.parallel.tasks import TaskContext, find
 from netloom.recipe import Recipe, load_recipe
+from netloom.recipe.changes import of_searched_mode
 from netloom.run_facts import DataFacts
 from netloom.runtime import ExecutionPlan, keep_freed_memory
 from netloom.training.callbacks import Callback
@@ -29,6 +30,7 @@ from netloom.workflows import builders
 from netloom.workflows.builders import CustomModel
 from netloom.workflows.fitting import Fitting
 from netloom.workflows.search_options import Objective
+from netloom.workflows.starting_weights import settle
 from netloom.workflows.training_run import kept_epoch
 from netloom.workflows.trial_folder import TrialFolder
 from netloom.workflows.trial_scores import ClassFigures, score_of
@@ -133,6 +135,16 @@ def set_up(
     )
 
 
+def recipe_of_trial(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """A search's recipe with the values of a trial, and what the weights of its own model decide.
+
+    Raises:
+        RecipeError: That is no recipe.
+        ModelError: The weights are nowhere to be found, or damaged.
+    """
+    return settle(load_recipe(recipe, of_searched_mode(overrides)))
+
+
 def run_trial(
     context: TaskContext, *, overrides: Mapping[str, Any], plan: Mapping[str, Any], folder: str | None, alone: bool
 ) -> dict[str, Any]:
@@ -157,7 +169,7 @@ def run_trial(
         NetloomError: The overrides are no recipe, the model does not fit, or the loss is no longer a number.
     """
     resources: TrialResources = context.shared
-    recipe = load_recipe(resources.recipe, overrides).replace(tensorboard=False, keep_every=None)
+    recipe = recipe_of_trial(resources.recipe, overrides).replace(tensorboard=False, keep_every=None)
     trial = TrialFolder(None if folder is None else Path(folder), overrides)
     if trial.outcome is not None:  # its driver died before it could write it down
         return trial.outcome

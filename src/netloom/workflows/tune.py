@@ -45,7 +45,7 @@ from netloom.workflows.search_options import (
     checked_number,
     checked_objective,
 )
-from netloom.workflows.seen_pictures import notes_on_folds
+from netloom.workflows.seen_pictures import learned_earlier, notes_on_folds
 from netloom.workflows.shared_features import cache_features
 from netloom.workflows.spaces import DEFAULT_SPACE, SpaceLike, space_for
 from netloom.workflows.study import BEST_RECIPE_FILE, REPORT_FILE, RESULT_FILE, Study
@@ -54,6 +54,7 @@ from netloom.workflows.study_parts import cluster_for, splits_for
 from netloom.workflows.study_pictures import study_pictures
 from netloom.workflows.study_result import describe_result, study_result, values_of
 from netloom.workflows.trainings import describe_plan, jobs_for_model, plan_trainings
+from netloom.workflows.trial_task import recipe_of_trial
 from netloom.workflows.winner import check_final_part, earlier_winners, note_tested, train_winner
 
 
@@ -219,7 +220,7 @@ def tune(
         split=data.split.to_json(data.image_set.ids),
         data=data.facts,
         environment=environment_record(),
-        pictures=pictures_to_remember(data.image_set, data.split),
+        pictures=pictures_to_remember(data.image_set, data.split, earlier=learned_earlier(chosen)),
     )
     with writing(folder.path / TRIALS_FOLDER, "Choose another folder with --out."):
         (folder.path / TRIALS_FOLDER).mkdir()
@@ -356,7 +357,7 @@ def _finish(search: Search) -> Study:
         _report(search, records, None, None, [], None)
         raise TrainingError(_why_nothing(search, records))
     search.note(searched=True)
-    best_recipe = load_recipe(search.recipe, best.overrides)
+    best_recipe = recipe_of_trial(search.recipe, best.overrides)
     write_atomically(search.folder / BEST_RECIPE_FILE, best_recipe.to_yaml())
     runs = train_winner(search, best, best_recipe)
     note_tested(search, best, runs)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from netloom.workflows.builders.checks import check_augmentation, check_monitors, check_single_pictures
+from netloom.workflows.builders.checks import (
+    check_augmentation,
+    check_monitors,
+    check_single_pictures,
+    note_on_unused,
+)
 from netloom.workflows.builders.models import (
     CustomModel,
     build_heads,
@@ -62,6 +67,7 @@ __all__ = [
     "is_solved_at_once",
     "kept_by",
     "learns_from_features",
+    "note_on_unused",
     "parameters_in_words",
     "plain_batches",
     "progressive_sizes",

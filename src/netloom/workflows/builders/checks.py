@@ -30,6 +30,22 @@ def check_augmentation(recipe: Recipe, image_size: tuple[int, int]) -> None:
         )
 
 
+def note_on_unused(recipe: Recipe) -> str | None:
+    """Which keys that a person may have set change nothing of a classifier that is solved at once, as a sentence."""
+    if not is_solved_at_once(recipe) or recipe.transfer is None:
+        return None
+    given = [key for key in ("dense_units", "dense_dropout") if getattr(recipe, key)]
+    if recipe.augmentation is not None and not recipe.transfer.views:
+        given.append("augmentation")
+    if not given:
+        return None
+    return (
+        f"{' and '.join(given)} {'changes' if len(given) == 1 else 'change'} nothing: the classifier "
+        f"{recipe.transfer.classifier} is solved at once from features of the pictures as they are. "
+        "transfer.classifier=network trains dense layers, transfer.views=N takes augmented views."
+    )
+
+
 def check_monitors(recipe: Recipe, split: Split) -> None:
     """See that what the recipe watches is measured.
 
