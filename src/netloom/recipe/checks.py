@@ -73,7 +73,7 @@ def combination_problems(recipe: Recipe) -> list[str]:
             "transfer.views: augmented views need an augmentation, and the recipe has none that changes a picture; "
             "give one (augmentation.horizontal_flip=true, say), or set transfer.views to 0"
         )
-    if transfer is not None and transfer.mode == "finetune" and transfer.head_epochs >= recipe.epochs:
+    if transfer is not None and transfer.mode == "finetune" and (transfer.head_epochs or 0) >= recipe.epochs:
         problems.append(
             f"transfer.head_epochs: {transfer.head_epochs} of {recipe.epochs} epochs leave none in which more than the "
             "head trains; give fewer, or more epochs, or mode: frozen"
