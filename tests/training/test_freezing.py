@@ -246,6 +246,8 @@ def test_rates_fall_with_depth_beside_all_other_factors() -> None:
     assert factors("head.dense1.weight") == 1.0
     assert [factors(f"trunk.block{i}.conv1.weight") for i in (3, 2, 1)] == [0.5, 0.25, 0.125]
     assert factors("trunk.block2.norm1.bias") == 0.5
+    new = rate_factors(model, bias=2.0, classifier=3.0, depth=0.5, new=10.0, freezing=freezing)
+    assert [new(f"{name}.weight") for name in ("classifier", "head.dense1", "trunk.block3.conv1")] == [30.0, 10.0, 0.5]
     for name in (*OPTIMIZERS, MUON):
         optimizer = create_optimizer(model, name, learning_rate=0.1, rate_for=factors, freezing=freezing)
         rates = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}

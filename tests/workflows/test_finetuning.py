@@ -17,7 +17,6 @@ from netloom.errors import ModelError, RecipeError
 from netloom.recipe import Recipe
 from netloom.training.callbacks import TimeLimit
 from netloom.workflows import builders
-from netloom.workflows.starting_head import starts_from_features
 from netloom.workflows.summarize import summary
 from netloom.workflows.training_run import InterruptedTrainingError
 
@@ -236,7 +235,7 @@ def test_the_time_that_the_heads_start_takes_is_the_trainings(
 def test_a_head_of_several_layers_or_behind_new_stages_starts_from_chance(backbone: netloom.Run) -> None:
     def starts(**changes: Any) -> bool:
         recipe = Recipe.from_mapping({**RECIPE, **on_top_of(backbone), **changes})
-        return starts_from_features(
+        return builders.starts_from_features(
             recipe, builders.build_model(recipe, in_channels=3, num_outputs=3, image_size=(12, 12))
         )
 

@@ -75,7 +75,7 @@ def combination_problems(recipe: Recipe) -> list[str]:
         )
     if transfer is not None:
         problems += _problems_of_mode(transfer)
-    if transfer is not None and transfer.mode == "finetune" and transfer.head_epochs >= recipe.epochs:
+    if transfer is not None and transfer.mode == "finetune" and (transfer.head_epochs or 0) >= recipe.epochs:
         problems.append(
             f"transfer.head_epochs: {transfer.head_epochs} of {recipe.epochs} epochs leave none in which more than the "
             "head trains; give fewer, or more epochs, or mode: frozen"

@@ -179,7 +179,17 @@ class Transfer(Group):
         "all", description="of mode `finetune`: all, so many stages from the top, or from the named stage upwards"
     )
     gradual: bool = Field(False, description="unfreeze one stage more with each epoch, from the top")
-    head_epochs: int = Field(1, ge=0, description="epochs of mode `finetune` in which the head alone is trained")
+    head_epochs: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="epochs of mode `finetune` in which the head alone is trained; null is 1, or 3 for a head that "
+        "does not start from the regression on the features",
+    )
+    new_rate: float = Field(
+        10.0,
+        gt=0,
+        description="factor on the learning rate of modes `frozen` and `finetune` for what starts from chance: the "
+        "stages behind a `cut`, and a head with `dense_units`",
+    )
     depth_rate: float = Field(
         0.8, gt=0, le=1, description="factor on the learning rate for each stage further down, of mode `finetune`"
     )

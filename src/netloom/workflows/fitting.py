@@ -31,7 +31,7 @@ from netloom.training.planning import TimedSteps, choose_plan
 from netloom.training.state import TrainingState
 from netloom.training.step import TrainingStep
 from netloom.workflows import builders
-from netloom.workflows.starting_head import start_from_features, starts_from_features
+from netloom.workflows.starting_head import start_from_features
 from netloom.workflows.starting_weights import initialize_from_weights
 
 
@@ -129,7 +129,7 @@ class Fitting:
 
     def callbacks(self, run: RunFolder | None) -> list[Callback]:
         """The recipe's callbacks; those that write do so into the run's folder."""
-        random_start = not starts_from_features(self.recipe, self.network)
+        random_start = not builders.starts_from_features(self.recipe, self.network)
         return builders.build_callbacks(self.recipe, run, content=self.content, random_start=random_start)
 
     def content(self, model: nn.Module) -> bytes:
@@ -221,7 +221,7 @@ class Fitting:
 
         A linear head behind pretrained features starts from the logistic regression on them.
         """
-        if not starts_from_features(self.recipe, self.network):
+        if not builders.starts_from_features(self.recipe, self.network):
             return True
         with self.reporter.bar("Computing features for the head to start from") as on_progress:
             how = start_from_features(

@@ -12,30 +12,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from netloom.data.batches import InputScaling
 from netloom.data.classifier_cache import KeptClassifier, find_classifier, keep_classifier
 from netloom.data.feature_cache import KEY_BYTES, Keys
 from netloom.data.imageset import ImageSet
 from netloom.data.units import tie_into_units
-from netloom.features import FeatureExtractor, FeatureHead, extract_features, feature_space, picture_keys
+from netloom.features import FeatureExtractor, extract_features, feature_space, picture_keys
 from netloom.models.contract import ImageModel
 from netloom.models.heads import Head
-from netloom.models.pretrained import RANDOM
 from netloom.progress import OnProgress
 from netloom.recipe import Recipe
 from netloom.runtime import ExecutionPlan, environment_record, executing
 from netloom.training.feature_heads import fit_logistic
 from netloom.workflows import builders
-
-
-def starts_from_features(recipe: Recipe, model: nn.Module) -> bool:
-    """Whether the head has a solution to start from: it is linear, and all in front of it is pretrained."""
-    transfer = recipe.transfer
-    if transfer is None or transfer.mode == "features" or transfer.weights == RANDOM or transfer.cut is not None:
-        return False
-    return isinstance(model, ImageModel) and not any(True for _ in FeatureHead(model).head.parameters())
 
 
 def start_from_features(

@@ -40,6 +40,7 @@ from netloom.workflows.builders.training import (
     count_phases,
     depending_on_length,
     kept_by,
+    starts_from_features,
     step_options,
 )
 
@@ -74,6 +75,7 @@ __all__ = [
     "resident",
     "sample_weights",
     "split_options",
+    "starts_from_features",
     "step_options",
     "training_batches",
 ]

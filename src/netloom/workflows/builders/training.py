@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from netloom.features import FeatureHead
+from netloom.models.contract import ImageModel
+from netloom.models.pretrained import RANDOM
 from netloom.recipe import Recipe
 from netloom.run import RunFolder
 from netloom.training.callbacks import (
@@ -31,6 +34,17 @@ from netloom.training.optim import create_optimizer, rate_factors
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.schedules import LENGTH_DEPENDENT, Schedule
 
+# Of a head that starts from chance, before the stages in front of it join.
+_EPOCHS_OF_A_NEW_HEAD = 3
+
+
+def starts_from_features(recipe: Recipe, model: nn.Module) -> bool:
+    """Whether the head has a solution to start from: it is linear, and all in front of it is pretrained."""
+    transfer = recipe.transfer
+    if transfer is None or transfer.mode == "features" or transfer.weights == RANDOM or transfer.cut is not None:
+        return False
+    return isinstance(model, ImageModel) and not any(True for _ in FeatureHead(model).head.parameters())
+
 
 def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
     """Which stages of a model, as `build_model` gives it, train when; None where all do from the beginning.
@@ -43,10 +57,13 @@ def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
         return None
     if transfer.mode == "frozen":
         return Freezing.of(model, cut=transfer.cut)
+    head_epochs = transfer.head_epochs
+    if head_epochs is None:  # a training that is too short for them is all the head's but for its last epoch
+        head_epochs = min(1 if starts_from_features(recipe, model) else _EPOCHS_OF_A_NEW_HEAD, recipe.epochs - 1)
     return Freezing.of(
         model,
         unfreeze=transfer.unfreeze,
-        head_epochs=transfer.head_epochs,
+        head_epochs=head_epochs,
         gradual=transfer.gradual,
         batch_norm=transfer.batch_norm,
         cut=transfer.cut,
@@ -74,6 +91,8 @@ def as_in_training(recipe: Recipe, model: nn.Module) -> nn.Module:
 
 def build_optimizer(recipe: Recipe, model: nn.Module, freezing: Freezing | None = None) -> torch.optim.Optimizer:
     """The optimizer of a recipe over the model's parameters that train, now or later."""
+    transfer = recipe.transfer
+    anew = freezing is not None and not starts_from_features(recipe, model)
     muon = {} if recipe.muon is None else recipe.muon.model_dump()
     rest_learning_rate = muon.pop("rest_learning_rate", None)
     return create_optimizer(
@@ -87,7 +106,8 @@ def build_optimizer(recipe: Recipe, model: nn.Module, freezing: Freezing | None 
             model,
             bias=recipe.bias_rate,
             classifier=recipe.classifier_rate,
-            depth=1.0 if recipe.transfer is None else recipe.transfer.depth_rate,
+            depth=1.0 if transfer is None else transfer.depth_rate,
+            new=1.0 if transfer is None or not anew else transfer.new_rate,
             freezing=freezing,
         ),
         muon=MuonOptions(**muon),
