@@ -504,7 +504,8 @@ def test_an_error_before_the_first_step_fails_a_new_run_and_leaves_a_finished_on
     with pytest.raises(ModelError, match="does not fit"):
         train(photos, tmp_path / "new", backbone)
     (path,) = (tmp_path / "new").iterdir()
-    assert netloom.load(path).result == {"status": "failed", "reason": "The network does not fit.", **NEVER_TESTED}
+    failed = {"status": "failed", "reason": "The network does not fit.", "callbacks": []}
+    assert netloom.load(path).result == {**failed, **NEVER_TESTED}
     before = finished.result
     with pytest.raises(ModelError, match="does not fit"):
         netloom.resume(finished.path, epochs=6, quiet=True)
