@@ -87,7 +87,8 @@ def sections(results: Path = RESULTS) -> Iterator[str]:
             yield ""
             yield from how(record)
         else:
-            yield f"Not measured yet: `python -m benchmarks.{name}`."
+            required = " ".join([f"python -m benchmarks.{name}", *_REQUIRED.get(name, ())])
+            yield f"Not measured yet: `{required}`."
         yield ""
 
 
@@ -250,6 +251,13 @@ def _augmentation(record: Record) -> Iterator[str]:
     yield f"With {record['about']['threads']} thread{'s' if record['about']['threads'] > 1 else ''}."
 
 
+# Arguments without which a script does not begin.
+_REQUIRED = {
+    "search": ["--peers PYTHON"],
+    "cifar10_fast": ["--peer FILE"],
+    "features": ["ARCHIVE", "--weights FILE"],
+    "transfer_command": ["ARCHIVE", "--weights FILE"],
+}
 _SECTIONS = {
     "search": (
         "Searches",

@@ -244,6 +244,7 @@ def result_name(benchmark: str, device: str, isa: str | None) -> str:
 def _command(benchmark: Benchmark, options: argparse.Namespace) -> str:
     words = ["./scripts/bench", benchmark.name]
     words += ["--quick"] if options.quick else []
+    words += ["--device", options.device] if options.device != "auto" else []
     words += ["--isa", options.isa] if options.isa else []
     words += ["--threads", str(options.threads)] if options.threads != usable_cpus() else []
     words += ["--only", *options.only] if options.only else []

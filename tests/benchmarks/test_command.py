@@ -477,3 +477,10 @@ def test_real_pictures_are_taken_where_they_are(tmp_path: Path) -> None:
     assert len(contents) == count, "no picture twice"
     assert source_of_photos(tmp_path) == "cats_and_dogs_small.zip"
     assert source_of_photos(None) == source_of_photos(tmp_path / "photos") == "generated"
+
+
+@pytest.mark.parametrize("words", [["--device", "cpu"], ["--device", "cuda"], []])
+def test_the_recorded_command_names_the_device_that_was_asked_for(words: list[str]) -> None:
+    options = command.arguments(["training", *words])
+    told = command._command(plans.BENCHMARKS["training"](1, cuda=False), options).split()
+    assert told == ["./scripts/bench", "training", *words]

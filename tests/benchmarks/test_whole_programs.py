@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -117,7 +119,8 @@ def test_the_speed_record_is_told_by_mean_accuracy_and_by_times_within_a_seed(tm
 
 
 def test_what_was_not_measured_says_how(tmp_path: Path) -> None:
-    assert "Not measured yet: `python -m benchmarks.features`." in list(whole_programs.sections(tmp_path))
+    said = "Not measured yet: `python -m benchmarks.features ARCHIVE --weights FILE`."
+    assert said in list(whole_programs.sections(tmp_path))
 
 
 def test_contenders_of_one_way_of_measuring_are_kept_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +144,24 @@ def test_contenders_of_one_way_of_measuring_are_kept_together(tmp_path: Path, mo
     assert added is not None
     assert [one["seconds"] for one in added["contenders"]["b"]["rounds"]] == [2.0, 3.0]
     assert list(saved({"trials": 9}, b=[{"seconds": 2.0}])) == ["b"]
+
+
+@pytest.mark.parametrize("name", list(whole_programs._SECTIONS))
+def test_the_command_of_what_is_not_measured_has_all_that_is_required(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference: what the script's own argparse says of the words."""
+    lines = [line.split("`")[1].split() for line in whole_programs.sections(tmp_path) if "Not measured yet" in line]
+    (words,) = [rest for _, _, module, *rest in lines if module == f"benchmarks.{name}"]
+    parsed: list[Any] = []
+
+    def parse(self: argparse.ArgumentParser, *_: Any, **__: Any) -> Any:
+        parsed.append(original(self, words))
+        raise SystemExit(0)
+
+    original = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert end.value.code == 0, capsys.readouterr().err
+    assert parsed

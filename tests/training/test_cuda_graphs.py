@@ -198,7 +198,9 @@ def test_steps_are_replayed_where_that_is_faster_and_possible(
 def test_a_precision_that_cannot_be_recorded_is_timed_without(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = []
 
-    def fastest(steps: Any, plan: ExecutionPlan, under: Any, what: str, *, precision: str) -> ExecutionPlan:
+    def fastest(
+        steps: Any, plan: ExecutionPlan, under: Any, what: str, *, precision: str, n_steps: int
+    ) -> ExecutionPlan:
         timed.append(plan.graphed)
         if plan.graphed:
             raise RecordingError("no")
