@@ -198,7 +198,7 @@ def test_another_mode_leaves_the_keys_of_the_old_one_behind(tmp_path: Path) -> N
     other.write_text(f"extends: {mine}\ntransfer: {{mode: frozen}}\n")
     for recipe in (load_recipe(other), load_recipe(mine, {"transfer.mode": "frozen"})):
         assert recipe.transfer is not None
-        assert (recipe.transfer.mode, recipe.transfer.unfreeze, recipe.transfer.head_epochs) == ("frozen", "all", 1)
+        assert (recipe.transfer.mode, recipe.transfer.unfreeze, recipe.transfer.head_epochs) == ("frozen", "all", None)
         assert recipe.transfer.depth_rate == 0.5
     back = load_recipe(mine, {"transfer.mode": "features", "transfer.classifier": "knn"})
     assert back.transfer is not None

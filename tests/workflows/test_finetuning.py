@@ -16,6 +16,7 @@ from html_page import Page
 from netloom.errors import ModelError, RecipeError
 from netloom.recipe import Recipe
 from netloom.training.callbacks import TimeLimit
+from netloom.training.optim import learning_rate_of
 from netloom.workflows import builders
 from netloom.workflows.summarize import summary
 from netloom.workflows.training_run import InterruptedTrainingError
@@ -33,7 +34,7 @@ RECIPE: dict[str, Any] = {
     "epochs": 4,
     "schedule": {"kind": "cosine", "warmup_epochs": 0.5},
     "ema": {"decay": 0.9},
-    "transfer": {"mode": "finetune", "weights": "random", "unfreeze": 2, "gradual": True},
+    "transfer": {"mode": "finetune", "weights": "random", "unfreeze": 2, "gradual": True, "head_epochs": 1},
     "precision": "float32",
     "keep": "last",
 }
@@ -245,3 +246,22 @@ def test_a_head_of_several_layers_or_behind_new_stages_starts_from_chance(backbo
     assert not starts(dense_units=[8])
     assert not starts(transfer=on_top_of(backbone, cut="block2")["transfer"])
     assert not starts(transfer=on_top_of(backbone, weights="random")["transfer"])
+
+
+@pytest.mark.parametrize(("dense_units", "rate", "alone"), [(None, 1.0, 1), ([8], 10.0, 3)])
+def test_a_head_that_starts_from_chance_learns_faster_and_longer_alone(
+    backbone: netloom.Run, dense_units: list[int] | None, rate: float, alone: int
+) -> None:
+    transfer = on_top_of(backbone)
+    recipe = Recipe.from_mapping({**RECIPE, **transfer, "dense_units": dense_units, "epochs": 9})
+    model = builders.build_model(recipe, in_channels=3, num_outputs=3, image_size=(12, 12))
+    freezing = builders.build_freezing(recipe, model)
+    assert freezing is not None
+    assert freezing.unfreezing(9)[0][0] == alone
+    optimizer = builders.build_optimizer(recipe, model, freezing)
+    rates = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model.classifier.weight)] == pytest.approx(rate * recipe.learning_rate)
+    assert learning_rate_of(optimizer) == pytest.approx(recipe.learning_rate)
+    top = dict(model.stages())[freezing.unfreezing(9)[0][1][0]]
+    expected = 0.8 * recipe.learning_rate
+    assert [rates[id(p)] for p in top.parameters()] == pytest.approx([expected for _ in top.parameters()])
