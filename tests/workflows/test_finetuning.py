@@ -262,6 +262,10 @@ def test_a_head_that_starts_from_chance_learns_faster_and_longer_alone(
     rates = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(model.classifier.weight)] == pytest.approx(rate * recipe.learning_rate)
     assert learning_rate_of(optimizer) == pytest.approx(recipe.learning_rate)
+    assert recipe.transfer is not None
+    random = recipe.replace(transfer={**recipe.transfer.model_dump(), "weights": "random"})
+    optimizer = builders.build_optimizer(random, model, builders.build_freezing(random, model))
+    assert learning_rate_of(optimizer) == optimizer.param_groups[0]["base_lr"]
     top = dict(model.stages())[freezing.unfreezing(9)[0][1][0]]
     expected = 0.8 * recipe.learning_rate
     assert [rates[id(p)] for p in top.parameters()] == pytest.approx([expected for _ in top.parameters()])

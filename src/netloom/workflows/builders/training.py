@@ -92,7 +92,8 @@ def as_in_training(recipe: Recipe, model: nn.Module) -> nn.Module:
 def build_optimizer(recipe: Recipe, model: nn.Module, freezing: Freezing | None = None) -> torch.optim.Optimizer:
     """The optimizer of a recipe over the model's parameters that train, now or later."""
     transfer = recipe.transfer
-    anew = freezing is not None and not starts_from_features(recipe, model)
+    pretrained = transfer is not None and transfer.weights != RANDOM
+    anew = pretrained and freezing is not None and not starts_from_features(recipe, model)
     muon = {} if recipe.muon is None else recipe.muon.model_dump()
     rest_learning_rate = muon.pop("rest_learning_rate", None)
     return create_optimizer(
