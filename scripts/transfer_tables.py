@@ -62,7 +62,7 @@ def _section(title: str, text: str, name: str, table: Any) -> Iterator[str]:
     yield ""
     record = whole_programs.load(name)
     if record is None:
-        yield f"Not measured yet: `python -m benchmarks.{name}`."
+        yield f"Not measured yet: see `python -m benchmarks.{name} --help`."
     else:
         yield from table(record)
         yield ""

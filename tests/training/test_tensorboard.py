@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,6 +108,18 @@ def test_a_resumed_training_writes_each_epoch_once(step: int, tmp_path: Path) ->
     train(epochs=4, callbacks=[TensorBoard(events, scaling=UNIT)])
     train(epochs=4, callbacks=[TensorBoard(events, scaling=UNIT)], resume=load_checkpoint(path))
     assert [e.step for e in read(events / "train").Scalars("epoch/loss")] == [1, 2, 3, 4]
+
+
+def test_a_file_of_the_same_second_comes_before_the_next(tmp_path: Path) -> None:
+    """Of two files of one second the later could come first: 10 before 9 in the order of names."""
+    watched = TensorBoard(tmp_path, scaling=UNIT)
+    (tmp_path / "train").mkdir()
+    earlier = tmp_path / "train" / f"events.out.tfevents.{int(time.time())}.host.1.9"
+    earlier.touch()
+    watched.on_fit_start(SimpleNamespace(epoch=1, step=8, validates=False))  # type: ignore[arg-type]
+    watched.close()
+    (later,) = set((tmp_path / "train").iterdir()) - {earlier}
+    assert int(later.name.split(".")[3]) > int(earlier.name.split(".")[3])
 
 
 def test_a_network_that_cannot_be_traced_is_no_reason_to_stop(

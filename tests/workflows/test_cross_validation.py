@@ -22,6 +22,7 @@ from netloom.data.imageset import ImageSet
 from netloom.errors import DataError, NetloomError, RunError
 from netloom.runtime import ExecutionPlan
 from netloom.workflows import training_task
+from netloom.workflows.interruption import BY_TIME, ending_at
 from netloom.workflows.runs import Run
 from netloom.workflows.trainings import InterruptedTrainingsError
 from parallel import work
@@ -269,6 +270,16 @@ def test_a_second_reason_to_end_does_not_finish_a_training(
         manifest.write_text(json.dumps({**noted, "seconds": damaged}), encoding="utf-8")
         with pytest.raises(RunError, match=r"trainings\.json is damaged \(seconds is"):
             netloom.resume_cross_validation(folder, jobs=1, quiet=True)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_time_that_is_over_ends_it_to_be_gone_on_with(jobs: int, photos: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "epochs": 100_000}
+    with ending_at(time.perf_counter() + 1.0), pytest.raises(InterruptedTrainingsError, match="time limit") as caught:
+        netloom.cross_validate(photos, folds=2, jobs=jobs, plan=PLAN, out=tmp_path, quiet=True, settings=settings)
+    assert caught.value.reason == BY_TIME
+    (folder,) = tmp_path.iterdir()
+    assert netloom.load(folder / "fold-1").result["status"] != "finished"
 
 
 def test_shuffled_labels_score_near_chance(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,7 @@ from netloom.runtime import ExecutionPlan
 from netloom.training.callbacks import Callback
 from netloom.workflows import transfer_auto
 from netloom.workflows.fitting import Fitting
-from netloom.workflows.interruption import BY_USER
+from netloom.workflows.interruption import BY_USER, listening
 from netloom.workflows.prepare import prepare_data
 from netloom.workflows.training_run import InterruptedTrainingError
 from netloom.workflows.trainings import FailedTrainingsError, InterruptedTrainingsError
@@ -82,7 +84,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
         def cross_validate(pictures: Any, recipe: Any, **options: Any) -> Any:
             asked.append((pictures, recipe, options))
             scores = summarize_folds([fold_of(accuracy) for accuracy in left.pop(0)], 2)
-            return SimpleNamespace(scores=scores, result={"seconds": 1.0}, path=Path(options["name"]))
+            return SimpleNamespace(scores=scores, result={"seconds": 1.0}, runs=[None] * 5, path=Path(options["name"]))
 
         monkeypatch.setattr(transfer_auto, "cross_validate", cross_validate)
         monkeypatch.setattr(transfer_auto, "expected_seconds", lambda *args, **options: expected)
@@ -187,6 +189,30 @@ def test_what_would_exceed_the_time_limit_is_not_begun(
     assert told["chosen"] == "features"
     assert told["reason"].startswith("frozen would take about 2 h 0 min, and ")
     assert "--time-limit gives more" in told["reason"]
+
+
+def test_what_takes_longer_than_expected_is_given_up(
+    photos: Path, weights: Path, tmp_path: Path, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where steps cannot be timed beforehand, as on a GPU, or took less when they were."""
+    scripted(LOW, expected=0.0)
+    of_features = transfer_auto.cross_validate
+
+    def cross_validate(*pictures_and_recipe: Any, **options: Any) -> Any:
+        if options["name"] == "features":
+            return of_features(*pictures_and_recipe, **options)
+        with listening() as interruption:
+            while (reason := interruption()) is None:
+                time.sleep(0.01)
+        raise InterruptedTrainingsError("Go on with: netloom.resume_cross_validation(", reason)
+
+    monkeypatch.setattr(transfer_auto, "cross_validate", cross_validate)
+    started = time.perf_counter()
+    told = auto(photos, weights, tmp_path, time_limit="3s").result["transfer"]
+    assert time.perf_counter() - started > 2.5
+    assert told["chosen"] == "features"
+    assert told["reason"].startswith("the time limit was used up while frozen was cross-validated;")
+    assert [step["mode"] for step in told["steps"]] == ["features"]
 
 
 def test_the_time_that_a_step_would_take_grows_with_its_epochs_and_pictures(
@@ -346,9 +372,11 @@ def test_folds_that_a_backbone_run_has_seen_are_told(
 
 def test_an_interruption_says_what_a_shell_can_do(photos: Path, weights: Path, tmp_path: Path, ending: Any) -> None:
     ending(InterruptedTrainingsError("Go on with: netloom.resume_cross_validation(", BY_USER))
-    with pytest.raises(InterruptedTrainingsError, match=r"Run the same again: features .* are found") as error:
+    with pytest.raises(InterruptedTrainingsError, match=r"starts with features that it finds") as error:
         auto(photos, weights, tmp_path)
     assert error.value.exit_code == 130
+    done = r"Cross-validated already: features with \d+\.\d\d% \(.*features-cv\); --mode features trains the last"
+    assert re.search(done, str(error.value))
     assert "resume_cross_validation" not in str(error.value)
 
 

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM end a training between two steps, with everything saved; a second Ctrl-C ends it at once."""
+"""Ctrl-C and SIGTERM end a training between two steps, with everything saved; a second Ctrl-C ends it at once.
+
+A time that is over can end trainings in the same way.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ import shlex
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
 BY_USER = "interrupted by the user (Ctrl-C)"
 BY_SYSTEM = "asked to end by the system (SIGTERM)"
+BY_TIME = "the time limit was used up"
+
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def exit_code_of(reason: str) -> int:
@@ -48,15 +56,28 @@ class Interruption:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._deadline = _deadline.get()
 
     def __call__(self) -> str | None:
         """Why to stop, or None."""
+        if self.reason is None and self._deadline is not None and time.perf_counter() >= self._deadline:
+            self.reason = BY_TIME
         return self.reason
 
 
 @contextlib.contextmanager
+def ending_at(deadline: float) -> Iterator[None]:
+    """Whatever listens within the body is interrupted when `time.perf_counter()` has come to `deadline`."""
+    token = _deadline.set(deadline)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+@contextlib.contextmanager
 def listening() -> Iterator[Interruption]:
-    """Catch the signals for the body; outside the main thread, where Python cannot, nothing is caught."""
+    """Catch the signals for the body; outside the main thread, where Python cannot, none is caught."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption

@@ -28,6 +28,7 @@ from netloom.workflows import builders
 from netloom.workflows.checked_network import checked_network
 from netloom.workflows.cross_validate import DEFAULT_FOLDS, CrossValidation, cross_validate
 from netloom.workflows.fitting import Fitting
+from netloom.workflows.interruption import BY_TIME, ending_at
 from netloom.workflows.prepare import PreparedData, prepare_data
 from netloom.workflows.runs import Run
 from netloom.workflows.seen_pictures import notes_on_folds
@@ -87,7 +88,8 @@ def climb(
     Args:
         source: As for `train`.
         recipes: Keys that differ from the shipped recipe of each mode, in the order in which they are tried.
-        seconds: A mode that would be done later than this after the beginning is not begun. The first always is.
+        seconds: A mode that would be done later than this after the beginning is not begun, and one that takes longer
+            than expected is given up. The first never is.
         out: As for `train`; the cross-validations are in a folder beside the run.
         name: As for `train`.
         device: As for `train`.
@@ -128,11 +130,16 @@ def climb(
                     reason = _too_slow(mode, expected, left)
                     break
             reporter.say(f"{mode}: cross-validating with {folds} folds" + (_about(expected) if expected else ""))
-            found = cross_validate(
-                pictures, recipe, folds=folds, out=folder, name=mode, device=device, quiet=True, plan=plan
-            )
+            limit = math.inf if before is None else started + seconds - _last_training(before)
+            with ending_at(limit):
+                found = cross_validate(
+                    pictures, recipe, folds=folds, out=folder, name=mode, device=device, quiet=True, plan=plan
+                )
         except InterruptedTrainingsError as error:
-            raise InterruptedTrainingsError(_interrupted(mode, error.reason), error.reason) from error
+            if error.reason == BY_TIME:
+                reason = f"the time limit was used up while {mode} was cross-validated; --time-limit gives more"
+                break
+            raise InterruptedTrainingsError(_interrupted(mode, error.reason, steps), error.reason) from error
         except NetloomError as error:
             reason = f"{mode} failed: {error.cause if isinstance(error, FailedTrainingsError) else error}"
             if before is not None:
@@ -193,11 +200,17 @@ def _suited_folds(data: PreparedData) -> int:
     return folds
 
 
-def _interrupted(mode: str, reason: str) -> str:
-    return (
-        f"{reason[0].upper()}{reason[1:]} while {mode} was cross-validated. Run the same again: features that were "
-        "computed are found in the cache."
-    )
+def _last_training(found: CrossValidation) -> float:
+    """Seconds that training the recipe of a cross-validation once more should take, as one of its folds did."""
+    return float(found.result["seconds"]) / len(found.runs)
+
+
+def _interrupted(mode: str, reason: str, steps: Sequence[Step]) -> str:
+    told = f"{reason[0].upper()}{reason[1:]} while {mode} was cross-validated. "
+    if steps:
+        done = ", ".join(f"{step.mode} with {step.accuracy:.2%} ({step.folder})" for step in steps)
+        told += f"Cross-validated already: {done}; --mode {steps[-1].mode} trains the last of these. "
+    return f"{told}The same command starts with features that it finds in the cache."
 
 
 def _step(mode: str, found: CrossValidation, gained: Gain | None) -> Step:

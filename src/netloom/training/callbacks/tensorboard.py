@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 # Pictures of a grid are enlarged to about this many pixels a side, so that 8x8 digits can be told apart.
 _SIDE_PIXELS = 64
 _GAP_PIXELS = 2
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
 def require_tensorboard() -> type[SummaryWriter]:
@@ -72,6 +75,7 @@ class TensorBoard(Callback):
         self._has_graph = state.epoch > 0
         with self._writing():
             for part in ("train", "validation") if state.validates else ("train",):
+                _wait_for_a_later_name(self.folder / part)
                 self._writers[part] = self._open_writer(
                     str(self.folder / part), purge_step=state.epoch + 1 if state.step else None
                 )
@@ -145,6 +149,17 @@ class TensorBoard(Callback):
                 self._writers["train"].add_graph(state.model, example, use_strict_trace=False)
             except Exception as error:
                 self._writers["train"].add_text("graph", f"The network could not be traced: {error}")
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait until the next event file's name comes after all that are there, which takes a second at most.
+
+    Names hold the second, then the process and a counter without leading zeros, so that of two files of one second the
+    later may come first; TensorBoard reads them in the order of their names.
+    """
+    seconds = [int(found[1]) for path in folder.glob("*") if (found := _EVENT_FILE.match(path.name))]
+    while seconds and int(time.time()) == max(seconds):
+        time.sleep(0.01)
 
 
 def picture_grid(pictures: torch.Tensor) -> torch.Tensor:
