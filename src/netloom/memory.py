@@ -44,14 +44,20 @@ def memory_limit_bytes() -> int:
 
 def free_memory_bytes() -> int:
     """How much of that is free or would be given back to this process; all of it where nothing tells."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable:"))
-        return min(memory_limit_bytes(), int(available.split()[1]) * 1024)
-    return memory_limit_bytes()
+    of_machine = _kilobytes("/proc/meminfo", "MemAvailable:") or _machine_bytes()
+    of_container = _container_bytes() - _used_in_container()
+    return max(0, min(of_machine, of_container, _process_bytes(free=True)))
 
 
 _UNLIMITED = sys.maxsize
+_CONTAINER = Path("/sys/fs/cgroup")
+
+
+def _kilobytes(path: str, name: str) -> int:
+    """A figure of Linux's, in bytes; 0 where nothing tells."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        return next(int(line.split()[1]) * 1024 for line in Path(path).read_text().splitlines() if name in line)
+    return 0
 
 
 def _machine_bytes() -> int:
@@ -71,16 +77,35 @@ def _windows_bytes() -> int:
 
 
 def _container_bytes() -> int:
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup versions 2 and 1
+    return _of_container("memory.max", "memory/memory.limit_in_bytes", otherwise=_UNLIMITED)
+
+
+def _used_in_container() -> int:
+    """Without the pages of files, which are given back when memory is short."""
+    used = _of_container("memory.current", "memory/memory.usage_in_bytes", otherwise=0)
+    for name, figure in (("memory.stat", "inactive_file"), ("memory/memory.stat", "total_inactive_file")):
+        with contextlib.suppress(OSError, ValueError):
+            figures = dict(line.split() for line in (_CONTAINER / name).read_text().splitlines())
+            return max(0, used - int(figures.get(figure, 0)))
+    return used
+
+
+def _of_container(*names: str, otherwise: int) -> int:
+    """What cgroup's version 2 says in a file of the first name, or version 1 in the second."""
+    for name in names:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            return int((Path("/sys/fs/cgroup") / name).read_text())
-    return _UNLIMITED
+            return int((_CONTAINER / name).read_text())
+    return otherwise
 
 
-def _process_bytes() -> int:
+def _process_bytes(*, free: bool = False) -> int:
     try:
         import resource
     except ImportError:  # Windows
         return _UNLIMITED
-    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
-    return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=_UNLIMITED)
+    found = [_UNLIMITED]
+    for kind, size in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - (_kilobytes("/proc/self/status", size) if free else 0))
+    return min(found)

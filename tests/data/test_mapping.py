@@ -106,3 +106,32 @@ def test_a_limit_of_the_process_counts(kind: str) -> None:
 
 def test_no_more_memory_is_free_than_there_is() -> None:
     assert 0 < memory.free_memory_bytes() <= memory.memory_limit_bytes()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_a_container_has_used_is_not_free(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the pages of files, which it gives back; 300 MB of limit, 250 used, of which 100 are such pages."""
+    folder, limit, used, pages = {
+        1: (tmp_path / "memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+        2: (tmp_path, "max", "current", "inactive_file"),
+    }[version]
+    folder.mkdir(exist_ok=True)
+    (folder / f"memory.{limit}").write_text(f"{300 * 10**6}\n")
+    (folder / f"memory.{used}").write_text(f"{250 * 10**6}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{pages} {100 * 10**6}\n")
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    assert memory.memory_limit_bytes() == 300 * 10**6
+    assert memory.free_memory_bytes() == 150 * 10**6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_the_process_has_used_of_its_limit_is_not_free() -> None:
+    script = (
+        "import resource; from netloom.memory import free_memory_bytes;"
+        "resource.setrlimit(resource.RLIMIT_DATA, (2**28, resource.getrlimit(resource.RLIMIT_DATA)[1]));"
+        "before = free_memory_bytes(); taken = b'x' * 2**26; print(before, before - free_memory_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, taken = map(int, done.stdout.split())
+    assert before < 2**28
+    assert 2**26 <= taken < 2**27

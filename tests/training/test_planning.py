@@ -251,3 +251,19 @@ def test_shards_whose_gradients_do_not_fit_the_memory_are_not_tried(
         plan = choose_plan(steps, **LONG)
         assert plan.shards == n_shards
         assert ("would not fit" in plan.reason) == (n_shards == 0)
+
+
+def test_plans_are_timed_once_where_their_copies_do_not_fit_the_memory(
+    gradients_take: Callable[..., Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies with gradients and two moments are eight sets, which may have a quarter of what is free."""
+    steps = TimedSteps(network(), a_batch(), [HEAD])
+    a_set = sum(4 * parameter.numel() for parameter in steps.model.parameters())
+    plans = [ExecutionPlan("cpu", threads, "float32") for threads in (1, 2)]
+    taken = {}
+    for sets in (7, 9):
+        clock = gradients_take({1: 4.0, 2: 2.0})
+        monkeypatch.setattr(planning, "free_memory_bytes", lambda sets=sets: 4 * sets * a_set)
+        assert steps.seconds(plans, n_steps=10**4) == [4.0, 2.0]
+        taken[sets] = clock.now
+    assert taken[9] > taken[7]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from html_page import Page
 from netloom.cli import app
 from netloom.data.folds import Scheme
 from netloom.data.imageset import ImageSet
-from netloom.errors import DataError, NetloomError, RunError
+from netloom.errors import DataError, NetloomError, RunError, TrainingError
+from netloom.files import lock_file
 from netloom.runtime import ExecutionPlan
 from netloom.workflows import training_task
 from netloom.workflows.interruption import BY_TIME, ending_at
@@ -416,6 +418,26 @@ def test_changed_pictures_and_damaged_manifests_are_refused(tmp_path: Path) -> N
         assert "damaged" in fail("--resume", found.path)
     manifest.write_text(json.dumps(whole))
     assert netloom.resume_cross_validation(found.path, quiet=True).result["status"] == "finished"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_of_several_is_extended_as_any_other(jobs: int, photos: Path, tmp_path: Path) -> None:
+    """What has told of its progress was no callback of the user's."""
+    found = netloom.cross_validate(photos, folds=2, jobs=jobs, plan=PLAN, out=tmp_path, quiet=True, settings=QUICK)
+    path = found.runs[0].path
+    assert netloom.load(path).result["callbacks"] == []
+    assert netloom.resume(path, epochs=3, quiet=True).result["departures"] == []
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(one_by_one: Any, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(one_by_one.path, folder)
+    path = sorted(folder.glob("fold-*"))[0]
+    (path / "result.json").unlink()
+    told = r"1 of 3 trainings failed.*Another process is training"
+    with lock_file(path / "split.json", "busy"), pytest.raises(TrainingError, match=told):
+        netloom.resume_cross_validation(folder, jobs=1, quiet=True)
+    assert netloom.resume_cross_validation(folder, jobs=1, quiet=True).result["status"] == "finished"
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import netloom
@@ -33,6 +34,24 @@ def unfitting(width: int) -> nn.Module:
 def test_a_name_is_a_model_too(photos: Path, tmp_path: Path) -> None:
     run = netloom.train(photos, model="lenet5", image_size=32, epochs=1, out=tmp_path, quiet=True)
     assert run.recipe.model == "lenet5"
+
+
+class Remembers(nn.Module):
+    """Keeps what its layers gave, to be looked at; a validation makes that an inference tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.outputs: torch.Tensor = self.layers(images)
+        return self.outputs
+
+
+def test_a_network_that_keeps_what_it_computed_trains_on_after_a_validation(photos: Path, tmp_path: Path) -> None:
+    run = netloom.train(photos, model=Remembers(), epochs=3, out=tmp_path, quiet=True)
+    assert len(run.history) == 3
+    assert "validation_loss" in run.history[-1]
 
 
 @pytest.mark.parametrize(

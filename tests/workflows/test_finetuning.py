@@ -269,3 +269,16 @@ def test_a_head_that_starts_from_chance_learns_faster_and_longer_alone(
     top = dict(model.stages())[freezing.unfreezing(9)[0][1][0]]
     expected = 0.8 * recipe.learning_rate
     assert [rates[id(p)] for p in top.parameters()] == pytest.approx([expected for _ in top.parameters()])
+
+
+@pytest.mark.parametrize(("epochs", "alone"), [(1, 0), (2, 1), (3, 2), (5, 3)])
+def test_what_has_joined_the_head_stays_when_the_training_is_extended(
+    backbone: netloom.Run, photos: Path, tmp_path: Path, epochs: int, alone: int
+) -> None:
+    """By itself, a longer training would have a longer time of the head alone."""
+    transfer = on_top_of(backbone)["transfer"]
+    settings = {"dense_units": [8], "transfer": {**transfer, "head_epochs": None}, "epochs": epochs}
+    run = train(photos, tmp_path, **settings)
+    assert run.result["unfreezing"][0]["epoch"] == alone + 1
+    extended = netloom.resume(run.path, epochs=7, quiet=True)
+    assert extended.result["unfreezing"][0] == run.result["unfreezing"][0]

@@ -102,6 +102,14 @@ def test_training_teaches_to_find_partners(flat: Path, tmp_path: Path) -> None:
     assert last["validation_accuracy"] > 1.5 / 11  # chance is one of eleven
 
 
+def test_a_figure_of_ones_own_is_in_the_table(flat: Path, tmp_path: Path) -> None:
+    class Halves(Callback):
+        def on_epoch_end(self, state: Any) -> None:
+            state.history[-1]["half"] = 0.5
+
+    assert [row["half"] for row in pretrain(flat, tmp_path, Halves()).history] == [0.5, 0.5]
+
+
 def test_the_number_of_epochs_follows_from_that_of_pictures(flat: Path, tmp_path: Path) -> None:
     settings = {key: value for key, value in SETTINGS.items() if key != "epochs"}
     settings["self_supervised.pictures"] = 400

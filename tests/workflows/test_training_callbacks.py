@@ -133,6 +133,16 @@ def test_what_is_no_figure_is_told_by_its_name(photos: Path, tmp_path: Path, fig
         netloom.train(photos, out=tmp_path, quiet=True, epochs=1, callbacks=[Ratio(lambda row: figure)], settings=QUICK)
 
 
+def test_a_figure_of_a_classifier_fitted_in_one_go_is_a_number_too(photos: Path, tmp_path: Path) -> None:
+    backbone = netloom.train(photos, out=tmp_path, quiet=True, epochs=1, settings=QUICK).path
+    transfer = {**QUICK, "transfer.weights": str(backbone), "transfer.mode": "features"}
+    options: dict[str, Any] = {"out": tmp_path, "quiet": True, "settings": transfer}
+    run = netloom.train(photos, callbacks=[Ratio(lambda row: torch.tensor(0.5))], **options)
+    assert [row["ratio"] for row in run.history] == [0.5]
+    with pytest.raises(TrainingError, match="The figure 'ratio' of an epoch must be one number; found"):
+        netloom.train(photos, callbacks=[Ratio(lambda row: "good")], **options)
+
+
 def test_going_on_without_ones_own_callbacks_is_told(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

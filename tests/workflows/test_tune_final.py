@@ -20,6 +20,7 @@ from netloom.data.sources import open_source
 from netloom.errors import RecipeError, TrainingError
 from netloom.run import RunFolder
 from netloom.runtime import ExecutionPlan
+from netloom.workflows import winner
 from netloom.workflows.interruption import how_to_go_on
 from netloom.workflows.study import Study
 from picture_folders import stripes, write_folder
@@ -117,6 +118,18 @@ def test_a_length_that_differs_changes_what_depends_on_it(study: Study, tmp_path
     assert study.run is not None
     last = study.run.history[-1]["learning_rate"]
     assert last < 0.5 * study.best_recipe.learning_rate or study.run.recipe.epochs == 1
+
+
+def test_a_warm_up_that_is_longer_than_what_was_kept_ends_with_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winner, "_kept_epochs", lambda best: 2)
+    settings = {**QUICK, "schedule": {"kind": "constant", "warmup_epochs": 3}}
+    study = search(photos, tmp_path, n_trials=1, final_seeds=1, settings=settings)
+    assert study.run is not None
+    kept = study.run.recipe
+    assert kept.schedule is not None
+    assert kept.schedule.warmup_epochs == kept.epochs == 2
 
 
 def test_of_folds_the_median_tells_how_long(photos: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from netloom.workflows.search import Cluster, Search
 from netloom.workflows.spaces import space_for
 from netloom.workflows.starting_weights import settle
 from netloom.workflows.trial_scores import ClassFigures
-from netloom.workflows.trial_task import recipe_of_trial
+from netloom.workflows.trial_task import TrialPictures, recipe_of_trial
 from netloom.workflows.winner import earlier_winners, note_tested
 
 SPACE = {"learning_rate": "1e-4..1e-2:log", "optimizer": "adam,sgd", "momentum": "0.5,0.9 if optimizer=sgd"}
@@ -202,6 +202,9 @@ def test_the_page_says_how_many_trials_were_random() -> None:
     assert describe_sampler("random", 50, at_random=49) == "random search"
 
 
+GREY = [TrialPictures({}, SimpleNamespace(), SimpleNamespace(image_size=(8, 8), channels=1))]  # type: ignore[arg-type]
+
+
 def test_each_backbone_of_a_search_is_settled_by_its_own_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,12 +216,20 @@ def test_each_backbone_of_a_search_is_settled_by_its_own_weights(
         save_file(tensors, tmp_path / "weights" / f"{name}.safetensors", metadata=said)
     base = settle(load_recipe("transfer-features", {"model": "timm/test_efficientnet"}))
     assert base.padding == "same"
-    other = recipe_of_trial(base, {"model": "timm/test_resnet"})
+    other = recipe_of_trial(base, {"model": "timm/test_resnet"}, GREY)
     assert other.padding is None
     assert other.transfer is not None
     assert other.transfer.weights_sha256 == digest_of(tmp_path / "weights" / "test_resnet.safetensors")
-    assert recipe_of_trial(other, {"model": "timm/test_efficientnet"}).padding == "same"
-    assert recipe_of_trial(base, {"learning_rate": 0.1}) == base.replace(learning_rate=0.1)
+    assert recipe_of_trial(other, {"model": "timm/test_efficientnet"}, GREY).padding == "same"
+    assert recipe_of_trial(base, {"learning_rate": 0.1}, GREY) == base.replace(learning_rate=0.1)
+
+
+def test_a_network_that_starts_from_chance_says_the_pictures_that_it_learned_from() -> None:
+    """Not those that it was made for: the search has decoded them as its recipe has them."""
+    recipe = recipe_of_trial(load_recipe("digits"), {"model": "timm/test_resnet"}, GREY)
+    assert (recipe.image_size, recipe.color) == ((8, 8), "grey")
+    base = load_recipe("digits")
+    assert recipe_of_trial(base, {"learning_rate": 0.1}, GREY) == base.replace(learning_rate=0.1)
 
 
 def test_a_search_over_modes_gives_each_trial_the_keys_of_its_own() -> None:
@@ -227,6 +238,6 @@ def test_a_search_over_modes_gives_each_trial_the_keys_of_its_own() -> None:
     space_for(space, recipe)
     values = {"transfer.head_epochs": 2, "transfer.classifier": "knn"}
     for mode, found in (("features", ("knn", None)), ("finetune", ("logistic", 2))):
-        transfer = recipe_of_trial(recipe, {"transfer.mode": mode, **values}).transfer
+        transfer = recipe_of_trial(recipe, {"transfer.mode": mode, **values}, GREY).transfer
         assert transfer is not None
         assert (transfer.classifier, transfer.head_epochs) == found

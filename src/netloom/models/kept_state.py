@@ -101,7 +101,7 @@ def _mark(value: Any) -> object:
 
 def _mark_of_one(value: Any) -> object:
     if isinstance(value, torch.Tensor):
-        return id(value), value._version
+        return id(value), None if value.is_inference() else value._version
     return (type(value), repr(value)) if isinstance(value, _PLAIN) else id(value)
 
 

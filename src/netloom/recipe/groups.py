@@ -182,7 +182,7 @@ class Transfer(Group):
     head_epochs: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="epochs of mode `finetune` in which the head alone is trained; null is 1, or 3 for a head that "
-        "does not start from the regression on the features",
+        "does not start from the regression on the features, and always less than `epochs`",
     )
     new_rate: float = Field(
         10.0,

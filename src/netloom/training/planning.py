@@ -41,8 +41,10 @@ _LONG_SECONDS = 60.0
 _SHARE_FOR_REPETITIONS = 0.01
 _MORE_REPETITIONS = 8
 
-# What the gradients of all shards may take of the free memory: each has a full set.
+# What the gradients of all shards may take of the free memory: each has a full set. So may the copies of a model that
+# are timed in turn, each with its gradients and up to two moments.
 _SHARE_OF_FREE_MEMORY = 0.25
+_TENSORS_OF_STEP = 4
 
 Run = Callable[[], object]
 MakeStep = Callable[[nn.Module, ExecutionPlan], TrainingStep]
@@ -83,6 +85,8 @@ class TimedSteps:
         If `n_steps` of them take long, the plans are timed again and again in turn, as long as that does not.
         """
         found: list[float] = []
+        if plans[0].device == "cpu" and len(plans) * _TENSORS_OF_STEP * _bytes_of_gradients(self.model) > _room():
+            n_steps = 0  # there is no room for the copies of all plans beside one another
         with contextlib.ExitStack() as kept:
             runs: list[Run] = []
             for plan in plans:
@@ -204,11 +208,19 @@ def _divided_if_faster(plan: ExecutionPlan, steps: TimedSteps, most: int, n_step
 
 def _most_in_memory(model: nn.Module, most: int) -> int:
     """How many of so many shards have room for a full set of gradients each; 0 if that is no division any more."""
-    a_set = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    fitting = int(_SHARE_OF_FREE_MEMORY * free_memory_bytes() // max(1, a_set))
+    fitting = int(_room() // max(1, _bytes_of_gradients(model)))
     if fitting >= most:
         return most
     return fitting if fitting > 1 else 0
+
+
+def _room() -> float:
+    """Bytes that may be taken for what is needed several times."""
+    return _SHARE_OF_FREE_MEMORY * free_memory_bytes()
+
+
+def _bytes_of_gradients(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 @contextlib.contextmanager

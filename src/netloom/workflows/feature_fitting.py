@@ -43,7 +43,7 @@ from netloom.training.feature_heads import Choice, fit_logistic
 from netloom.training.loop import fit
 from netloom.training.neighbours import NearestNeighbours, fit_neighbours
 from netloom.training.planning import choose_feature_plan
-from netloom.training.state import TrainingState
+from netloom.training.state import EpochFigures, TrainingState
 from netloom.workflows import builders
 from netloom.workflows.fitting import Fitting
 
@@ -373,13 +373,15 @@ class FeatureFitting(Fitting):
                 figures |= self._figures(plan, self.split.validation, "validation", watchers.call)
                 watchers.call("on_validation_end", state)
             state.history.append(
-                {
-                    "epoch": 1.0,
-                    **figures,
-                    "learning_rate": 0.0,
-                    "seconds": seconds,
-                    "images_per_second": len(self.split.train) / seconds,
-                }
+                EpochFigures(
+                    {
+                        "epoch": 1.0,
+                        **figures,
+                        "learning_rate": 0.0,
+                        "seconds": seconds,
+                        "images_per_second": len(self.split.train) / seconds,
+                    }
+                )
             )
             state.epoch = state.step = 1
             watchers.call("on_epoch_end", state)

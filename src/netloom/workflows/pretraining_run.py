@@ -123,9 +123,9 @@ class PretrainingRun:
                     **builders.step_options(self.recipe, embedder),
                     callbacks=[
                         *builders.build_callbacks(self.recipe, None),
+                        *callbacks,
                         CSVLog(self.run.metrics_path),
                         EpochProgress(self.reporter),
-                        *callbacks,
                     ],
                     checkpointer=Checkpointer(self.run.checkpoint_path),
                     resume=self.checkpoint,

@@ -204,7 +204,7 @@ def _to_go_on(
             reporter.say(f"It had no report yet: {opened.report_path}")
         reporter.say(f"{opened.path} is finished; say how many epochs it shall have: --set epochs=N.")
         return None
-    extended = _extended(opened, recipe, epochs, checkpoint)
+    extended = _extended(opened, recipe, epochs, checkpoint, model)
     data = reopen_data(opened, source, reporter)
     plan, place = _where(opened, device, reporter)
     if checkpoint is not None and trained_for != extended.epochs:
@@ -257,7 +257,9 @@ def _where(run: RunFolder, device: str | None, reporter: Reporter) -> tuple[Exec
     return None, chosen
 
 
-def _extended(run: RunFolder, recipe: Recipe, epochs: int | None, checkpoint: Checkpoint | None) -> Recipe:
+def _extended(
+    run: RunFolder, recipe: Recipe, epochs: int | None, checkpoint: Checkpoint | None, model: CustomModel | None
+) -> Recipe:
     if epochs is None or epochs == recipe.epochs:
         return recipe
     if builders.is_solved_at_once(recipe):
@@ -267,6 +269,11 @@ def _extended(run: RunFolder, recipe: Recipe, epochs: int | None, checkpoint: Ch
     if extended.epochs < max(begun, done):
         state = f"has trained {done} epochs" if begun <= done else f"is within epoch {begun}"
         raise RunError(f"{run.path} {state} already; it cannot be resumed to have {epochs}.")
+    transfer = recipe.transfer
+    if begun and transfer is not None and transfer.mode == "finetune" and epochs > recipe.epochs:
+        # By itself it could be more in a longer training: what has joined the head would leave it again.
+        network, _ = builders.build_network(recipe, run.data, model)
+        extended = extended.replace(**{"transfer.head_epochs": builders.epochs_of_head(recipe, network)})
     return extended
 
 

@@ -90,6 +90,7 @@ class TrainingRun:
         interruption: Asked between two steps and before the test; a reason ends the training there, to be resumed,
             without scores and report, for which there may be no time. None ends it by SIGTERM in the same way, and by
             Ctrl-C with both.
+        watchers: Told of the training beside the recipe's callbacks and the user's own, and not remembered.
         started: When the call began, by `time.perf_counter`.
     """
 
@@ -105,6 +106,7 @@ class TrainingRun:
     profile: bool = False
     past: Past = field(default_factory=Past)
     interruption: Callable[[], str | None] | None = None
+    watchers: Sequence[Callback] = ()
     started: float = field(default_factory=time.perf_counter)
 
     def execute(self, callbacks: Sequence[Callback] = ()) -> Run:
@@ -170,7 +172,7 @@ class TrainingRun:
         with listener as interruption, contextlib.closing(CallbackList([*own, *recorders])):
             state = self.fitting.fit(
                 plan,
-                CallbackList([*own, *callbacks, *recorders]),
+                CallbackList([*own, *callbacks, *recorders, *self.watchers]),
                 checkpointer=Checkpointer(self.run.checkpoint_path),
                 resume=self.checkpoint,
                 interruption=interruption,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,16 @@ def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> di
     A run that has a checkpoint goes on from there. One that was asked to stop has the status `interrupted`.
 
     Raises:
-        NetloomError: As `TrainingRun.execute` raises it.
+        NetloomError: As `TrainingRun.execute` raises it; or another process is training the run.
     """
     resources: Resources = context.shared
     opened = Run(run, model=resources.model)
+    with opened.alone():
+        _finish(opened, context, resources, ExecutionPlan.from_json(dict(plan)))
+    return opened.result
+
+
+def _finish(opened: Run, context: TaskContext, resources: Resources, plan: ExecutionPlan) -> None:
     opened.remove_unfinished_files()
     recipe, facts = opened.recipe, opened.data
     split = Split.from_json(opened.split, resources.image_set.ids)
@@ -61,25 +68,22 @@ def finish_run(context: TaskContext, *, run: str, plan: Mapping[str, Any]) -> di
         from netloom.workflows.report import complete_report
 
         complete_report(opened, resources.image_set, split)
-        return result
-    execution = ExecutionPlan.from_json(dict(plan))
+        return
     training = TrainingRun(
         opened,
         recipe,
         PreparedData(resources.image_set, split, facts),
         *builders.build_network(recipe, facts, resources.model),
-        execution.device,
+        plan.device,
         Reporter(quiet=True),
-        plan=execution,
+        plan=plan,
         checkpoint=load_checkpoint(opened.checkpoint_path) if opened.checkpoint_path.is_file() else None,
         past=Past.of(result),
         interruption=context.stop_reason,
+        watchers=[_EpochReports(context)],
     )
-    try:
-        training.execute([_EpochReports(context)])
-    except InterruptedTrainingError:
-        return opened.result
-    return opened.result
+    with contextlib.suppress(InterruptedTrainingError):
+        training.execute()
 
 
 class _EpochReports(Callback):

@@ -135,14 +135,26 @@ def set_up(
     )
 
 
-def recipe_of_trial(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+def recipe_of_trial(recipe: Recipe, overrides: Mapping[str, Any], kinds: Sequence[TrialPictures]) -> Recipe:
     """A search's recipe with the values of a trial, and what the weights of its own model decide.
+
+    What the pictures are like is decided: they have been decoded.
+
+    Args:
+        recipe: Of the search.
+        overrides: Plain values by recipe key.
+        kinds: The search's pictures.
 
     Raises:
         RecipeError: That is no recipe.
         ModelError: The weights are nowhere to be found, or damaged.
+        DataError: There are no pictures for these values.
     """
-    return settle(load_recipe(recipe, of_searched_mode(overrides)))
+    facts = pictures_for(kinds, overrides).facts
+    said = load_recipe(recipe, of_searched_mode(overrides))
+    settled = settle(said)
+    seen = {"image_size": list(facts.image_size), "color": "grey" if facts.channels == 1 else "rgb"}
+    return settled.replace(**{k: v for k, v in seen.items() if getattr(settled, k) != getattr(said, k)})
 
 
 def run_trial(
@@ -169,7 +181,9 @@ def run_trial(
         NetloomError: The overrides are no recipe, the model does not fit, or the loss is no longer a number.
     """
     resources: TrialResources = context.shared
-    recipe = recipe_of_trial(resources.recipe, overrides).replace(tensorboard=False, keep_every=None)
+    recipe = recipe_of_trial(resources.recipe, overrides, resources.pictures).replace(
+        tensorboard=False, keep_every=None
+    )
     trial = TrialFolder(None if folder is None else Path(folder), overrides)
     if trial.outcome is not None:  # its driver died before it could write it down
         return trial.outcome

@@ -357,7 +357,7 @@ def _finish(search: Search) -> Study:
         _report(search, records, None, None, [], None)
         raise TrainingError(_why_nothing(search, records))
     search.note(searched=True)
-    best_recipe = recipe_of_trial(search.recipe, best.overrides)
+    best_recipe = recipe_of_trial(search.recipe, best.overrides, [kind for kind, _ in search.pictures.kinds])
     write_atomically(search.folder / BEST_RECIPE_FILE, best_recipe.to_yaml())
     runs = train_winner(search, best, best_recipe)
     note_tested(search, best, runs)

@@ -154,7 +154,11 @@ def _as_trained(search: Search, best: TrialRecord, recipe: Recipe) -> tuple[Reci
     split = search.pictures.data.split
     if search.manifest.final_on == "train":
         return recipe, split
-    final = recipe.replace(epochs=_kept_epochs(best), keep="last", early_stopping=None)
+    epochs = _kept_epochs(best)
+    shorter = {}
+    if recipe.schedule is not None and recipe.schedule.warmup_epochs > epochs:
+        shorter = {"schedule.warmup_epochs": epochs}
+    final = recipe.replace(epochs=epochs, keep="last", early_stopping=None, **shorter)
     joined = split.with_validation_trained()
     try:
         builders.check_monitors(final, joined)
@@ -188,6 +192,8 @@ def _how_long(recipe: Recipe, final: Recipe, split: Split) -> list[str]:
             f"  note: {what} on the length and is recomputed for {final.epochs} epochs"
             for what in builders.depending_on_length(final)
         ]
+    if final.schedule is not None and recipe.schedule is not None and final.schedule != recipe.schedule:
+        lines.append(f"  note: the warm-up of {recipe.schedule.warmup_epochs:g} epochs ends with these")
     return lines
 
 

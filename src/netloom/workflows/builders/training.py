@@ -57,17 +57,22 @@ def build_freezing(recipe: Recipe, model: nn.Module) -> Freezing | None:
         return None
     if transfer.mode == "frozen":
         return Freezing.of(model, cut=transfer.cut)
-    head_epochs = transfer.head_epochs
-    if head_epochs is None:  # a training that is too short for them is all the head's but for its last epoch
-        head_epochs = min(1 if starts_from_features(recipe, model) else _EPOCHS_OF_A_NEW_HEAD, recipe.epochs - 1)
     return Freezing.of(
         model,
         unfreeze=transfer.unfreeze,
-        head_epochs=head_epochs,
+        head_epochs=epochs_of_head(recipe, model),
         gradual=transfer.gradual,
         batch_norm=transfer.batch_norm,
         cut=transfer.cut,
     )
+
+
+def epochs_of_head(recipe: Recipe, model: nn.Module) -> int:
+    """How many epochs of a fine-tuning are the head's alone; all but the last of one that is short."""
+    assert recipe.transfer is not None
+    if recipe.transfer.head_epochs is not None:
+        return recipe.transfer.head_epochs
+    return min(1 if starts_from_features(recipe, model) else _EPOCHS_OF_A_NEW_HEAD, recipe.epochs - 1)
 
 
 def count_phases(recipe: Recipe, model: nn.Module) -> int:
