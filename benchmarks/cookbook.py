@@ -1,11 +1,13 @@
 """Run the experiments of docs/experiments.yaml and record their results for docs/cookbook.md.
 
     python benchmarks/cookbook.py [RECIPE ...] [--seeds N] [--jobs J] [--out DIR]
+    python benchmarks/cookbook.py RECIPE --resume FOLDER [--jobs J]
 
 Each recipe is trained over several seeds (an experiment's own number, or three) on the same split, with the settings
 that the experiment names; the mean, the spread, what was trained, by which code and where are written to
-docs/results/RECIPE.json. Several seeds at once (`--jobs`) take less time in all; the speed of one training is then not
-told. Sources are named sets, or files, which lie in the folder that `NETLOOM_DATA` names or in the current one.
+docs/results/RECIPE.json. Several seeds at once (`--jobs`) take less time in all; the speed of one training is then
+not told. What was cut short is gone on with by `--resume`. Sources are named sets, or files, which lie in the folder
+that `NETLOOM_DATA` names or in the current one.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from netloom.files import with_home
 from netloom.recipe import Recipe, load_recipe
 from netloom.run import RunFolder
 from netloom.runtime import environment_record
-from netloom.workflows.seeds import train_seeds
-from netloom.workflows.train import train
+from netloom.workflows.seeds import resume_seeds, train_seeds
+from netloom.workflows.train import resume, train
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -61,16 +63,22 @@ def source_of(name: str) -> str:
     return str(file) if name not in NAMED_SETS and file.is_file() else name
 
 
-def run(experiment: Experiment, seeds: int | None, jobs: int, out: Path, commit: str | None) -> None:
+def run(
+    experiment: Experiment, seeds: int | None, jobs: int, out: Path, commit: str | None, begun: Path | None = None
+) -> None:
+    """Train, or go on with what has `begun`, and write the record."""
     n_seeds = seeds or seeds_of(experiment)
     settings = experiment.get("settings", {})
     what = (source_of(experiment["source"]), experiment["recipe"])
     if n_seeds == 1:
         jobs = 1
-        first: RunFolder = train(*what, out=out, settings=settings)
+        first: RunFolder = train(*what, out=out, settings=settings) if begun is None else resume(begun)
         summary = one_training(first.result)
     else:
-        summary = train_seeds(*what, n_seeds=n_seeds, jobs=jobs, out=out, settings=settings)
+        if begun is None:
+            summary = train_seeds(*what, n_seeds=n_seeds, jobs=jobs, out=out, settings=settings)
+        else:
+            summary = resume_seeds(begun, jobs=jobs)
         first = RunFolder.open(summary["runs"][0])
     record = {
         **{k: v for k, v in summary.items() if k not in ("folder", "runs")},
@@ -171,6 +179,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=1, help="seeds at once (default 1)")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument(
+        "--resume", type=Path, default=None, help="the folder of a call for the recipe that was cut short"
+    )
     arguments = parser.parse_args()
     commit = commit_of()  # now, since the code may change while it trains
     experiments = load_experiments()
@@ -178,10 +189,13 @@ def main() -> None:
     unknown = wanted - {e["recipe"] for e in experiments}
     if unknown:
         parser.error(f"no such experiment: {', '.join(sorted(unknown))}")
+    if arguments.resume is not None and len(wanted) != 1:
+        parser.error("--resume goes on with one recipe; name it")
     with tempfile.TemporaryDirectory() as scratch:
         for experiment in experiments:
             if experiment["recipe"] in wanted:
-                run(experiment, arguments.seeds, arguments.jobs, arguments.out or Path(scratch), commit)
+                out = arguments.out or Path(scratch)
+                run(experiment, arguments.seeds, arguments.jobs, out, commit, arguments.resume)
 
 
 if __name__ == "__main__":

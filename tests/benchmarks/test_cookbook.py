@@ -141,6 +141,11 @@ def test_a_record_holds_what_was_trained(
     assert cells["recorded"] == f"{record['date']}, 0123456789ab"
     loss = record["validation_loss"]["mean"]
     assert cells["gap"] == f"{loss - 2.5:+.4f} (validation loss {loss:.4f})"
+    # Gone on with, there is nothing left to train, and the record is the same.
+    (folder,) = (tmp_path / "runs").iterdir()
+    cookbook.run(experiment, None, 2, tmp_path / "none", "0123456789ab", folder)
+    assert cookbook.load_record("digits") == record
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_recipe_that_has_changed_since_is_told(page: ModuleType) -> None:
