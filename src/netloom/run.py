@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from netloom.errors import RunError, did_you_mean
 from netloom.files import lock_file, partial_files, read_json, safe_name, write_atomically, write_json, writing
-from netloom.recipe import Recipe, load_recipe
+from netloom.recipe import Recipe, load_own_recipe
 from netloom.run_facts import DataFacts
 from netloom.run_values import Environment, ModeChoice, Result, SplitManifest, checked
 from netloom.runtime import ExecutionPlan
@@ -94,7 +94,7 @@ class RunFolder:
     @property
     def recipe(self) -> Recipe:
         """What was trained."""
-        return load_recipe(self.path / _RECIPE)
+        return load_own_recipe(self.path / _RECIPE)
 
     @property
     def data(self) -> DataFacts:

@@ -19,6 +19,7 @@ from netloom.errors import ModelError, NetloomError, RecipeError, RunError
 from netloom.models.backbones import TRUNK_PREFIX, timm
 from netloom.models.pretrained import digest_of
 from netloom.models.registry import model_names
+from netloom.run import RunFolder
 from netloom.workflows import transfer as transfer_module
 from netloom.workflows.builders import note_on_unused
 from netloom.workflows.transfer import backbone_settings
@@ -302,12 +303,48 @@ def test_a_network_behind_features_is_the_shipped_head_or_refused_in_words(
             "dense_dropout and augmentation change nothing: the classifier knn",
         ),
         ({"dense_units": [5], "transfer.classifier": "network"}, None),
+        (
+            {"augmentation.zoom": 0.1, "transfer.classifier": "network"},
+            "augmentation changes nothing: the classifier network is trained on features of the pictures as they are.",
+        ),
+        ({"progressive_resizing": {}, "transfer.classifier": "network"}, "progressive_resizing changes nothing"),
         ({"augmentation.zoom": 0.1, "transfer.views": 1}, None),
     ],
 )
 def test_what_changes_nothing_is_told(settings: dict[str, Any], words: str | None) -> None:
     told = note_on_unused(netloom.load_recipe("transfer-features", settings))
     assert told is None if words is None else told is not None and told.startswith(words)
+
+
+@pytest.mark.parametrize("change", [{"depth_rate": 0.5}, {"batch_norm": "trained"}])
+@pytest.mark.parametrize("mode", ["features", "frozen"])
+def test_what_is_of_finetune_is_refused_elsewhere(mode: str, change: dict[str, Any], tmp_path: Path) -> None:
+    """In a run of before, it is left out."""
+    with pytest.raises(RecipeError, match=rf"transfer\.{next(iter(change))}: is of mode finetune; mode {mode}"):
+        netloom.load_recipe(f"transfer-{mode}", {f"transfer.{key}": value for key, value in change.items()})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    values = {"model": f"timm/{NAME}", "transfer": {"mode": mode, **change}}
+    (folder / "recipe.yaml").write_text(json.dumps(values), encoding="utf-8")
+    transfer = RunFolder(folder).recipe.transfer
+    assert transfer is not None
+    assert (transfer.mode, transfer.depth_rate, transfer.batch_norm) == (mode, 0.8, "frozen")
+
+
+def test_a_recipe_of_ones_own_beside_a_backbone(photos: Path, weights: Path, tmp_path: Path) -> None:
+    """It says what the head is like, but neither how the backbone's pictures are scaled nor another one's weights."""
+    own = tmp_path / "own.yaml"
+    own.write_text("epochs: 1\n", encoding="utf-8")
+    options: dict[str, Any] = {"out": tmp_path, "quiet": True, "device": "cpu", "settings": {"image_size": 32}}
+    run = netloom.transfer(photos, NAME, weights=weights, recipe=own, **options)
+    assert run.recipe.input_scaling == "pretrained"
+    other = netloom.load_recipe("transfer-features", {"model": "timm/test_efficientnet", "transfer.weights": "x"})
+    assert transfer_module._beside_recipe({"model": f"timm/{NAME}"}, other)["transfer.weights"] == "published"
+    same = {"model": "timm/test_efficientnet"}
+    assert transfer_module._beside_recipe(same, other) == same
+    of_run = {"model": "convnet", "dense_units": [512], "dropout": 0.5, "filters": [8]}
+    wanted = netloom.load_recipe("transfer-frozen", {"model": "convnet", "dense_units": [64]})
+    assert transfer_module._beside_recipe(of_run, wanted) == {"model": "convnet", "dropout": 0.5, "filters": [8]}
 
 
 def test_that_it_changes_nothing_is_said(
@@ -368,6 +405,7 @@ def test_the_command_line(photos: Path, weights: Path, tmp_path: Path) -> None:
             ["--backbone", NAME, "--weights", "{good}", "--mode", "frozen", "--classifier", "knn"],
             "is for mode features",
         ),
+        (["--backbone", "tv_resnet34"], "tells nothing of tv_resnet34 any more. It is called resnet34.tv_in1k by now."),
         (["--backbone", NAME, "--weights", "{vit}", "--mode", "auto"], "belong to another network than timm/test_re"),
         (
             ["--backbone", NAME, "--weights", "{good}", "--mode", "auto", "--cut", "blok1"],

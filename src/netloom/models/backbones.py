@@ -58,6 +58,7 @@ def backbone_name(name: str) -> str:
             f"Unknown backbone {architecture!r}.{hint} `netloom backbones` lists those that are worth trying; all of "
             "timm's classification networks can be named."
         )
+    _refuse_former_name(architecture)
     known = [n.partition(".")[2] for n in timm().list_pretrained(f"{architecture}.*")] if tag else []
     if tag and tag not in known:
         raise ModelError(
@@ -65,6 +66,22 @@ def backbone_name(name: str) -> str:
             f"Known are: {', '.join(sorted(known)) or 'none'}."
         )
     return plain
+
+
+def _refuse_former_name(architecture: str) -> None:
+    """See that a name is the one that timm has for it by now, under which its weights and settings are known.
+
+    Raises:
+        ModelError: It is one of before.
+    """
+    try:
+        timm().get_pretrained_cfg(architecture, allow_unregistered=False)
+    except RuntimeError as error:
+        from timm.models import _registry
+
+        now = getattr(_registry, "_deprecated_models", {}).get(architecture)
+        hint = f"It is called {now} by now." if now else "`netloom backbones` lists those that are worth trying."
+        raise ModelError(f"timm tells nothing of {architecture} any more. {hint}") from error
 
 
 def pretrained_config(name: str) -> dict[str, Any]:

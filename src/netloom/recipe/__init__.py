@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from netloom.recipe.files import DEFAULT_RECIPE, describe_recipes, load_recipe, parse_overrides, recipe_names
+from netloom.recipe.files import (
+    DEFAULT_RECIPE,
+    describe_recipes,
+    load_own_recipe,
+    load_recipe,
+    parse_overrides,
+    recipe_names,
+)
 from netloom.recipe.recipe import Recipe, key_problem, recipe_keys, wanted_channels
 
 __all__ = [
@@ -10,6 +17,7 @@ __all__ = [
     "Recipe",
     "describe_recipes",
     "key_problem",
+    "load_own_recipe",
     "load_recipe",
     "parse_overrides",
     "recipe_keys",

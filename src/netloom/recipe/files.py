@@ -10,7 +10,8 @@ from typing import Any
 
 from netloom.errors import RecipeError, did_you_mean
 from netloom.plain_yaml import parse_yaml
-from netloom.recipe.changes import changed, with_own_epochs
+from netloom.recipe.changes import changed, with_own_epochs, without_other_modes
+from netloom.recipe.groups import FIRST_MODE
 from netloom.recipe.recipe import Recipe
 
 DEFAULT_RECIPE = "photos"
@@ -44,6 +45,18 @@ def load_recipe(name_or_file: str | Path | Recipe, overrides: Mapping[str, Any] 
     else:
         values, where = _read(name_or_file), f"recipe {str(name_or_file)!r}"
     return Recipe.from_mapping(changed(values, overrides or {}), where=where)
+
+
+def load_own_recipe(path: Path) -> Recipe:
+    """The recipe that a run was trained with, without keys that no verb has looked at.
+
+    Raises:
+        RecipeError: It is damaged.
+    """
+    values = _read(path)
+    if isinstance(group := values.get("transfer"), Mapping):
+        values = without_other_modes(values, group.get("mode", FIRST_MODE))
+    return Recipe.from_mapping(values, where=f"recipe {str(path)!r}")
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:

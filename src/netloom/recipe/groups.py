@@ -214,7 +214,7 @@ FIRST_MODE = "features"
 
 KEYS_OF_MODE: dict[str, tuple[str, ...]] = {
     "features": ("classifier", "views"),
-    "finetune": ("unfreeze", "gradual", "head_epochs"),
+    "finetune": ("unfreeze", "gradual", "head_epochs", "depth_rate", "batch_norm"),
 }
 """Of the modes of `transfer` the keys that the others do not look at."""
 

@@ -11,7 +11,7 @@ from netloom.durations import parse_duration
 from netloom.errors import RecipeError, did_you_mean
 from netloom.files import with_home
 from netloom.models.backbones import PREFIX, is_backbone
-from netloom.models.pretrained import RANDOM, SUFFIX, network_of
+from netloom.models.pretrained import PUBLISHED, RANDOM, SUFFIX, network_of
 from netloom.models.registry import is_model, model_names, model_options
 from netloom.recipe import Recipe, load_recipe
 from netloom.recipe.changes import without_other_modes
@@ -28,6 +28,8 @@ AUTO = "auto"
 MODES: tuple[Mode, ...] = get_args(Mode)
 # Chollet, "Deep learning with Python", 2017, section 5.3: a dense layer of 256 with dropout of one half.
 _NETWORK_CLASSIFIER: dict[str, Any] = {"dense_units": [256], "dense_dropout": 0.5}
+# Of a run's options those that another head does without.
+_OF_HEADS = ("dropout", "dense_units", "dense_dropout", "dense_normalization")
 
 
 def transfer(
@@ -65,7 +67,8 @@ def transfer(
         classifier: Of mode `features`: `logistic`, `network` or `knn`.
         unfreeze: Of mode `finetune`: `all`, a number of stages from the top, or a stage's name.
         cut: The last stage of the backbone that is kept; the rest is drawn anew.
-        recipe: In place of the shipped recipe of the mode, `transfer-features` and so on.
+        recipe: In place of the shipped recipe of the mode, `transfer-features` and so on. What it says of the head wins
+            over a backbone run's; if it is no transfer, pictures are scaled as for the backbone all the same.
         time_limit: A text such as `90s`, `10m` or `1h30m`; a bare number is seconds. Of mode `auto`: a step that would
             end later is not begun; half an hour without it. Of the others, of training and validation, and of the
             features in mode `features`; those that are not computed in time are by the next call.
@@ -85,8 +88,7 @@ def transfer(
     changes = {**(settings or {}), **overrides}
     limit = parse_duration(time_limit)
     start = backbone_settings(backbone, weights=weights, cut=cut)
-    if recipe is None:
-        start |= _split_of(start)
+    start = {**start, **_split_of(start)} if recipe is None else _beside_recipe(start, load_recipe(recipe))
     shared: dict[str, Any] = {"out": out, "name": name, "device": device, "quiet": quiet, "plan": plan}
     mode = mode or _mode_of(recipe, cut=cut)
     if mode == AUTO:
@@ -220,6 +222,21 @@ def _split_of(start: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     run = RunFolder.open(path).recipe
     return {key: getattr(run, key) for key in SPLIT_KEYS}
+
+
+def _beside_recipe(start: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Keys of a backbone that go with a recipe of the user's own, which says what the head is like.
+
+    A recipe that is no transfer does not know how the backbone's pictures are scaled, and the weights of one on another
+    network are not this one's.
+    """
+    said = {key for key in _OF_HEADS if getattr(recipe, key) is not None}
+    kept = {key: value for key, value in start.items() if key not in said}
+    if recipe.transfer is None and recipe.input_scaling == Recipe.model_fields["input_scaling"].default:
+        kept["input_scaling"] = "pretrained"
+    if recipe.transfer is not None and recipe.model != start["model"]:
+        kept.setdefault("transfer.weights", PUBLISHED)
+    return kept
 
 
 def _of_run(path: Path, weights: str | Path | None) -> dict[str, Any]:

@@ -31,18 +31,23 @@ def check_augmentation(recipe: Recipe, image_size: tuple[int, int]) -> None:
 
 
 def note_on_unused(recipe: Recipe) -> str | None:
-    """Which keys that a person may have set change nothing of a classifier that is solved at once, as a sentence."""
-    if not is_solved_at_once(recipe) or recipe.transfer is None:
+    """Which keys that a person may have set change nothing of a classifier of features, as a sentence."""
+    if not learns_from_features(recipe) or recipe.transfer is None:
         return None
-    given = [key for key in ("dense_units", "dense_dropout") if getattr(recipe, key)]
+    at_once = is_solved_at_once(recipe)
+    given = [key for key in ("dense_units", "dense_dropout") if at_once and getattr(recipe, key)]
     if recipe.augmentation is not None and not recipe.transfer.views:
         given.append("augmentation")
+    if recipe.progressive_resizing is not None:
+        given.append("progressive_resizing")
     if not given:
         return None
+    how = "is solved at once from" if at_once else "is trained on"
+    layers = "transfer.classifier=network trains dense layers, " if at_once else ""
     return (
         f"{' and '.join(given)} {'changes' if len(given) == 1 else 'change'} nothing: the classifier "
-        f"{recipe.transfer.classifier} is solved at once from features of the pictures as they are. "
-        "transfer.classifier=network trains dense layers, transfer.views=N takes augmented views."
+        f"{recipe.transfer.classifier} {how} features of the pictures as they are. "
+        f"{layers}transfer.views=N takes augmented views."
     )
 
 
