@@ -42,8 +42,8 @@ _FEW = (
     "both. Test accuracy on the same 1,000 pictures, with its 95% interval (one training each: the interval is that of "
     "the test pictures alone), and the time of the whole command with empty caches. From scratch an epoch's accuracy "
     "differs from the next one's by several points up to the end, so that cells of a row may be out of order. Where a "
-    "cell says so, it is the row of the recipe above, whose last epoch's weights are kept, too, and its time that of the "
-    "training's steps."
+    "cell says so, it is the row of the recipe above, whose last epoch's weights are kept, too, and its time that of "
+    "the training's steps."
 )
 _FOLDS = (
     "The shipped recipes on the same folds of the 3,000 pictures of cats and dogs outside of the test part. The gain "
