@@ -15,7 +15,7 @@ from torch import fx, nn
 from netloom import inference
 from netloom.data.batches import Batch
 from netloom.errors import ModelError
-from netloom.inference import TestTimeAugmentation, augmented_views, predict_outputs
+from netloom.inference import Prediction, TestTimeAugmentation, augmented_views, predict_outputs
 from netloom.runtime import ExecutionPlan
 
 PLAN = ExecutionPlan("cpu", 1, "float32")
@@ -295,3 +295,22 @@ def test_sources_of_graphs_are_not_kept() -> None:
         outputs("none", model)
     assert set(held) == before
     assert not {name for name in linecache.cache if name not in before and "eval_with_key" in name}
+
+
+def test_outputs_lie_in_one_block_of_memory() -> None:
+    """Kept as they come, they would lie between what batches take, which no later batch could take as a whole."""
+    outputs: list[torch.Tensor] = []
+
+    def watch(hook: str, prediction: Prediction) -> None:
+        if hook == "on_predict_batch_end":
+            outputs.append(prediction.outputs["label"])
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    inputs = torch.randn(3000, 1, 2, 2)
+    batches = [Batch({"image": part}, {}, None) for part in inputs.split(64)]
+    plan = ExecutionPlan("cpu", 1, "float32")
+    found = predict_outputs(model, batches, head_names=["label"], plan=plan, watch=watch)["label"]
+    assert torch.equal(torch.cat(outputs), found)
+    torch.testing.assert_close(found, model(inputs))
+    assert len({one.untyped_storage().data_ptr() for one in outputs}) == 3  # of 1,024, 2,048 and 4,096 rows
+    assert predict_outputs(model, [], head_names=["label"], plan=plan)["label"].shape == (0, 0)
