@@ -184,6 +184,8 @@ def test_recipes_that_stop_early_keep_the_best_epoch() -> None:
         ("features", "unfreeze", 1, "finetune"),
         ("frozen", "gradual", True, "finetune"),
         ("features", "head_epochs", 3, "finetune"),
+        ("frozen", "depth_rate", 0.5, "finetune"),
+        ("features", "batch_norm", "trained", "finetune"),
     ],
 )
 def test_keys_of_another_mode_of_transfer_are_refused(mode: str, key: str, value: object, of: str) -> None:
@@ -193,13 +195,13 @@ def test_keys_of_another_mode_of_transfer_are_refused(mode: str, key: str, value
 
 def test_another_mode_leaves_the_keys_of_the_old_one_behind(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
-    mine.write_text("extends: transfer-finetune\ntransfer: {unfreeze: 2, head_epochs: 3, depth_rate: 0.5}\n")
+    mine.write_text("extends: transfer-finetune\ntransfer: {unfreeze: 2, head_epochs: 3, new_rate: 5}\n")
     other = tmp_path / "other.yaml"
     other.write_text(f"extends: {mine}\ntransfer: {{mode: frozen}}\n")
     for recipe in (load_recipe(other), load_recipe(mine, {"transfer.mode": "frozen"})):
         assert recipe.transfer is not None
         assert (recipe.transfer.mode, recipe.transfer.unfreeze, recipe.transfer.head_epochs) == ("frozen", "all", None)
-        assert recipe.transfer.depth_rate == 0.5
+        assert recipe.transfer.new_rate == 5
     back = load_recipe(mine, {"transfer.mode": "features", "transfer.classifier": "knn"})
     assert back.transfer is not None
     assert back.transfer.classifier == "knn"

@@ -34,7 +34,7 @@ def record(tmp_path: Path, name: str, about: dict[str, Any], contenders: dict[st
 def test_what_is_not_measured_says_how_it_is(tables: ModuleType) -> None:
     lines = tables.transfer_tables()
     for name in ("few_pictures", "transfer_folds", "backbone_limits"):
-        assert f"Not measured yet: `python -m benchmarks.{name}`." in lines
+        assert f"Not measured yet: see `python -m benchmarks.{name} --help`." in lines
 
 
 def test_few_pictures_tell_their_steps_and_machine(tables: ModuleType, tmp_path: Path) -> None:
