@@ -27,7 +27,7 @@ def transfer_tables() -> list[str]:
     return [
         *_section("From few pictures, and from a pretrained network", _FEW, "few_pictures", _few_pictures),
         *_section("Features, frozen or fine-tuned", _FOLDS, "transfer_folds", _folds),
-        *_section("What a network of photographs is not good for", _LIMITS, "backbone_limits", _limits),
+        *_section("The limits of a network of photographs", _LIMITS, "backbone_limits", _limits),
     ]
 
 
