@@ -150,7 +150,7 @@ class _Rows:
     """Rows that come a batch at a time, in one block of memory, which doubles when it is full.
 
     Outputs that were kept as they come would lie between the far larger inputs and activations of the batches, whose
-    memory no later batch could then take as a whole: 60,000 pictures of 224x224 took 20 GB so.
+    memory no later batch could then take as a whole: 48,000 pictures of 224x224 took 24 GB so.
     """
 
     def __init__(self) -> None:

@@ -44,7 +44,7 @@ def memory_limit_bytes() -> int:
 
 def free_memory_bytes() -> int:
     """How much of that is free or would be given back to this process; all of it where nothing tells."""
-    of_machine = _kilobytes("/proc/meminfo", "MemAvailable:") or _machine_bytes()
+    of_machine = _figure_of_linux("/proc/meminfo", "MemAvailable:") or _machine_bytes()
     of_container = _container_bytes() - _used_in_container()
     return max(0, min(of_machine, of_container, _process_bytes(free=True)))
 
@@ -53,8 +53,8 @@ _UNLIMITED = sys.maxsize
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
-def _kilobytes(path: str, name: str) -> int:
-    """A figure of Linux's, in bytes; 0 where nothing tells."""
+def _figure_of_linux(path: str, name: str) -> int:
+    """What Linux says in kilobytes in a file of `/proc`, in bytes; 0 where nothing tells."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         return next(int(line.split()[1]) * 1024 for line in Path(path).read_text().splitlines() if name in line)
     return 0
@@ -107,5 +107,5 @@ def _process_bytes(*, free: bool = False) -> int:
     for kind, size in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:
-            found.append(limit - (_kilobytes("/proc/self/status", size) if free else 0))
+            found.append(limit - (_figure_of_linux("/proc/self/status", size) if free else 0))
     return min(found)

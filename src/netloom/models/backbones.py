@@ -55,8 +55,8 @@ def backbone_name(name: str) -> str:
     if not timm().is_model(architecture):
         hint = did_you_mean(architecture, timm().list_models())
         raise ModelError(
-            f"Unknown backbone {architecture!r}.{hint} `netloom backbones` lists those that are worth trying; all of "
-            "timm's classification networks can be named."
+            f"Unknown backbone {architecture!r}.{hint} `netloom backbones` lists those that are worth trying; nearly "
+            "all of timm's classification networks can be named."
         )
     _refuse_former_name(architecture)
     known = [n.partition(".")[2] for n in timm().list_pretrained(f"{architecture}.*")] if tag else []

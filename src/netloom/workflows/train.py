@@ -270,7 +270,8 @@ def _extended(
         state = f"has trained {done} epochs" if begun <= done else f"is within epoch {begun}"
         raise RunError(f"{run.path} {state} already; it cannot be resumed to have {epochs}.")
     transfer = recipe.transfer
-    if begun and transfer is not None and transfer.mode == "finetune" and epochs > recipe.epochs:
+    is_open = transfer is not None and transfer.mode == "finetune" and transfer.head_epochs is None
+    if begun and is_open and epochs > recipe.epochs:
         # By itself it could be more in a longer training: what has joined the head would leave it again.
         network, _ = builders.build_network(recipe, run.data, model)
         extended = extended.replace(**{"transfer.head_epochs": builders.epochs_of_head(recipe, network)})

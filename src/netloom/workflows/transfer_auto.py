@@ -201,7 +201,7 @@ def _suited_folds(data: PreparedData) -> int:
 
 
 def _last_training(found: CrossValidation) -> float:
-    """Seconds that training the recipe of a cross-validation once more should take, as one of its folds did."""
+    """Seconds that training the recipe of a cross-validation once more should take: its folds' mean."""
     return float(found.result["seconds"]) / len(found.runs)
 
 
