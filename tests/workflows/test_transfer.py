@@ -421,10 +421,10 @@ def test_bad_input_is_told_and_leaves_nothing_behind(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     files = {key: tmp_path / f"{key}.safetensors" for key in ("vit", "truncated", "hostile", "good")}
     save_file(timm().create_model("test_vit").state_dict(), files["vit"])
     files["good"].write_bytes(weights.read_bytes())
