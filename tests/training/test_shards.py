@@ -141,6 +141,66 @@ def test_loss_gradients_and_statistics_are_those_of_the_whole_batch(n_shards: in
     sharded(model, batch, n_shards, **options).assert_like(whole(model, batch, **options))
 
 
+class Dense(nn.Module):
+    """Two layers whose gradients are large beside what goes through them, one that is used twice, and a small one."""
+
+    def __init__(self, *, tokens: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.tokens = tokens
+        self.wide, self.back = nn.Linear(3 * 32 * 32 // max(1, tokens), 600), nn.Linear(600, 400)
+        self.twice, self.small = nn.Linear(400, 400), nn.Linear(400, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.flatten(1)
+        if self.tokens:
+            x = x.view(len(x), self.tokens, -1)
+        x = F.relu(self.back(F.relu(self.wide(x))))
+        x = self.small(F.relu(self.twice(self.twice(x))))
+        return x.mean(1) if self.tokens else x
+
+
+@pytest.mark.parametrize("n_shards", [2, 3, 16])
+@pytest.mark.parametrize("tokens", [0, 4])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_of_large_dense_layers_are_one_product_over_all_shards(
+    precision: str, tokens: int, n_shards: int
+) -> None:
+    model, batch = Dense(tokens=tokens), a_batch(weighted=True)
+    options: dict[str, Any] = {"label_smoothing": 0.1, "precision": precision}
+    tolerance = 1e-4 if precision == "float32" else 5e-2
+    sharded(model, batch, n_shards, **options).assert_like(whole(model, batch, **options), tolerance=tolerance)
+
+
+@pytest.mark.parametrize(("n_samples", "expected"), [(20, [True, True]), (400, [True, False]), (1200, [False, False])])
+def test_what_is_large_is_so_beside_the_rows_that_shards_would_exchange(n_samples: int, expected: list[bool]) -> None:
+    """600 x 3,072 and 400 x 600 numbers against n (600 + 3,072) and n (400 + 600)."""
+    batch = a_batch(n_samples // 2)
+    plan = ExecutionPlan("cpu", 1, "float32", shards=2)
+    graph = capture(Dense().train(), batch, [CLASSES], plan=plan, label_smoothing=0.0, n_shards=2)
+    assert graph.has_gradient == [True] * 8
+    assert [graph.products[i] for i in (0, 2)] == expected
+    assert not any(graph.products[i] for i in (1, 3, 4, 5, 6, 7))
+    alone = capture(Dense().train(), batch, [CLASSES], plan=plan, label_smoothing=0.0, n_shards=1)
+    assert not any(alone.products)
+
+
+def test_products_are_the_same_bits_every_time_and_no_ones_earlier_gradients() -> None:
+    model, batch = Dense().train(), a_batch()
+    plan = ExecutionPlan("cpu", 1, "float32", shards=3)
+    with contextlib.closing(ShardedGradients(model, [CLASSES], plan=plan, seed=9, label_smoothing=0.0)) as gradients:
+        gradients(batch, 1)
+        before = [p.grad for p in model.parameters()]
+        kept = [g.clone() for g in before if g is not None]
+        gradients(a_batch(7), 2)
+        gradients(batch, 1)
+        for mine, earlier, copied in zip(model.parameters(), before, kept, strict=True):
+            assert mine.grad is not None
+            assert earlier is not None
+            assert torch.equal(mine.grad, copied)
+            assert torch.equal(earlier, copied)
+
+
 def test_one_shard_without_norms_agrees_with_autograd_to_the_last_bits() -> None:
     """So moving ReLU behind max pooling changes nothing."""
     model, batch = convolutional(norm=False), a_batch()

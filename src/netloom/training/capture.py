@@ -33,6 +33,8 @@ from netloom.training.convolution import ConvolutionShape, unfolded_convolution
 from netloom.training.gradients import total_loss
 
 aten = torch.ops.aten
+# Numbers of a dense layer's gradient from which on it is computed once for all shards: a quarter of a megabyte.
+_LARGE_GRADIENT = 2**16
 _CHANGES_STATE = "it changes its own state in training"
 
 
@@ -91,12 +93,14 @@ class StepGraph:
     """The captured step of one shard.
 
     `graph` takes, flat: trained parameters, other parameters, buffers, inputs, targets, weights if any, `share`, masks;
-    and returns: loss, number of correct predictions, one gradient for each trained parameter that has one, then mean
-    and unbiased variance of each batch normalization.
+    and returns: loss, number of correct predictions, one gradient for each trained parameter that has one, mean and
+    unbiased variance of each batch normalization, then the inputs of the `products`.
 
     Attributes:
         graph: Of ATen operations, without autograd.
         has_gradient: For each trained parameter, whether the loss depends on it.
+        products: For each gradient, whether it is left to whoever has all shards: as the product of the gradients of a
+            dense layer's outputs, `[n, K]`, which the graph returns in its place, and of that layer's inputs, `[n, D]`.
         masks: What to draw for the masks.
         counters: Buffers that count batches, by place.
         norms: For each batch normalization the places of its running mean and variance, and its momentum.
@@ -106,6 +110,7 @@ class StepGraph:
 
     graph: Graph
     has_gradient: list[bool]
+    products: list[bool]
     masks: list[Mask]
     counters: list[int]
     norms: list[tuple[int, int, float]]
@@ -150,7 +155,7 @@ def capture(
         heads: What the outputs mean.
         plan: Precision, and which convolutions get their weights' gradient from unfolded pictures.
         label_smoothing: In [0, 1).
-        n_shards: Over how many shards batch normalization takes its statistics.
+        n_shards: Over how many shards batch normalization takes its statistics, and large dense layers their gradients.
 
     Raises:
         CaptureError: The model does what a graph cannot hold: it looks at values, draws random numbers other than
@@ -162,7 +167,7 @@ def capture(
         with torch.random.fork_rng(devices=[]), without_graph_sources():
             traced = _trace_forward(model, batch, heads, plan, label_smoothing)
             rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
-            return _trace_gradients(rewritten, model, batch, heads)
+            return _trace_gradients(rewritten, model, batch, heads, n_shards)
     except CaptureError:
         raise
     except Exception as error:  # whatever a user's model raises when its tensors are traced, or its graph is rewritten
@@ -378,7 +383,9 @@ def _check_state_is_read_only(graph: Graph, buffers: set[Node]) -> None:
                 raise CaptureError(_CHANGES_STATE if value in buffers else "it changes its input")
 
 
-def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, heads: Sequence[Head]) -> StepGraph:
+def _trace_gradients(
+    rewritten: _Rewritten, model: nn.Module, batch: Batch, heads: Sequence[Head], n_shards: int
+) -> StepGraph:
     trained, frozen = split_parameters(model)
     has_gradient: list[bool] = []
 
@@ -394,14 +401,60 @@ def _trace_gradients(rewritten: _Rewritten, model: nn.Module, batch: Batch, head
     masks = [mask.draw(0, len(batch)) for mask in rewritten.masks]
     with torch.enable_grad():
         joint = make_fx(run, tracing_mode="fake")(*values, *others, *flat_batch(batch, heads), torch.ones(()), *masks)
+    products = _leave_products(joint.graph, sum(has_gradient), n_shards)
     joint.graph.eliminate_dead_code()
     constants = [getattr(joint, str(node.target)) for node in joint.graph.nodes if node.op == "get_attr"]
     return StepGraph(
         joint.graph,
         has_gradient,
+        products,
         rewritten.masks,
         rewritten.counters,
         rewritten.norms,
         rewritten.convolutions,
         constants,
     )
+
+
+def _leave_products(graph: Graph, n_gradients: int, n_shards: int) -> list[bool]:
+    """Return the factors of large dense layers' gradients in place of the gradients; which of them.
+
+    A shard has few rows, so that the sum of all shards' products moves several times the memory of one product over all
+    rows, and each shard would need room for as many numbers as the layer has.
+    """
+    outputs = graph.output_node()
+    values: list[Node] = list(outputs.args[0])  # type: ignore[arg-type]
+    found, inputs = [False] * n_gradients, []
+    for number in range(n_gradients if n_shards > 1 else 0):
+        factors = _factors_of(values[2 + number])
+        if factors is not None and _is_worth_leaving(*factors, n_shards):
+            values[2 + number], of_inputs = factors
+            inputs.append(of_inputs)
+            found[number] = True
+    outputs.args = ([*values, *inputs],)
+    return found
+
+
+def _factors_of(gradient: Node) -> tuple[Node, Node] | None:
+    """Gradients of a dense layer's outputs and its inputs, a row for each, where their product is the gradient."""
+    node, transposed = gradient, False
+    while node.target in (aten.t.default, aten.detach.default) or _is_cast(node):
+        transposed ^= node.target == aten.t.default
+        node = node.all_input_nodes[0]
+    if node.target != aten.mm.default:
+        return None
+    left, right = node.all_input_nodes if len(node.all_input_nodes) == 2 else (node, node)
+    if left.target != aten.t.default:
+        return None
+    rows = left.all_input_nodes[0]
+    return (right, rows) if transposed else (rows, right)
+
+
+def _is_cast(node: Node) -> bool:
+    return node.target == aten._to_copy.default and set(node.kwargs) == {"dtype"}
+
+
+def _is_worth_leaving(of_outputs: Node, of_inputs: Node, n_shards: int) -> bool:
+    """Whether the gradient is large, and far larger than what shards exchange for it."""
+    (n, k), (_, d) = of_outputs.meta["val"].shape, of_inputs.meta["val"].shape
+    return bool(k * d >= _LARGE_GRADIENT and n * n_shards * (k + d) <= k * d)

@@ -8,10 +8,12 @@ but not on which thread was when where.
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +25,8 @@ from netloom.runtime import ExecutionPlan
 from netloom.training.capture import CaptureError, StepGraph, capture, flat_batch, split_parameters
 from netloom.training.convolution import ConvolutionShape
 from netloom.training.script import Segment, compile_segments
+
+_Result = TypeVar("_Result")
 
 # Of a shard: torch's batch normalization refuses to be traced with one vector, whose spread it could not tell.
 _FEWEST_SAMPLES = 2
@@ -90,6 +94,8 @@ class ShardedGradients:
             dict(zip(c.inputs, [*state, *flat_batch(shard, self.heads), share, *own, *c.graph.constants], strict=True))
             for c, shard, share, own in zip(compiled, shards, shares, masks, strict=True)
         ]
+        for parameter in self._trained:  # the last step's: their memory is taken again
+            parameter.grad = None
         results = self._crew.run([c.segments for c in compiled], values, [c.results for c in compiled])
         return self._join(compiled[0].graph, results)
 
@@ -136,24 +142,54 @@ class ShardedGradients:
 
     def _join(self, graph: StepGraph, results: list[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the shards' losses and gradients in their order, and update the running statistics."""
-        total = results[0]
-        n_norms = 2 * len(graph.norms)
-        summed = total[: len(total) - n_norms]
+        is_product = [False, False, *graph.products]
+        added = [i for i, product in enumerate(is_product) if not product]
+        sums = [results[0][i] for i in added]
         for result in results[1:]:
-            torch._foreach_add_(summed, result[: len(summed)])
-        loss, correct, *gradients = summed
-        found = iter(gradients)
-        for parameter, has_gradient in zip(self._trained, graph.has_gradient, strict=True):
-            parameter.grad = _laid_out_as(parameter, next(found)) if has_gradient else None
+            torch._foreach_add_(sums, [result[i] for i in added])
+        with_gradient = [p for p, has in zip(self._trained, graph.has_gradient, strict=True) if has]
+        behind_statistics = len(is_product) + 2 * len(graph.norms)
+        factors = []
+        for number, i in enumerate(i for i, product in enumerate(is_product) if product):
+            of_outputs, of_inputs = (
+                torch.cat([result[place] for result in results]) for place in (i, behind_statistics + number)
+            )
+            factors.append((with_gradient[i - 2], of_outputs, of_inputs))
+        self._multiply(factors)
+        loss, correct, *_ = sums
+        for i, gradient in list(zip(added, sums, strict=True))[2:]:
+            parameter = with_gradient[i - 2]
+            parameter.grad = _laid_out_as(parameter, gradient)
         for place in graph.counters:
             self._buffers[place] += 1
-        statistics = iter(total[len(summed) :])
+        statistics = iter(results[0][len(is_product) : behind_statistics])
         for mean, variance, momentum in graph.norms:
             for place in (mean, variance):
                 value = next(statistics)
                 if place >= 0:
                     self._buffers[place].lerp_(value.to(self._buffers[place].dtype), momentum)
         return loss, correct
+
+    def _multiply(self, factors: Sequence[tuple[nn.Parameter, torch.Tensor, torch.Tensor]]) -> None:
+        """Give weights `[K, D]` their gradients: each thread multiplies some columns of `[n, K]` with `[n, D]`."""
+        if not factors:
+            return
+        for weight, *_ in factors:
+            weight.grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        n_threads = self.plan.shards
+
+        def multiply(number: int) -> None:
+            for weight, of_outputs, of_inputs in factors:
+                assert weight.grad is not None
+                k = len(weight)
+                rows = slice(k * number // n_threads, k * (number + 1) // n_threads)
+                some = of_outputs[:, rows].t()
+                if of_inputs.dtype == weight.dtype:
+                    torch.mm(some, of_inputs, out=weight.grad[rows])
+                else:  # of half precision
+                    weight.grad[rows] = torch.mm(some, of_inputs)
+
+        self._crew.share([functools.partial(multiply, number) for number in range(n_threads)])
 
 
 def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -186,7 +222,7 @@ def _shares(batch: Batch, shards: Sequence[Batch]) -> list[torch.Tensor]:
 
 
 class _Crew:
-    """Threads that take shards through segments, and meet where a segment ends."""
+    """Threads that each do a part of what is to be done, shards that are taken through segments among it."""
 
     def __init__(self, n_threads: int) -> None:
         self._threads = [_Thread() for _ in range(n_threads - 1)]
@@ -198,28 +234,37 @@ class _Crew:
     def run(
         self, segments: list[list[Segment]], values: list[dict[str, torch.Tensor]], wanted: list[list[str]]
     ) -> list[list[torch.Tensor]]:
-        """The wanted values of each shard, after all of its segments; the first shard runs in this thread."""
+        """The wanted values of each shard, after all of its segments, at whose ends the shards meet."""
         meeting = _Meeting(len(values))
-        others = self._threads[: len(values) - 1]
-        for thread, *work in zip(others, segments[1:], values[1:], wanted[1:], range(1, len(values)), strict=True):
-            thread.work.put((meeting, *work))
+        return self.share(
+            [
+                functools.partial(_take_through, meeting, *work)
+                for work in zip(segments, values, wanted, range(len(values)), strict=True)
+            ]
+        )
+
+    def share(self, parts: Sequence[Callable[[], _Result]]) -> list[_Result]:
+        """What the parts return, each of them done by a thread of its own, the first one by this one."""
+        others = self._threads[: len(parts) - 1]
+        for thread, part in zip(others, parts[1:], strict=True):
+            thread.work.put(part)
+        results: list[Any] = []
         errors: list[BaseException] = []
-        first: list[torch.Tensor] = []
         threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
         torch.set_num_threads(1)
         try:
-            first = _take_through(meeting, segments[0], values[0], wanted[0], 0)
+            results.append(parts[0]())
         except BaseException as error:
-            meeting.abort()
             errors.append(error)
         finally:
             torch.set_num_threads(threads)
             torch.set_grad_enabled(grad)
-        results = [first]
         for thread in others:
             result = thread.done.get()
-            errors += [result] if isinstance(result, BaseException) else []
-            results.append(result if isinstance(result, list) else [])
+            if isinstance(result, BaseException):
+                errors.append(result)
+            else:
+                results.append(result)
         causes = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
         if errors:
             raise (causes or errors)[0]
@@ -249,7 +294,7 @@ class _Meeting:
 def _take_through(
     meeting: _Meeting, segments: list[Segment], values: dict[str, torch.Tensor], wanted: list[str], number: int
 ) -> list[torch.Tensor]:
-    with torch.no_grad():
+    try:
         for segment in segments:
             outputs = segment.run(*[values[name] for name in segment.inputs])
             values.update(zip(segment.outputs, outputs, strict=True))
@@ -258,28 +303,33 @@ def _take_through(
             del outputs  # else they would live beside the next segment's
             for name in segment.done_with:
                 values.pop(name, None)
+    except BaseException:
+        meeting.abort()
+        raise
     return [values[name] for name in wanted]
 
 
+def _result_of(part: Callable[[], object]) -> object:
+    try:
+        with torch.no_grad():
+            return part()
+    except BaseException as error:
+        return error
+
+
 class _Thread(threading.Thread):
-    """Waits for shards, takes them through, and hands over the result or the exception."""
+    """Waits for parts, does them without gradients on one thread, and hands over the result or the exception."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True, name="netloom-shard")
-        self.work: queue.SimpleQueue[tuple[object, ...] | None] = queue.SimpleQueue()
-        self.done: queue.SimpleQueue[list[torch.Tensor] | BaseException] = queue.SimpleQueue()
+        self.work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[object] = queue.SimpleQueue()
         self.start()
 
     def run(self) -> None:
         torch.set_num_threads(1)
-        while (work := self.work.get()) is not None:
-            meeting = work[0]
-            assert isinstance(meeting, _Meeting)
-            try:
-                self.done.put(_take_through(*work))  # type: ignore[arg-type]
-            except BaseException as error:
-                meeting.abort()
-                self.done.put(error)
+        while (part := self.work.get()) is not None:
+            self.done.put(_result_of(part))
 
     def close(self) -> None:
         self.work.put(None)
