@@ -28,6 +28,9 @@ from netloom.training.script import Segment, compile_segments
 
 _Result = TypeVar("_Result")
 
+# Gradients of so many numbers are added by all threads: a quarter of a megabyte.
+_LARGE_SUM = 2**16
+_NUMBERS_AT_ONCE = 2**16
 # Of a shard: torch's batch normalization refuses to be traced with one vector, whose spread it could not tell.
 _FEWEST_SAMPLES = 2
 
@@ -144,9 +147,6 @@ class ShardedGradients:
         """Add the shards' losses and gradients in their order, and update the running statistics."""
         is_product = [False, False, *graph.products]
         added = [i for i, product in enumerate(is_product) if not product]
-        sums = [results[0][i] for i in added]
-        for result in results[1:]:
-            torch._foreach_add_(sums, [result[i] for i in added])
         with_gradient = [p for p, has in zip(self._trained, graph.has_gradient, strict=True) if has]
         behind_statistics = len(is_product) + 2 * len(graph.norms)
         factors = []
@@ -155,9 +155,8 @@ class ShardedGradients:
                 torch.cat([result[place] for result in results]) for place in (i, behind_statistics + number)
             )
             factors.append((with_gradient[i - 2], of_outputs, of_inputs))
-        self._multiply(factors)
-        loss, correct, *_ = sums
-        for i, gradient in list(zip(added, sums, strict=True))[2:]:
+        loss, correct, *gradients = self._add_and_multiply([[result[i] for i in added] for result in results], factors)
+        for i, gradient in zip(added[2:], gradients, strict=True):
             parameter = with_gradient[i - 2]
             parameter.grad = _laid_out_as(parameter, gradient)
         for place in graph.counters:
@@ -170,26 +169,68 @@ class ShardedGradients:
                     self._buffers[place].lerp_(value.to(self._buffers[place].dtype), momentum)
         return loss, correct
 
-    def _multiply(self, factors: Sequence[tuple[nn.Parameter, torch.Tensor, torch.Tensor]]) -> None:
-        """Give weights `[K, D]` their gradients: each thread multiplies some columns of `[n, K]` with `[n, D]`."""
-        if not factors:
-            return
+    def _add_and_multiply(
+        self,
+        parts: Sequence[Sequence[torch.Tensor]],
+        factors: Sequence[tuple[nn.Parameter, torch.Tensor, torch.Tensor]],
+    ) -> Sequence[torch.Tensor]:
+        """The sums of all shards' parts, in their order, in the first one's memory; and gradients of dense layers.
+
+        Of what is large, each thread takes a piece. Weights `[K, D]` get for their gradient the product of `[n, K]`,
+        turned, with `[n, D]`.
+        """
+        small, large = [], []
+        for same in zip(*parts, strict=True):
+            flat = _flat(same) if len(same) > 1 and same[0].numel() >= _LARGE_SUM else None
+            if flat is None:
+                small.append(same)
+            else:
+                large.append(flat)
+        totals, *others = ([same[shard] for same in small] for shard in range(len(parts)))
+        for other in others:
+            torch._foreach_add_(totals, other)
         for weight, *_ in factors:
             weight.grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
         n_threads = self.plan.shards
 
-        def multiply(number: int) -> None:
+        def piece(n: int, number: int) -> slice:
+            return slice(n * number // n_threads, n * (number + 1) // n_threads)
+
+        def do(number: int) -> None:
+            for same in large:
+                _add([tensor[piece(len(tensor), number)] for tensor in same])
             for weight, of_outputs, of_inputs in factors:
                 assert weight.grad is not None
-                k = len(weight)
-                rows = slice(k * number // n_threads, k * (number + 1) // n_threads)
+                rows = piece(len(weight), number)
                 some = of_outputs[:, rows].t()
                 if of_inputs.dtype == weight.dtype:
                     torch.mm(some, of_inputs, out=weight.grad[rows])
                 else:  # of half precision
                     weight.grad[rows] = torch.mm(some, of_inputs)
 
-        self._crew.share([functools.partial(multiply, number) for number in range(n_threads)])
+        if large or factors:
+            self._crew.share([functools.partial(do, number) for number in range(n_threads)])
+        return parts[0]
+
+
+def _flat(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    """Views of them of one dimension, in the order of their memory; None where they do not lie alike, without gaps."""
+    first = tensors[0]
+    if any(tensor.stride() != first.stride() for tensor in tensors):
+        return None
+    if first.is_contiguous():
+        return [tensor.view(-1) for tensor in tensors]
+    if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last):
+        return [tensor.permute(0, 2, 3, 1).view(-1) for tensor in tensors]
+    return None
+
+
+def _add(tensors: Sequence[torch.Tensor]) -> None:
+    """Add to the first all others, in pieces that stay in the processor's cache."""
+    for start in range(0, len(tensors[0]), _NUMBERS_AT_ONCE):
+        total, *others = (tensor[start : start + _NUMBERS_AT_ONCE] for tensor in tensors)
+        for other in others:
+            total.add_(other)
 
 
 def _laid_out_as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
