@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+
+from netloom.training.crew import Crew, pieces_of
 
 UpdateScale = Literal["rms", "shape", "none"]
 Rest = Literal["adamw", "sgd"]
@@ -17,6 +20,8 @@ Rest = Literal["adamw", "sgd"]
 # near one, stay within about 0.7 and 1.2. It does not converge to one, which costs no accuracy and saves iterations.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _SMALLEST_NORM = 1e-7
+# With so many multiplications of matrices by their own transposes it is worth waking other threads twice an iteration.
+_WORTH_SHARING = 2**25
 _ADAMW_BETAS, _ADAMW_EPSILON = (0.9, 0.999), 1e-8  # torch's AdamW
 
 
@@ -100,8 +105,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "orthogonal": False})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], float] | None = None, *, crew: Crew | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; its matrices are divided among the threads of a crew."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -110,12 +115,18 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                update = self._orthogonal if group["orthogonal"] else rest
+                update = functools.partial(self._orthogonal, crew=crew) if group["orthogonal"] else rest
                 update(parameters, [p.grad for p in parameters], group["lr"], group["weight_decay"])
         return loss
 
     def _orthogonal(
-        self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], rate: float, decay: float
+        self,
+        parameters: list[torch.Tensor],
+        gradients: list[torch.Tensor],
+        rate: float,
+        decay: float,
+        *,
+        crew: Crew | None,
     ) -> None:
         options = self.options
         directions = self._with_momentum(parameters, gradients, options.momentum)
@@ -124,14 +135,15 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(parameters, [len(p) ** 0.5 / n for p, n in zip(parameters, norms, strict=True)])
         if decay:
             torch._foreach_mul_(parameters, 1 - rate * decay)
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, parameter in enumerate(parameters):
-            alike[len(parameter), parameter.numel() // len(parameter)].append(i)
-        for shape, members in alike.items():
-            matrices = torch.stack([directions[i].reshape(shape) for i in members])
-            updates = orthogonalized(matrices, steps=options.newton_schulz_steps)
-            for i, update in zip(members, updates, strict=True):
-                parameters[i].add_(update.view(parameters[i].shape), alpha=-rate * _scale(options.update_scale, *shape))
+        matrices = [direction.reshape(len(direction), -1) for direction in directions]
+        steps = options.newton_schulz_steps
+        if crew is not None and crew.n_threads > 1 and sum(map(_multiplications, matrices)) >= _WORTH_SHARING:
+            updates = _divided(matrices, steps, crew)
+        else:
+            updates = _together(matrices, steps)
+        for parameter, update in zip(parameters, updates, strict=True):
+            scale = _scale(options.update_scale, *update.shape)
+            parameter.add_(update.view(parameter.shape), alpha=-rate * scale)
 
     def _sgd(self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], rate: float, decay: float) -> None:
         if decay:
@@ -175,6 +187,53 @@ class Muon(torch.optim.Optimizer):
             state[name] = torch.zeros_like(parameter)
         memory: torch.Tensor = state[name]
         return memory
+
+
+def _multiplications(matrix: torch.Tensor) -> int:
+    """Of one `X X^T`."""
+    return min(matrix.shape) * matrix.numel()
+
+
+def _together(matrices: Sequence[torch.Tensor], steps: int) -> list[torch.Tensor]:
+    """Each made orthogonal, those of the same shape in the same operations."""
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        alike[matrix.shape].append(i)
+    updates = {
+        i: update
+        for members in alike.values()
+        for i, update in zip(
+            members, orthogonalized(torch.stack([matrices[i] for i in members]), steps=steps), strict=True
+        )
+    }
+    return [updates[i] for i in range(len(matrices))]
+
+
+def _divided(matrices: Sequence[torch.Tensor], steps: int, crew: Crew) -> list[torch.Tensor]:
+    """Each made orthogonal: each thread takes some columns of all, since `X X^T` is a sum over columns."""
+    a, b, c = _QUINTIC
+    lying = [matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix for matrix in matrices]
+    wholes = [x / torch.linalg.vector_norm(x).clamp_min(_SMALLEST_NORM) for x in lying]
+    pieces = [[x[:, pieces_of(x.shape[1], crew.n_threads)[number]] for x in wholes] for number in range(crew.n_threads)]
+
+    def grams(number: int) -> list[torch.Tensor]:
+        return [x @ x.mT for x in pieces[number]]
+
+    def multiply(polynomials: list[torch.Tensor], number: int) -> None:
+        pieces[number] = [
+            torch.addmm(x, polynomial, x, beta=a) for x, polynomial in zip(pieces[number], polynomials, strict=True)
+        ]
+
+    for _ in range(steps):
+        parts = crew.share([functools.partial(grams, number) for number in range(crew.n_threads)])
+        totals = [functools.reduce(torch.Tensor.add_, of_one) for of_one in zip(*parts, strict=True)]
+        polynomials = [torch.addmm(gram, gram, gram, beta=b, alpha=c) for gram in totals]
+        crew.share([functools.partial(multiply, polynomials, number) for number in range(crew.n_threads)])
+    updates = [torch.cat(of_one, dim=1) for of_one in zip(*pieces, strict=True)]
+    return [
+        update.mT if matrix.shape[0] > matrix.shape[1] else update
+        for update, matrix in zip(updates, matrices, strict=True)
+    ]
 
 
 def _scale(kind: UpdateScale, rows: int, columns: int) -> float:

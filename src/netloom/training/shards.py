@@ -9,11 +9,9 @@ but not on which thread was when where.
 from __future__ import annotations
 
 import functools
-import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,9 +22,8 @@ from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan
 from netloom.training.capture import CaptureError, StepGraph, capture, flat_batch, split_parameters
 from netloom.training.convolution import ConvolutionShape
+from netloom.training.crew import FLAT, Crew, flat_views, pieces_of
 from netloom.training.script import Segment, compile_segments
-
-_Result = TypeVar("_Result")
 
 # Gradients of so many numbers are added by all threads: a quarter of a megabyte.
 _LARGE_SUM = 2**16
@@ -54,6 +51,7 @@ class ShardedGradients:
         label_smoothing: In [0, 1).
 
     Attributes:
+        crew: The threads.
         drops: Whether dropout drops anything; without it, it only scales, so that steps can be compared with others
             that draw otherwise.
     """
@@ -64,7 +62,7 @@ class ShardedGradients:
         self.model, self.heads, self.plan, self.seed = model, heads, plan, seed
         self.label_smoothing = label_smoothing
         self.drops = True
-        self._crew = _Crew(plan.shards)
+        self.crew = Crew(plan.shards)
         self.renew()
 
     def renew(self) -> None:
@@ -77,7 +75,7 @@ class ShardedGradients:
 
     def close(self) -> None:
         """End the threads."""
-        self._crew.close()
+        self.crew.close()
 
     @torch.no_grad()
     def __call__(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,8 +97,21 @@ class ShardedGradients:
         ]
         for parameter in self._trained:  # the last step's: their memory is taken again
             parameter.grad = None
-        results = self._crew.run([c.segments for c in compiled], values, [c.results for c in compiled])
+        results = self._run(compiled, values)
         return self._join(compiled[0].graph, results)
+
+    def _run(
+        self, compiled: Sequence[_Compiled], values: Sequence[dict[str, torch.Tensor]]
+    ) -> list[list[torch.Tensor]]:
+        """The results of each shard, after all of its segments, at whose ends the shards meet."""
+        meeting = _Meeting(len(values))
+        return self.crew.share(
+            [
+                functools.partial(_take_through, meeting, c.segments, own, c.results, number)
+                for number, (c, own) in enumerate(zip(compiled, values, strict=True))
+            ],
+            on_error=meeting.abort,
+        )
 
     def convolutions(self, batch: Batch) -> list[ConvolutionShape | None]:
         """Shapes of the convolutions of the first shard of `batch`, as `StepGraph`.
@@ -181,7 +192,7 @@ class ShardedGradients:
         """
         small, large = [], []
         for same in zip(*parts, strict=True):
-            flat = _flat(same) if len(same) > 1 and same[0].numel() >= _LARGE_SUM else None
+            flat = flat_views(same) if len(same) > 1 and same[0].numel() >= _LARGE_SUM else None
             if flat is None:
                 small.append(same)
             else:
@@ -191,17 +202,14 @@ class ShardedGradients:
             torch._foreach_add_(totals, other)
         for weight, *_ in factors:
             weight.grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        n_threads = self.plan.shards
-
-        def piece(n: int, number: int) -> slice:
-            return slice(n * number // n_threads, n * (number + 1) // n_threads)
+        n = self.crew.n_threads
 
         def do(number: int) -> None:
             for same in large:
-                _add([tensor[piece(len(tensor), number)] for tensor in same])
+                _add([tensor[pieces_of(len(tensor), n, unit=FLAT)[number]] for tensor in same])
             for weight, of_outputs, of_inputs in factors:
                 assert weight.grad is not None
-                rows = piece(len(weight), number)
+                rows = pieces_of(len(weight), n)[number]
                 some = of_outputs[:, rows].t()
                 if of_inputs.dtype == weight.dtype:
                     torch.mm(some, of_inputs, out=weight.grad[rows])
@@ -209,20 +217,8 @@ class ShardedGradients:
                     weight.grad[rows] = torch.mm(some, of_inputs)
 
         if large or factors:
-            self._crew.share([functools.partial(do, number) for number in range(n_threads)])
+            self.crew.share([functools.partial(do, number) for number in range(n)])
         return parts[0]
-
-
-def _flat(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-    """Views of them of one dimension, in the order of their memory; None where they do not lie alike, without gaps."""
-    first = tensors[0]
-    if any(tensor.stride() != first.stride() for tensor in tensors):
-        return None
-    if first.is_contiguous():
-        return [tensor.view(-1) for tensor in tensors]
-    if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last):
-        return [tensor.permute(0, 2, 3, 1).view(-1) for tensor in tensors]
-    return None
 
 
 def _add(tensors: Sequence[torch.Tensor]) -> None:
@@ -262,56 +258,6 @@ def _shares(batch: Batch, shards: Sequence[Batch]) -> list[torch.Tensor]:
     return [shard.weights.sum() / total for shard in shards if shard.weights is not None]
 
 
-class _Crew:
-    """Threads that each do a part of what is to be done, shards that are taken through segments among it."""
-
-    def __init__(self, n_threads: int) -> None:
-        self._threads = [_Thread() for _ in range(n_threads - 1)]
-
-    def close(self) -> None:
-        for thread in self._threads:
-            thread.close()
-
-    def run(
-        self, segments: list[list[Segment]], values: list[dict[str, torch.Tensor]], wanted: list[list[str]]
-    ) -> list[list[torch.Tensor]]:
-        """The wanted values of each shard, after all of its segments, at whose ends the shards meet."""
-        meeting = _Meeting(len(values))
-        return self.share(
-            [
-                functools.partial(_take_through, meeting, *work)
-                for work in zip(segments, values, wanted, range(len(values)), strict=True)
-            ]
-        )
-
-    def share(self, parts: Sequence[Callable[[], _Result]]) -> list[_Result]:
-        """What the parts return, each of them done by a thread of its own, the first one by this one."""
-        others = self._threads[: len(parts) - 1]
-        for thread, part in zip(others, parts[1:], strict=True):
-            thread.work.put(part)
-        results: list[Any] = []
-        errors: list[BaseException] = []
-        threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
-        torch.set_num_threads(1)
-        try:
-            results.append(parts[0]())
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            torch.set_num_threads(threads)
-            torch.set_grad_enabled(grad)
-        for thread in others:
-            result = thread.done.get()
-            if isinstance(result, BaseException):
-                errors.append(result)
-            else:
-                results.append(result)
-        causes = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
-        if errors:
-            raise (causes or errors)[0]
-        return results
-
-
 class _Meeting:
     """Where the shards of one step exchange values."""
 
@@ -335,43 +281,12 @@ class _Meeting:
 def _take_through(
     meeting: _Meeting, segments: list[Segment], values: dict[str, torch.Tensor], wanted: list[str], number: int
 ) -> list[torch.Tensor]:
-    try:
-        for segment in segments:
-            outputs = segment.run(*[values[name] for name in segment.inputs])
-            values.update(zip(segment.outputs, outputs, strict=True))
-            if segment.gathered:
-                values[segment.gathered] = meeting.exchange(number, outputs[-1])
-            del outputs  # else they would live beside the next segment's
-            for name in segment.done_with:
-                values.pop(name, None)
-    except BaseException:
-        meeting.abort()
-        raise
+    for segment in segments:
+        outputs = segment.run(*[values[name] for name in segment.inputs])
+        values.update(zip(segment.outputs, outputs, strict=True))
+        if segment.gathered:
+            values[segment.gathered] = meeting.exchange(number, outputs[-1])
+        del outputs  # else they would live beside the next segment's
+        for name in segment.done_with:
+            values.pop(name, None)
     return [values[name] for name in wanted]
-
-
-def _result_of(part: Callable[[], object]) -> object:
-    try:
-        with torch.no_grad():
-            return part()
-    except BaseException as error:
-        return error
-
-
-class _Thread(threading.Thread):
-    """Waits for parts, does them without gradients on one thread, and hands over the result or the exception."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True, name="netloom-shard")
-        self.work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self.done: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self.start()
-
-    def run(self) -> None:
-        torch.set_num_threads(1)
-        while (part := self.work.get()) is not None:
-            self.done.put(_result_of(part))
-
-    def close(self) -> None:
-        self.work.put(None)
-        self.join()

@@ -14,10 +14,12 @@ from netloom.errors import TrainingError
 from netloom.models.heads import Head
 from netloom.models.kept_state import fingerprint, has_hooks
 from netloom.runtime import ExecutionPlan
+from netloom.training.crew import Crew
 from netloom.training.cuda_graphs import GraphedGradients
 from netloom.training.gradients import Gradients, WholeBatchGradients
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.shards import ShardedGradients
+from netloom.training.updates import DividedUpdate
 
 
 def mixed(
@@ -81,6 +83,11 @@ class TrainingStep:
         compute = ShardedGradients if plan.shards else GraphedGradients if plan.graphed else WholeBatchGradients
         options = {"plan": plan, "seed": seed, "label_smoothing": label_smoothing}
         self._planned: Gradients = compute(model, heads, **options)  # type: ignore[arg-type]
+        self._divided: DividedUpdate | None = None
+        if isinstance(self._planned, ShardedGradients):
+            self._divided = DividedUpdate(optimizer, self._planned.crew)
+        elif plan.torch_device.type == "cpu" and plan.threads == 1:
+            self._divided = DividedUpdate(optimizer, Crew(1))
         self._with_hooks: Gradients = WholeBatchGradients(model, heads, **options)  # type: ignore[arg-type]
         self._model = model
         self.penalty, self.gradient_clip_norm, self.max_norm = penalty, gradient_clip_norm, max_norm
@@ -125,7 +132,10 @@ class TrainingStep:
             self.penalty.add_gradient()
         if self.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip_norm)
-        self.optimizer.step()
+        if self._divided is not None:
+            self._divided()
+        else:
+            self.optimizer.step()
         if self.max_norm is not None:
             self.max_norm.apply()
         self.loss_sum += loss * len(batch)
