@@ -191,16 +191,14 @@ def test_what_is_not_known_here_is_left_to_the_optimizer(
     assert not calls
 
 
-@pytest.mark.parametrize(
-    ("name", "small", "expected"),
-    [("adam", True, []), ("adam", False, [2, 2, 1, 1]), ("rmsprop", True, [1]), ("rmsprop", False, [2, 2, 1, 1])],
-)
+@pytest.mark.parametrize(("worth", "expected"), [(2**17, [2, 2, 1, 1]), (2**20, [])])
 def test_threads_are_woken_where_there_is_much_to_do(
-    name: str, small: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+    worth: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Little is left to one thread: to the fused kernel, if torch has one."""
-    model = nn.Linear(300, 200) if small else Mixed()
-    optimizer = optimizer_of(model, name=name)
+    """All but the small layer and the biases; or nothing."""
+    monkeypatch.setattr(updates, "_WORTH_SHARING", worth)
+    model = Mixed()
+    optimizer = optimizer_of(model, name="rmsprop")
     calls = count_updates(monkeypatch, optimizer)
     set_gradients(model, 0)
     with contextlib.closing(Crew(2)) as crew:

@@ -137,7 +137,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(parameters, 1 - rate * decay)
         matrices = [direction.reshape(len(direction), -1) for direction in directions]
         steps = options.newton_schulz_steps
-        if crew is not None and crew.n_threads > 1 and sum(map(_multiplications, matrices)) >= _WORTH_SHARING:
+        if crew is not None and sum(map(_multiplications, matrices)) >= _WORTH_SHARING:
             updates = _divided(matrices, steps, crew)
         else:
             updates = _together(matrices, steps)

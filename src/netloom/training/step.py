@@ -14,7 +14,6 @@ from netloom.errors import TrainingError
 from netloom.models.heads import Head
 from netloom.models.kept_state import fingerprint, has_hooks
 from netloom.runtime import ExecutionPlan
-from netloom.training.crew import Crew
 from netloom.training.cuda_graphs import GraphedGradients
 from netloom.training.gradients import Gradients, WholeBatchGradients
 from netloom.training.regularize import MaxNorm, WeightPenalty
@@ -86,8 +85,6 @@ class TrainingStep:
         self._divided: DividedUpdate | None = None
         if isinstance(self._planned, ShardedGradients):
             self._divided = DividedUpdate(optimizer, self._planned.crew)
-        elif plan.torch_device.type == "cpu" and plan.threads == 1:
-            self._divided = DividedUpdate(optimizer, Crew(1))
         self._with_hooks: Gradients = WholeBatchGradients(model, heads, **options)  # type: ignore[arg-type]
         self._model = model
         self.penalty, self.gradient_clip_norm, self.max_norm = penalty, gradient_clip_norm, max_norm

@@ -1,10 +1,9 @@
 """An optimizer's update of large parameters: by several threads, each with a piece of every one.
 
 While shards are trained, an operation of torch has one thread (`ExecutionPlan.threads_between_steps`), so that the
-update of a network with large dense layers would have three processors of four wait. And what torch has no fused
-kernel for (RMSprop, NAdam) reads and writes memory a dozen times where it is done operation by operation; here the
-operations go over numbers that stay in the processor's cache, in TorchScript, whose interpreter runs without Python's
-lock.
+update of a network with large dense layers would have three processors of four wait. What torch has no fused kernel
+for (RMSprop, NAdam) goes here over numbers that stay in the processor's cache, in TorchScript, whose interpreter runs
+without Python's lock.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ import torch
 from netloom.training.crew import FLAT, Crew, flat_views, pieces_of
 from netloom.training.muon import Muon
 
-# Of so many numbers a parameter is taken out of the optimizer's own hands.
+# Of so many numbers a parameter is large.
 _LARGE = 2**15
 # With so many numbers in all of these it is worth waking the other threads, which takes a few tenths of a millisecond.
-_WORTH_SHARING = 2**21
-# Numbers that a thread takes through all operations of an update: an eighth of a megabyte of each tensor.
-_NUMBERS_AT_ONCE = 2**15
+_WORTH_SHARING = 2**20
+# Numbers that a thread takes through all operations of an update: half a megabyte of each tensor.
+_NUMBERS_AT_ONCE = 2**17
 # What no recipe sets, and the updates below do not know.
 _OTHER_FORMULAS = ("amsgrad", "centered", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 
@@ -65,6 +64,10 @@ def nadam(parameters: List[Tensor], gradients: List[Tensor], means: List[Tensor]
 """
 
 
+_Group = dict[str, Any]
+_State = dict[str, torch.Tensor]
+
+
 @functools.cache
 def _scripts() -> Any:
     return torch.jit.CompilationUnit(_SCRIPTS)
@@ -72,16 +75,18 @@ def _scripts() -> Any:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Of one parameter what one thread updates: flat views, and the state's numbers, which all pieces share."""
+    """Of one parameter what one thread updates, as flat views; and the whole parameter's state, for its counts."""
 
     parameter: torch.Tensor
     gradient: torch.Tensor
-    state: dict[str, torch.Tensor]
+    averages: dict[str, torch.Tensor]
+    state: _State
 
-
-_Group = dict[str, Any]
-_Members = tuple[_Group, list[torch.Tensor]]
-_State = dict[str, torch.Tensor]
+    def cut(self, n_pieces: int) -> list[_Piece]:
+        return [
+            _Piece(self.parameter[p], self.gradient[p], {n: a[p] for n, a in self.averages.items()}, self.state)
+            for p in pieces_of(len(self.parameter), n_pieces, unit=FLAT)
+        ]
 
 
 def _count_step(state: _State, group: _Group) -> None:
@@ -98,7 +103,7 @@ def _fused_sgd(pieces: list[_Piece], group: _Group) -> None:
     torch._fused_sgd_(
         [piece.parameter for piece in pieces],
         [piece.gradient for piece in pieces],
-        [piece.state["momentum_buffer"] for piece in pieces if group["momentum"]],
+        [piece.averages["momentum_buffer"] for piece in pieces if group["momentum"]],
         lr=group["lr"],
         momentum=group["momentum"],
         dampening=group["dampening"],
@@ -113,8 +118,8 @@ def _fused_adam(pieces: list[_Piece], group: _Group, *, kernel: Callable[..., No
     kernel(
         [piece.parameter for piece in pieces],
         [piece.gradient for piece in pieces],
-        [piece.state["exp_avg"] for piece in pieces],
-        [piece.state["exp_avg_sq"] for piece in pieces],
+        [piece.averages["exp_avg"] for piece in pieces],
+        [piece.averages["exp_avg_sq"] for piece in pieces],
         [],
         [piece.state["step"] for piece in pieces],
         lr=group["lr"],
@@ -131,8 +136,8 @@ def _rmsprop(pieces: list[_Piece], group: _Group) -> None:
     _scripts().rmsprop(
         [piece.parameter for piece in pieces],
         [piece.gradient for piece in pieces],
-        [piece.state["square_avg"] for piece in pieces],
-        [piece.state["momentum_buffer"] for piece in pieces if group["momentum"] > 0],
+        [piece.averages["square_avg"] for piece in pieces],
+        [piece.averages["momentum_buffer"] for piece in pieces if group["momentum"] > 0],
         _NUMBERS_AT_ONCE,
         *(float(group[key]) for key in ("lr", "alpha", "eps", "weight_decay", "momentum")),
     )
@@ -150,8 +155,8 @@ def _nadam(pieces: list[_Piece], group: _Group) -> None:
     _scripts().nadam(
         [piece.parameter for piece in pieces],
         [piece.gradient for piece in pieces],
-        [piece.state["exp_avg"] for piece in pieces],
-        [piece.state["exp_avg_sq"] for piece in pieces],
+        [piece.averages["exp_avg"] for piece in pieces],
+        [piece.averages["exp_avg_sq"] for piece in pieces],
         _NUMBERS_AT_ONCE,
         corrections,
         of_gradients,
@@ -168,7 +173,7 @@ class _Kind:
         update: Updates pieces of parameters of one group, whose steps have been counted.
         averages: Names of what is kept for each number, at first zero.
         counts: Names of what is kept for the parameter, with their first values.
-        is_fused: Whether the update goes through memory once anyhow, so that one thread gains nothing here.
+        is_fused: Whether it is the formula of torch's fused kernel.
     """
 
     update: Callable[[list[_Piece], _Group], None]
@@ -210,13 +215,11 @@ class DividedUpdate:
             optimizer.step(crew=self._crew)
             return
         kind = _KINDS.get(type(optimizer))
-        large = [(group, [p for p in group["params"] if p.numel() >= _LARGE]) for group in optimizer.param_groups]
-        n_numbers = sum(p.numel() for _, members in large for p in members)
-        n_pieces = self._crew.n_threads if n_numbers >= _WORTH_SHARING else 1
-        if kind is None or not n_numbers or (kind.is_fused and n_pieces == 1) or not self._is_plain(kind):
-            optimizer.step()
+        n_large = sum(n for group in optimizer.param_groups for p in group["params"] if (n := p.numel()) >= _LARGE)
+        if kind is not None and n_large >= _WORTH_SHARING and self._is_plain(kind):
+            self._divide(kind)
         else:
-            self._divide(kind, [(group, list(filter(self._lies_well, members))) for group, members in large], n_pieces)
+            optimizer.step()
 
     def _is_plain(self, kind: _Kind) -> bool:
         optimizer, groups = self._optimizer, self._optimizer.param_groups
@@ -226,20 +229,18 @@ class DividedUpdate:
             return False
         return not kind.is_fused or all(group["fused"] for group in groups)
 
-    def _lies_well(self, parameter: torch.Tensor) -> bool:
-        if parameter.grad is None:
-            return False
-        state = [value for value in self._optimizer.state.get(parameter, {}).values() if value is not None]
-        tensors = [parameter, parameter.grad, *(value for value in state if value.ndim)]
-        return all(tensor.dtype == torch.float32 for tensor in tensors) and flat_views(tensors) is not None
-
-    def _divide(self, kind: _Kind, large: list[_Members], n_pieces: int) -> None:
+    def _divide(self, kind: _Kind) -> None:
+        n_pieces = self._crew.n_threads
         parts: list[list[tuple[list[_Piece], _Group]]] = [[] for _ in range(n_pieces)]
-        for group, members in large:
-            cut = [self._cut(parameter, kind, group, n_pieces) for parameter in members]
+        gradients = []
+        for group in self._optimizer.param_groups:
+            cut = []
+            for parameter in group["params"]:
+                if parameter.numel() >= _LARGE and (whole := self._whole(parameter, kind, group)) is not None:
+                    gradients.append((parameter, parameter.grad))
+                    cut.append(whole.cut(n_pieces))
             for part, pieces in zip(parts, zip(*cut, strict=True), strict=False):
                 part.append((list(pieces), group))
-        gradients = [(parameter, parameter.grad) for _, members in large for parameter in members]
 
         def update(part: list[tuple[list[_Piece], _Group]], *, first: bool) -> None:
             if first:
@@ -255,8 +256,10 @@ class DividedUpdate:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
 
-    def _cut(self, parameter: torch.Tensor, kind: _Kind, group: _Group, n_pieces: int) -> list[_Piece]:
-        """The parameter in pieces; its state moves on to the present step."""
+    def _whole(self, parameter: torch.Tensor, kind: _Kind, group: _Group) -> _Piece | None:
+        """All of the parameter, its state moved on to the present step; None if it is to be left to the optimizer."""
+        if parameter.grad is None or parameter.dtype != torch.float32:
+            return None
         state: _State = self._optimizer.state[parameter]
         averages = [name for name in kind.averages if name != "momentum_buffer" or group["momentum"]]
         for name in averages:
@@ -265,13 +268,10 @@ class DividedUpdate:
         for name, value in kind.counts.items():
             if name not in state:
                 state[name] = torch.tensor(value)
+        flat = flat_views([parameter, parameter.grad, *(state[name] for name in averages)])
+        if flat is None:
+            return None
         if kind.counts:
             _count_step(state, group)
-        assert parameter.grad is not None
-        flat = flat_views([parameter, parameter.grad, *(state[name] for name in averages)])
-        assert flat is not None
-        pieces = []
-        for piece in pieces_of(parameter.numel(), n_pieces, unit=FLAT):
-            mine, gradient, *kept = (tensor[piece] for tensor in flat)
-            pieces.append(_Piece(mine, gradient, state | dict(zip(averages, kept, strict=True))))
-        return pieces
+        mine, gradient, *kept = flat
+        return _Piece(mine, gradient, dict(zip(averages, kept, strict=True)), state)
