@@ -92,6 +92,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     chosen.peers_python = Path(found).absolute()
     chosen.names = chosen.names or list(BENCHMARKS)
     chosen.threads = chosen.threads or most
+    peers = {c.name: None for name in chosen.names for c in BENCHMARKS[name](chosen.threads, cuda=False).contenders}
+    if unknown := set(chosen.contenders or ()) - set(peers):
+        parser.error(f"no such contender: {', '.join(sorted(unknown))}; there are {', '.join(peers)}")
     chosen.repeats = chosen.repeats or (2 if chosen.quick else 5)
     chosen.out = chosen.out or (_TRIALS if chosen.quick or chosen.contenders else page.RESULTS)
     return chosen

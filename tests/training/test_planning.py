@@ -239,6 +239,26 @@ def test_a_busy_moment_does_not_decide_over_a_long_training(gradients_take: Call
     assert choose_plan(steps, **options, n_steps=10**4).shards == 4
 
 
+def test_what_one_way_leaves_for_the_next_does_not_decide(gradients_take: Callable[..., Clock]) -> None:
+    """Its first steps in shards are slow, and so is each one after one in the other way, whose threads still spin."""
+    calls: list[str] = []
+
+    class Whole(dict[int, float]):
+        def __getitem__(self, threads: int) -> float:
+            calls.append("whole")
+            return super().__getitem__(threads)
+
+    class Shards(dict[int, float]):
+        def __getitem__(self, shards: int) -> float:
+            calls.append("shards")
+            slow = calls.count("shards") < 8 or calls[-2] == "whole"
+            return 4.0 if slow else super().__getitem__(shards)
+
+    gradients_take(Whole({1: 4.0, 2: 2.0, 4: 1.0}), Shards({4: 0.5}))
+    plan = choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG)
+    assert (plan.shards, plan.reason) == (4, "as asked; a step is 2.0 times faster in 4 shards")
+
+
 def test_shards_whose_gradients_do_not_fit_the_memory_are_not_tried(
     gradients_take: Callable[..., Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from netloom.training.capture import CaptureError
 from netloom.training.cuda_graphs import RecordingError, check_replayed
 from netloom.training.divided import DividedStep
 from netloom.training.step import TrainingStep
-from netloom.training.timing import fastest_seconds, seconds_of
+from netloom.training.timing import block_seconds, fastest_seconds, seconds_of, steady_seconds
 
 # A precision or a division must be clearly faster to be taken: below that, measurements of small steps are noise, and
 # float32 is the one that repeats everywhere.
@@ -35,11 +35,10 @@ _HOPELESS = 5.0
 _SHORT_SECONDS = 15.0
 _SHORT_SECONDS_ON_GPU = 3.0
 
-# The plan of a training longer than this is worth more repetitions, as long as each comparison takes no more than this
-# share of the training: what a busy moment decides would be kept for hours.
-_LONG_SECONDS = 60.0
-_SHARE_FOR_REPETITIONS = 0.01
-_MORE_REPETITIONS = 8
+# Steps are timed again, many behind one another, as long as that takes no more than this share of the training: what a
+# busy moment or a first step decides would be kept for hours.
+_SHARE_FOR_REPETITIONS = 0.02
+_MORE_REPETITIONS = 5
 
 # What the gradients of all shards may take of the free memory: each has a full set. So may the copies of a model that
 # are timed in turn, each with its gradients and up to two moments.
@@ -102,12 +101,13 @@ class TimedSteps:
                 if not n_steps:
                     kept.close()
             hopeful = [i for i, seconds in enumerate(found) if seconds <= _HOPELESS * min(found)]
+            again: dict[int, list[float]] = {i: [] for i in hopeful}
             for _ in range(_more_repetitions([found[i] for i in hopeful], n_steps)):
                 for i in hopeful:
                     with executing(plans[i]):
                         torch.set_num_threads(plans[i].threads_between_steps)
-                        found[i] = min(found[i], seconds_of(runs[i], plans[i].device))
-        return found
+                        again[i].append(steady_seconds(runs[i], plans[i].device))
+        return [min(again.get(i) or [seconds]) for i, seconds in enumerate(found)]
 
     def divided(self, plan: ExecutionPlan) -> DividedStep:
         """The step's gradients, divided as the plan says, with what tells whether they may be."""
@@ -128,11 +128,9 @@ class TimedSteps:
 
 
 def _more_repetitions(seconds: Sequence[float], n_steps: int) -> int:
-    """How many more times steps that take so long may be timed, each, before a training of `n_steps` of the fastest."""
-    training = n_steps * min(seconds)
-    if training < _LONG_SECONDS:
-        return 0
-    return min(_MORE_REPETITIONS, int(_SHARE_FOR_REPETITIONS * training / sum(seconds)))
+    """How many times blocks of steps that take so long may be timed before a training of `n_steps` of the fastest."""
+    budget = _SHARE_FOR_REPETITIONS * n_steps * min(seconds)
+    return min(_MORE_REPETITIONS, int(budget / sum(map(block_seconds, seconds))))
 
 
 def choose_plan(
@@ -334,9 +332,10 @@ def _in_faster_precision(
         with executing(plan), contextlib.ExitStack() as stack:
             runs = [stack.enter_context(under(one)) for one in beside]
             fastest = fastest_seconds(runs, plan.device)
-            for _ in range(_more_repetitions(fastest, n_steps)):
-                fastest = [min(best, seconds_of(run, plan.device)) for best, run in zip(fastest, runs, strict=True)]
-            seconds += fastest
+            again = [
+                [steady_seconds(run, plan.device) for run in runs] for _ in range(_more_repetitions(fastest, n_steps))
+            ]
+            seconds += map(min, zip(*again, strict=True)) if again else fastest
     speedup = seconds[0] / seconds[1]
     return replace(other if speedup >= _WORTHWHILE else plan, reason=_comparison(what, speedup))
 
