@@ -22,6 +22,7 @@ from netloom.models import create_model, model_names, model_options
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan, executing
+from netloom.training import capture as capture_step
 from netloom.training import divided, planning, shards
 from netloom.training.capture import CaptureError, Mask, capture
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
@@ -160,6 +161,12 @@ class Dense(nn.Module):
         return x.mean(1) if self.tokens else x
 
 
+@pytest.fixture
+def _many_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_step, "_LARGE_GRADIENT", 2**16)
+
+
+@pytest.mark.usefixtures("_many_are_large")
 @pytest.mark.parametrize("n_shards", [2, 3, 16])
 @pytest.mark.parametrize("tokens", [0, 4])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -172,6 +179,7 @@ def test_gradients_of_large_dense_layers_are_one_product_over_all_shards(
     sharded(model, batch, n_shards, **options).assert_like(whole(model, batch, **options), tolerance=tolerance)
 
 
+@pytest.mark.usefixtures("_many_are_large")
 @pytest.mark.parametrize(("n_samples", "expected"), [(20, [True, True]), (400, [True, False]), (1200, [False, False])])
 def test_what_is_large_is_so_beside_the_rows_that_shards_would_exchange(n_samples: int, expected: list[bool]) -> None:
     """600 x 3,072 and 400 x 600 numbers against n (600 + 3,072) and n (400 + 600)."""
@@ -185,6 +193,15 @@ def test_what_is_large_is_so_beside_the_rows_that_shards_would_exchange(n_sample
     assert not any(alone.products)
 
 
+def test_large_sums_are_the_same_bits_whoever_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_step, "_LARGE_GRADIENT", 2**30)  # so that all gradients are sums
+    monkeypatch.setattr(shards, "_WORTH_SHARING", 2**30)
+    alone = sharded(Dense(), a_batch(), 3)
+    monkeypatch.setattr(shards, "_WORTH_SHARING", 2**16)
+    sharded(Dense(), a_batch(), 3).assert_same_bits(alone)
+
+
+@pytest.mark.usefixtures("_many_are_large")
 def test_products_are_the_same_bits_every_time_and_no_ones_earlier_gradients() -> None:
     model, batch = Dense().train(), a_batch()
     plan = ExecutionPlan("cpu", 1, "float32", shards=3)

@@ -33,8 +33,9 @@ from netloom.training.convolution import ConvolutionShape, unfolded_convolution
 from netloom.training.gradients import total_loss
 
 aten = torch.ops.aten
-# Numbers of a dense layer's gradient from which on it is computed once for all shards: a quarter of a megabyte.
-_LARGE_GRADIENT = 2**16
+# Numbers of a dense layer's gradient from which on it is computed once for all shards: waking the threads once more for
+# it takes some tenths of a millisecond.
+_LARGE_GRADIENT = 2**20
 _CHANGES_STATE = "it changes its own state in training"
 
 

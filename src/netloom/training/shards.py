@@ -25,8 +25,10 @@ from netloom.training.convolution import ConvolutionShape
 from netloom.training.crew import FLAT, Crew, flat_views, pieces_of
 from netloom.training.script import Segment, compile_segments
 
-# Gradients of so many numbers are added by all threads: a quarter of a megabyte.
+# Gradients of so many numbers are added by all threads, where there is so much of them in all that it is worth waking
+# these, which takes some tenths of a millisecond.
 _LARGE_SUM = 2**16
+_WORTH_SHARING = 2**20
 _NUMBERS_AT_ONCE = 2**16
 # Of a shard: torch's batch normalization refuses to be traced with one vector, whose spread it could not tell.
 _FEWEST_SAMPLES = 2
@@ -190,13 +192,11 @@ class ShardedGradients:
         Of what is large, each thread takes a piece. Weights `[K, D]` get for their gradient the product of `[n, K]`,
         turned, with `[n, D]`.
         """
-        small, large = [], []
-        for same in zip(*parts, strict=True):
-            flat = flat_views(same) if len(same) > 1 and same[0].numel() >= _LARGE_SUM else None
-            if flat is None:
-                small.append(same)
-            else:
-                large.append(flat)
+        flat = [flat_views(same) if same[0].numel() >= _LARGE_SUM else None for same in zip(*parts, strict=True)]
+        large = [views for views in flat if views is not None]
+        if len(parts) == 1 or not (factors or sum(len(views[0]) for views in large) >= _WORTH_SHARING):
+            flat, large = [None] * len(flat), []
+        small = [same for same, views in zip(zip(*parts, strict=True), flat, strict=True) if views is None]
         totals, *others = ([same[shard] for same in small] for shard in range(len(parts)))
         for other in others:
             torch._foreach_add_(totals, other)
