@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from netloom.training import muon, updates
 from netloom.training.crew import Crew
 from netloom.training.muon import MuonOptions
 from netloom.training.optim import create_optimizer
-from netloom.training.updates import DividedUpdate
+from netloom.training.updates import FasterUpdate
 
 SETTINGS: list[dict[str, Any]] = [
     {"name": "sgd"},
@@ -82,12 +84,17 @@ def assert_same(mine: torch.optim.Optimizer, theirs: torch.optim.Optimizer) -> N
                 assert value is None or value.stride() == others[key].stride()
 
 
+@pytest.mark.parametrize("worth", [2**17, 2**30])
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
-def test_steps_are_the_optimizers_own_bit_for_bit(options: dict[str, Any], crew: Crew) -> None:
+def test_steps_are_the_optimizers_own_bit_for_bit(
+    options: dict[str, Any], worth: int, crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Divided, and all parameters together."""
+    monkeypatch.setattr(updates, "_WORTH_SHARING", worth)
     model = Mixed()
     twin = copy.deepcopy(model)
     mine, theirs = optimizer_of(model, **options), optimizer_of(twin, **options)
-    update = DividedUpdate(mine, crew)
+    update = FasterUpdate(mine, crew)
     for step in range(5):
         for each in (model, twin):
             set_gradients(each, step)
@@ -99,14 +106,18 @@ def test_steps_are_the_optimizers_own_bit_for_bit(options: dict[str, Any], crew:
         assert_same(mine, theirs)
 
 
+@pytest.mark.parametrize("worth", [2**17, 2**30])
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
-def test_they_may_change_places_at_any_step(options: dict[str, Any]) -> None:
+def test_they_may_change_places_at_any_step(
+    options: dict[str, Any], worth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where a callback's hooks come and go, or a training goes on from a checkpoint."""
+    monkeypatch.setattr(updates, "_WORTH_SHARING", worth)
     model = Mixed()
     twin = copy.deepcopy(model)
     mine, theirs = optimizer_of(model, **options), optimizer_of(twin, **options)
     with contextlib.closing(Crew(3)) as crew:
-        update = DividedUpdate(mine, crew)
+        update = FasterUpdate(mine, crew)
         for step in range(6):
             for each in (model, twin):
                 set_gradients(each, step)
@@ -121,13 +132,17 @@ def test_they_may_change_places_at_any_step(options: dict[str, Any]) -> None:
             assert_same(mine, theirs)
 
 
+@pytest.mark.parametrize("worth", [2**17, 2**30])
 @pytest.mark.parametrize("name", ["adam", "nadam", "rmsprop"])
-def test_parameters_that_join_later_begin_with_their_first_gradient(name: str) -> None:
+def test_parameters_that_join_later_begin_with_their_first_gradient(
+    name: str, worth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "_WORTH_SHARING", worth)
     model = Mixed()
     twin = copy.deepcopy(model)
     mine, theirs = optimizer_of(model, name=name), optimizer_of(twin, name=name)
     with contextlib.closing(Crew(4)) as crew:
-        update = DividedUpdate(mine, crew)
+        update = FasterUpdate(mine, crew)
         for step in range(4):
             for each in (model, twin):
                 set_gradients(each, step)
@@ -149,7 +164,7 @@ def count_updates(monkeypatch: pytest.MonkeyPatch, optimizer: torch.optim.Optimi
         calls.append(len(pieces))
         kind.update(pieces, group)
 
-    replaced = updates._Kind(counted, kind.averages, kind.counts, kind.is_fused)
+    replaced = replace(kind, update=counted)
     monkeypatch.setitem(updates._KINDS, type(optimizer), replaced)
     return calls
 
@@ -181,7 +196,7 @@ def test_what_is_not_known_here_is_left_to_the_optimizer(
     for optimizer in (mine, theirs):
         change(optimizer)
     with contextlib.closing(Crew(2)) as crew:
-        update = DividedUpdate(mine, crew)
+        update = FasterUpdate(mine, crew)
         for step in range(2):
             for each in (model, twin):
                 set_gradients(each, step)
@@ -202,7 +217,7 @@ def test_threads_are_woken_where_there_is_much_to_do(
     calls = count_updates(monkeypatch, optimizer)
     set_gradients(model, 0)
     with contextlib.closing(Crew(2)) as crew:
-        DividedUpdate(optimizer, crew)()
+        FasterUpdate(optimizer, crew)()
     assert sorted(calls, reverse=True) == expected
 
 
@@ -211,7 +226,7 @@ def test_gradients_that_do_not_lie_as_their_parameters_are_left_to_the_optimizer
     twin = copy.deepcopy(model)
     mine, theirs = optimizer_of(model, name="rmsprop"), optimizer_of(twin, name="rmsprop")
     with contextlib.closing(Crew(2)) as crew:
-        update = DividedUpdate(mine, crew)
+        update = FasterUpdate(mine, crew)
         for step in range(3):
             for each in (model, twin):
                 set_gradients(each, step)
@@ -231,11 +246,10 @@ def test_an_error_in_a_thread_leaves_the_gradients(monkeypatch: pytest.MonkeyPat
     model = Mixed()
     optimizer = optimizer_of(model, name="rmsprop")
     kind = updates._KINDS[torch.optim.RMSprop]
-    failing = updates._Kind(fail, kind.averages, kind.counts, kind.is_fused)
-    monkeypatch.setitem(updates._KINDS, torch.optim.RMSprop, failing)
+    monkeypatch.setitem(updates._KINDS, torch.optim.RMSprop, replace(kind, update=fail))
     set_gradients(model, 0)
     with contextlib.closing(Crew(2)) as crew, pytest.raises(RuntimeError, match="no"):
-        DividedUpdate(optimizer, crew)()
+        FasterUpdate(optimizer, crew)()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -250,9 +264,37 @@ def test_muons_matrices_are_divided_to_the_same_result(newton_schulz_steps: int,
         for step in range(3):
             for each in (model, twin, again):
                 set_gradients(each, step)
-            DividedUpdate(mine, crew)()
-            DividedUpdate(repeated, crew)()
+            FasterUpdate(mine, crew)()
+            FasterUpdate(repeated, crew)()
             theirs.step()
     assert_same(mine, repeated)
     for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(parameter, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("worth", [2**17, 2**30])
+def test_those_who_listen_to_all_optimizers_hear_each_step_once(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updates, "_WORTH_SHARING", worth)
+    model = Mixed()
+    optimizer = optimizer_of(model, name="nadam")
+    heard = []
+    handle = register_optimizer_step_post_hook(lambda *_: heard.append(1))
+    try:
+        with contextlib.closing(Crew(2)) as crew:
+            for step in range(3):
+                set_gradients(model, step)
+                FasterUpdate(optimizer, crew)()
+    finally:
+        handle.remove()
+    assert len(heard) == 3
+
+
+def test_without_threads_to_share_it_large_updates_are_the_optimizers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose operations torch's own threads divide."""
+    model = Mixed()
+    optimizer = optimizer_of(model, name="rmsprop")
+    calls = count_updates(monkeypatch, optimizer)
+    set_gradients(model, 0)
+    FasterUpdate(optimizer, None)()
+    assert not calls
+    assert optimizer.state[model.dense.weight]["step"] == 1

@@ -18,7 +18,7 @@ from netloom.training.cuda_graphs import GraphedGradients
 from netloom.training.gradients import Gradients, WholeBatchGradients
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.shards import ShardedGradients
-from netloom.training.updates import DividedUpdate
+from netloom.training.updates import FasterUpdate
 
 
 def mixed(
@@ -82,9 +82,8 @@ class TrainingStep:
         compute = ShardedGradients if plan.shards else GraphedGradients if plan.graphed else WholeBatchGradients
         options = {"plan": plan, "seed": seed, "label_smoothing": label_smoothing}
         self._planned: Gradients = compute(model, heads, **options)  # type: ignore[arg-type]
-        self._divided: DividedUpdate | None = None
-        if isinstance(self._planned, ShardedGradients):
-            self._divided = DividedUpdate(optimizer, self._planned.crew)
+        crew = self._planned.crew if isinstance(self._planned, ShardedGradients) else None
+        self._update = FasterUpdate(optimizer, crew) if plan.torch_device.type == "cpu" else None
         self._with_hooks: Gradients = WholeBatchGradients(model, heads, **options)  # type: ignore[arg-type]
         self._model = model
         self.penalty, self.gradient_clip_norm, self.max_norm = penalty, gradient_clip_norm, max_norm
@@ -129,8 +128,8 @@ class TrainingStep:
             self.penalty.add_gradient()
         if self.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip_norm)
-        if self._divided is not None:
-            self._divided()
+        if self._update is not None:
+            self._update()
         else:
             self.optimizer.step()
         if self.max_norm is not None:

@@ -1,14 +1,16 @@
-"""An optimizer's update of large parameters: by several threads, each with a piece of every one.
+"""An optimizer's update on the CPU: large parameters by several threads, small ones all together.
 
 While shards are trained, an operation of torch has one thread (`ExecutionPlan.threads_between_steps`), so that the
-update of a network with large dense layers would have three processors of four wait. What torch has no fused kernel
-for (RMSprop, NAdam) goes here over numbers that stay in the processor's cache, in TorchScript, whose interpreter runs
-without Python's lock.
+update of a network with large dense layers would have three processors of four wait: each thread takes a piece of
+every large parameter. What torch has no fused kernel for (RMSprop, NAdam) goes there over numbers that stay in the
+processor's cache, in TorchScript, whose interpreter runs without Python's lock; and for small networks, where Python
+takes more time than the numbers, in operations on all parameters at once.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,9 @@ _WORTH_SHARING = 2**20
 _NUMBERS_AT_ONCE = 2**17
 # What no recipe sets, and the updates below do not know.
 _OTHER_FORMULAS = ("amsgrad", "centered", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
+
+# The module, which `torch.optim` does not show, with the hooks on all optimizers.
+_TORCH_OPTIMIZER = importlib.import_module("torch.optim.optimizer")
 
 _SCRIPTS = """
 def rmsprop(parameters: List[Tensor], gradients: List[Tensor], squares: List[Tensor], momenta: List[Tensor], size: int,
@@ -90,13 +95,22 @@ class _Piece:
 
 
 def _count_step(state: _State, group: _Group) -> None:
-    state["step"] += 1
+    if "step" in state:
+        state["step"] += 1
     if "mu_product" in state:
         state["mu_product"] *= _nadam_momentum(group, state["step"].item())
 
 
 def _nadam_momentum(group: _Group, step: float) -> float:
     return float(group["betas"][0] * (1.0 - 0.5 * (0.96 ** (step * group["momentum_decay"]))))
+
+
+def _nadam_rates(state: _State, group: _Group) -> tuple[float, float, float]:
+    """By what squares are divided, and with what gradients and means are added."""
+    rate, (_, beta2) = group["lr"], group["betas"]
+    step, product = state["step"].item(), state["mu_product"].item()
+    now, then = _nadam_momentum(group, step), _nadam_momentum(group, step + 1)
+    return 1 - beta2**step, -rate * (1.0 - now) / (1.0 - product), -rate * then / (1.0 - product * then)
 
 
 def _fused_sgd(pieces: list[_Piece], group: _Group) -> None:
@@ -144,67 +158,101 @@ def _rmsprop(pieces: list[_Piece], group: _Group) -> None:
 
 
 def _nadam(pieces: list[_Piece], group: _Group) -> None:
-    rate, (beta1, beta2) = group["lr"], group["betas"]
-    corrections, of_gradients, of_means = [], [], []
-    for piece in pieces:
-        step, product = piece.state["step"].item(), piece.state["mu_product"].item()
-        now, then = _nadam_momentum(group, step), _nadam_momentum(group, step + 1)
-        corrections.append(1 - beta2**step)
-        of_gradients.append(-rate * (1.0 - now) / (1.0 - product))
-        of_means.append(-rate * then / (1.0 - product * then))
+    corrections, of_gradients, of_means = zip(*(_nadam_rates(piece.state, group) for piece in pieces), strict=True)
     _scripts().nadam(
         [piece.parameter for piece in pieces],
         [piece.gradient for piece in pieces],
         [piece.averages["exp_avg"] for piece in pieces],
         [piece.averages["exp_avg_sq"] for piece in pieces],
         _NUMBERS_AT_ONCE,
-        corrections,
-        of_gradients,
-        of_means,
-        *(float(value) for value in (beta1, beta2, group["eps"], group["weight_decay"])),
+        list(corrections),
+        list(of_gradients),
+        list(of_means),
+        *(float(value) for value in (*group["betas"], group["eps"], group["weight_decay"])),
     )
+
+
+def _rmsprop_together(
+    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[_State], group: _Group
+) -> None:
+    squares = [state["square_avg"] for state in states]
+    if group["weight_decay"]:
+        gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+    torch._foreach_mul_(squares, group["alpha"])
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["alpha"])
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_add_(roots, group["eps"])
+    if group["momentum"]:
+        momenta = [state["momentum_buffer"] for state in states]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_addcdiv_(momenta, gradients, roots)
+        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+    else:
+        torch._foreach_addcdiv_(parameters, gradients, roots, -group["lr"])
+
+
+def _nadam_together(
+    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[_State], group: _Group
+) -> None:
+    means, squares = ([state[name] for state in states] for name in _ADAM)
+    corrections, of_gradients, of_means = zip(*(_nadam_rates(state, group) for state in states), strict=True)
+    beta1, beta2 = group["betas"]
+    if group["weight_decay"]:
+        gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+    torch._foreach_lerp_(means, gradients, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+    roots = torch._foreach_div(squares, corrections)
+    torch._foreach_sqrt_(roots)
+    torch._foreach_add_(roots, group["eps"])
+    torch._foreach_addcdiv_(parameters, gradients, roots, of_gradients)
+    torch._foreach_addcdiv_(parameters, means, roots, of_means)
+
+
+_STEP = {"step": 0.0}
+_ADAM = ("exp_avg", "exp_avg_sq")
+_Together = Callable[[list[torch.Tensor], list[torch.Tensor], list[_State], _Group], None]
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What torch's optimizer keeps for a parameter, and how pieces are updated.
+    """What torch's optimizer keeps for a parameter, and how parameters of one group, whose steps are counted, change.
 
     Attributes:
-        update: Updates pieces of parameters of one group, whose steps have been counted.
+        update: Of flat pieces.
         averages: Names of what is kept for each number, at first zero.
         counts: Names of what is kept for the parameter, with their first values.
-        is_fused: Whether it is the formula of torch's fused kernel.
+        together: Of whole parameters, in operations on all of them at once; None where torch has a fused kernel, which
+            is then the `update`, too.
     """
 
     update: Callable[[list[_Piece], _Group], None]
     averages: tuple[str, ...]
     counts: dict[str, float]
-    is_fused: bool
+    together: _Together | None = None
 
 
-_STEP = {"step": 0.0}
-_ADAM = ("exp_avg", "exp_avg_sq")
 _KINDS: dict[type[torch.optim.Optimizer], _Kind] = {
-    torch.optim.SGD: _Kind(_fused_sgd, ("momentum_buffer",), {}, is_fused=True),
-    torch.optim.Adam: _Kind(functools.partial(_fused_adam, kernel=torch._fused_adam_), _ADAM, _STEP, is_fused=True),
-    torch.optim.AdamW: _Kind(functools.partial(_fused_adam, kernel=torch._fused_adamw_), _ADAM, _STEP, is_fused=True),
-    torch.optim.NAdam: _Kind(_nadam, _ADAM, {**_STEP, "mu_product": 1.0}, is_fused=False),
-    torch.optim.RMSprop: _Kind(_rmsprop, ("square_avg", "momentum_buffer"), _STEP, is_fused=False),
+    torch.optim.SGD: _Kind(_fused_sgd, ("momentum_buffer",), {}),
+    torch.optim.Adam: _Kind(functools.partial(_fused_adam, kernel=torch._fused_adam_), _ADAM, _STEP),
+    torch.optim.AdamW: _Kind(functools.partial(_fused_adam, kernel=torch._fused_adamw_), _ADAM, _STEP),
+    torch.optim.NAdam: _Kind(_nadam, _ADAM, {**_STEP, "mu_product": 1.0}, _nadam_together),
+    torch.optim.RMSprop: _Kind(_rmsprop, ("square_avg", "momentum_buffer"), _STEP, _rmsprop_together),
 }
 
 
-class DividedUpdate:
+class FasterUpdate:
     """Takes an optimizer's steps, to the same numbers as its own `step`, and in the state that it keeps.
 
-    Small parameters and those that do not lie in memory without gaps are left to the optimizer itself, and so is
-    everything where its formula is not known here, or somebody listens to its steps.
+    Where its formula is not known here, or somebody listens to its steps, it takes them itself; and so it does with
+    what is to be divided and does not lie in memory without gaps.
 
     Args:
         optimizer: Over parameters on the CPU.
-        crew: Who does it.
+        crew: Threads that divide what is large; None where torch's own do.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, crew: Crew) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, crew: Crew | None) -> None:
         self._optimizer, self._crew = optimizer, crew
 
     @torch.no_grad()
@@ -215,22 +263,42 @@ class DividedUpdate:
             optimizer.step(crew=self._crew)
             return
         kind = _KINDS.get(type(optimizer))
+        if kind is None or not self._is_plain(kind):
+            optimizer.step()
+            return
         n_large = sum(n for group in optimizer.param_groups for p in group["params"] if (n := p.numel()) >= _LARGE)
-        if kind is not None and n_large >= _WORTH_SHARING and self._is_plain(kind):
-            self._divide(kind)
+        if n_large >= _WORTH_SHARING and self._crew is not None:
+            self._divide(kind, self._crew)
+        elif n_large < _WORTH_SHARING and kind.together is not None:
+            self._update_together(kind, kind.together)
         else:
             optimizer.step()
 
     def _is_plain(self, kind: _Kind) -> bool:
         optimizer, groups = self._optimizer, self._optimizer.param_groups
-        if "step" in vars(optimizer) or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        if "step" in vars(optimizer) or any(getattr(*place, None) for place in _places_of_hooks(optimizer)):
             return False
         if any(group.get(name) for group in groups for name in _OTHER_FORMULAS):
             return False
-        return not kind.is_fused or all(group["fused"] for group in groups)
+        return kind.together is not None or all(group["fused"] for group in groups)
 
-    def _divide(self, kind: _Kind) -> None:
-        n_pieces = self._crew.n_threads
+    def _update_together(self, kind: _Kind, together: _Together) -> None:
+        taken = []
+        for group in self._optimizer.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if any(p.dtype != torch.float32 or p.grad.layout != torch.strided for p in parameters):
+                self._optimizer.step()
+                return
+            if parameters:
+                taken.append((parameters, group))
+        for parameters, group in taken:
+            states = [self._state(parameter, kind, group) for parameter in parameters]
+            for state in states:
+                _count_step(state, group)
+            together(parameters, [p.grad for p in parameters], states, group)
+
+    def _divide(self, kind: _Kind, crew: Crew) -> None:
+        n_pieces = crew.n_threads
         parts: list[list[tuple[list[_Piece], _Group]]] = [[] for _ in range(n_pieces)]
         gradients = []
         for group in self._optimizer.param_groups:
@@ -251,7 +319,7 @@ class DividedUpdate:
         for parameter, _ in gradients:  # so that the optimizer leaves it alone
             parameter.grad = None
         try:
-            self._crew.share([functools.partial(update, part, first=part is parts[0]) for part in parts])
+            crew.share([functools.partial(update, part, first=part is parts[0]) for part in parts])
         finally:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
@@ -260,18 +328,30 @@ class DividedUpdate:
         """All of the parameter, its state moved on to the present step; None if it is to be left to the optimizer."""
         if parameter.grad is None or parameter.dtype != torch.float32:
             return None
+        state = self._state(parameter, kind, group)
+        averages = _averages(kind, group)
+        flat = flat_views([parameter, parameter.grad, *(state[name] for name in averages)])
+        if flat is None:
+            return None
+        _count_step(state, group)
+        mine, gradient, *kept = flat
+        return _Piece(mine, gradient, dict(zip(averages, kept, strict=True)), state)
+
+    def _state(self, parameter: torch.Tensor, kind: _Kind, group: _Group) -> _State:
         state: _State = self._optimizer.state[parameter]
-        averages = [name for name in kind.averages if name != "momentum_buffer" or group["momentum"]]
-        for name in averages:
+        for name in _averages(kind, group):
             if state.get(name) is None:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         for name, value in kind.counts.items():
             if name not in state:
                 state[name] = torch.tensor(value)
-        flat = flat_views([parameter, parameter.grad, *(state[name] for name in averages)])
-        if flat is None:
-            return None
-        if kind.counts:
-            _count_step(state, group)
-        mine, gradient, *kept = flat
-        return _Piece(mine, gradient, dict(zip(averages, kept, strict=True)), state)
+        return state
+
+
+def _averages(kind: _Kind, group: _Group) -> list[str]:
+    return [name for name in kind.averages if name != "momentum_buffer" or group["momentum"]]
+
+
+def _places_of_hooks(optimizer: torch.optim.Optimizer) -> list[tuple[object, str]]:
+    places = [(optimizer, f"_optimizer_step_{when}_hooks") for when in ("pre", "post")]
+    return places + [(_TORCH_OPTIMIZER, f"_global_optimizer_{when}_hooks") for when in ("pre", "post")]
