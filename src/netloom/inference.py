@@ -19,7 +19,7 @@ from netloom.data.batches import Batch
 from netloom.errors import ModelError
 from netloom.models.folding import fold
 from netloom.models.fusing import fuse_convolutions, replace_pooling
-from netloom.runtime import ExecutionPlan, without_graph_sources
+from netloom.runtime import ExecutionPlan, keep_to_one_thread, without_graph_sources
 
 TestTimeAugmentation = Literal["none", "flip", "flip_shift"]
 Inputs = dict[str, torch.Tensor]
@@ -294,7 +294,7 @@ def _by_threads(
     """
     threads, n_workers = torch.get_num_threads(), task.plan.prediction_threads or task.plan.cpus
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(n_workers, "netloom-predict", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(n_workers, "netloom-predict", initializer=keep_to_one_thread)
     waiting: deque[tuple[Batch, list[Future[dict[str, torch.Tensor]]]]] = deque()
     try:
         for batch in batches:

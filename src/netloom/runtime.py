@@ -229,6 +229,15 @@ def usable_cpus() -> int:
     return count
 
 
+def keep_to_one_thread() -> None:
+    """Give torch's operations in the calling thread, a new one, a single thread for good.
+
+    Telling torch so is not enough: a thread's first operation takes the number of whoever told one last.
+    """
+    torch.get_num_threads()  # this counts as its first
+    torch.set_num_threads(1)
+
+
 def training_threads() -> int:
     """Threads for one training: what torch was told (OMP_NUM_THREADS, say), within the usable CPUs."""
     return max(1, min(torch.get_num_threads(), usable_cpus()))

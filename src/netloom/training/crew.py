@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from netloom.runtime import keep_to_one_thread
+
 _Result = TypeVar("_Result")
 
 # What lies flat is cut at multiples of so many numbers, so that vector instructions find the same ones beside each
@@ -108,7 +110,7 @@ class _Thread(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        torch.set_num_threads(1)
+        keep_to_one_thread()
         while (work := self.work.get()) is not None:
             self.done.put(_end_of(*work))
 
