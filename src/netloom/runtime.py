@@ -41,7 +41,8 @@ class ExecutionPlan:
         threads: Threads of one operation on the CPU.
         precision: `bfloat16` runs under autocast with float32 weights.
         reason: Why this precision, with the measurement.
-        shards: Threads among which a training step divides its batch; 0 where its operations are divided instead.
+        shards: Threads among which a training step divides its batch; 0 where its operations are divided instead, and 1
+            where these are but the step is captured, as shards are, so that Python has nothing to do within it.
         unfolded: Which convolutions of a captured step, by their order, compute their weights' gradient from unfolded
             pictures.
         prediction_threads: Threads that take pictures through the network in a pass without training, on the CPU; 0
@@ -85,15 +86,15 @@ class ExecutionPlan:
         return max(self.threads, self.shards) if self.device == "cpu" else 1
 
     def describe_threads(self) -> str:
-        """For people: `4 threads`, or `4 threads with a shard of each batch`."""
-        if self.shards:
-            return f"{self.shards} {'thread' if self.shards == 1 else 'threads'} with a shard of each batch"
-        return f"{self.threads} {'thread' if self.threads == 1 else 'threads'}"
+        """For people: `4 threads`, `4 threads, captured steps`, or `4 threads with a shard of each batch`."""
+        if self.shards > 1:
+            return f"{self.shards} threads with a shard of each batch"
+        return f"{self.threads} {'thread' if self.threads == 1 else 'threads'}{', captured steps' * self.shards}"
 
     @property
     def threads_between_steps(self) -> int:
         """Threads of an operation while shards are trained: one, since more would wait, spinning, on their cores."""
-        return 1 if self.shards else self.threads
+        return 1 if self.shards > 1 else self.threads
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which forward passes run."""

@@ -157,7 +157,7 @@ def test_what_a_graph_does_not_hold_is_trained_by_whole_batches(
     plan = choose_plan(TimedSteps(measured, a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12)
     assert plan.shards == 0
     assert "cannot be divided among threads" in plan.reason
-    assert choose_plan(TimedSteps(Plain(), a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12).shards == 2
+    assert choose_plan(TimedSteps(Plain(), a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12).shards > 0
     if kind not in ONLY_COMPARED:
         one = ExecutionPlan("cpu", 1, "float32", shards=1)
         with pytest.raises(CaptureError):
@@ -296,5 +296,5 @@ def test_a_users_own_image_model_is_compared_though_the_registrys_is_not(monkeyp
     checked: list[str] = []
     monkeypatch.setattr(planning.DividedStep, "check", lambda self: checked.append("yes"))
     registered = create_model("mlp", in_channels=1, num_outputs=5, image_size=(2, 3), seed=0)
-    assert choose_plan(TimedSteps(registered, a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12).shards == 2
+    assert choose_plan(TimedSteps(registered, a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12).shards > 0
     assert not checked

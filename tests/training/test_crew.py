@@ -19,6 +19,12 @@ def _three_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_three_threads")
+def test_a_single_part_has_the_threads_of_the_caller() -> None:
+    with contextlib.closing(Crew(1)) as crew:
+        assert crew.share([torch.get_num_threads]) == [3]
+
+
+@pytest.mark.usefixtures("_three_threads")
 def test_a_part_has_one_thread_even_if_it_begins_when_the_calling_ones_has_ended() -> None:
     """Else the sums of its products would be others, in their last bits, on a busy machine."""
     restored = threading.Event()

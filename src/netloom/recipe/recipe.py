@@ -166,8 +166,8 @@ class Recipe(Group):
     )
     shards: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         "auto",
-        description="Among how many threads of the CPU each batch is divided in training, 0 for not at all; "
-        "`auto` measures. Weights depend on it in their last bits.",
+        description="Among how many threads of the CPU each batch is divided in training, 0 for not at all, 1 for "
+        "captured steps in one piece; `auto` measures. Weights depend on it in their last bits.",
     )
     seed: int = Field(0, ge=0, le=2**53, description="of weights, order, augmentation and dropout")
     split_seed: int = Field(

@@ -33,9 +33,16 @@ class _BatchNorm(torch.autograd.Function):
         eps: float,
         n_shards: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        zeros = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        ctx.eps, ctx.n_shards, ctx.has_bias = eps, n_shards, bias is not None
+        if n_shards == 1:  # as torch does it: running statistics with momentum 1 are the batch's
+            mean, unbiased = zeros, torch.zeros_like(zeros)
+            y, *of_batch = torch.ops.aten.native_batch_norm(x, weight, bias, mean, unbiased, True, 1.0, eps)
+            ctx.save_for_backward(x, weight, *of_batch)
+            ctx.mark_non_differentiable(mean, unbiased)
+            return y, mean, unbiased
         # `var_mean` over these dimensions of channels-last memory takes sixteen times as long.
         # With running statistics, which momentum 0 leaves, those of bfloat16 come in float32.
-        zeros = x.new_zeros(x.shape[1], dtype=torch.float32)
         mean, variance = torch.ops.aten.batch_norm_update_stats(x, zeros, torch.zeros_like(zeros), 0.0)
         count = x.numel() // x.shape[1]
         parts = gather_shards(torch.stack([mean, variance * count, torch.full_like(mean, count)]), n_shards)
@@ -47,14 +54,19 @@ class _BatchNorm(torch.autograd.Function):
         y = torch.ops.aten.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
         unbiased = squared / (total - 1)
         ctx.save_for_backward(x, weight, mean, variance, total)
-        ctx.eps, ctx.n_shards, ctx.has_bias = eps, n_shards, bias is not None
         ctx.mark_non_differentiable(mean, unbiased)
         return y, mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, weight, mean, variance, total = ctx.saved_tensors
         gradient = gradients[0]
+        if ctx.n_shards == 1:
+            x, weight, mean, inverse = ctx.saved_tensors
+            of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient, x, weight, None, None, mean, inverse, True, ctx.eps, [True, weight is not None, ctx.has_bias]
+            )
+            return of_x, of_weight if weight is not None else None, of_bias if ctx.has_bias else None, None, None
+        x, weight, mean, variance, total = ctx.saved_tensors
         unscaled = torch.ones_like(mean) if weight is None else weight  # for the kernel, whose sums are wanted anyway
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, x, unscaled, mean, variance, None, None, False, ctx.eps, [False, True, True]

@@ -41,14 +41,16 @@ class Crew:
     ) -> list[_Result]:
         """What the parts return, at most `n_threads`, each done by a thread of its own, the first by the calling one.
 
-        Operations of torch have one thread and no gradients in them. An error of a part is raised when all have ended;
-        `on_error` is called at once, so that the others wait for nothing that does not come any more.
+        Operations of torch have one thread in them, but in a single part those of the caller, and no gradients. An
+        error of a part is raised when all have ended; `on_error` is called at once, so that the others wait for nothing
+        that does not come any more.
         """
         others = self._threads[: len(parts) - 1]
         for thread, part in zip(others, parts[1:], strict=True):
             thread.work.put((part, on_error))
         threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
-        torch.set_num_threads(1)
+        if others:
+            torch.set_num_threads(1)
         try:
             ends = [_end_of(parts[0], on_error)]
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,8 @@ _HOPELESS = 5.0
 # GPU takes less.
 _SHORT_SECONDS = 15.0
 _SHORT_SECONDS_ON_GPU = 3.0
+# Longer steps are operations, hardly what lies between them, which is all that a captured step saves.
+_SMALL_STEP_SECONDS = 0.1
 
 # Steps are timed again, many behind one another, as long as that takes no more than this share of the training: what a
 # busy moment or a first step decides would be kept for hours.
@@ -147,6 +150,7 @@ def choose_plan(
     On a CPU the step is timed with all threads, half of them and one, and then with its batch divided among
     all threads (see `shards.py`), if the training is long enough to make up for the time that preparing this takes;
     where that does not pay though fewer threads did, as on a machine that others use, half of them are tried, too.
+    Where a step is short it is also timed captured, but not divided.
     What a step does beside its gradients counts: where it is divided, one thread does all of that.
 
     bfloat16 autocast is several times faster than float32 on processors with AMX, and several times slower on a
@@ -159,7 +163,8 @@ def choose_plan(
         steps: Of which most are like them.
         device: A torch device name.
         precision: `float32`, `bfloat16`, or `auto` to measure.
-        shards: Among how many threads to divide a step's batch, 0 for not at all, or `auto` to measure.
+        shards: Among how many threads to divide a step's batch, 0 for not at all, 1 to capture the whole, or `auto` to
+            measure.
         n_steps: Optimizer steps of the training.
         threads: How many of the CPU's are the training's, where that is decided already; None to measure.
 
@@ -178,28 +183,61 @@ def choose_plan(
         divided = replace(plan, shards=int(shards))
         with _told_as_capture_error(), executing(divided), steps.divided(divided) as step:
             step.check()
-            return replace(divided, unfolded=step.faster_unfolded())
-    return _divided_if_faster(plan, steps, min(most, len(steps.batch)), n_steps)
+            return _with_unfolded(divided, step)
+    (seconds,) = steps.seconds([plan])
+    if n_steps * seconds < _SHORT_SECONDS:
+        return plan
+    most = min(most, len(steps.batch))
+    best = _unless_refused(plan, _divided_if_faster, steps, most, n_steps)
+    if seconds < _SMALL_STEP_SECONDS and most > 1:
+        best = _unless_refused(best, functools.partial(_captured_if_faster, plan), steps, most, n_steps)
+    return best
+
+
+def _unless_refused(
+    best: ExecutionPlan,
+    improve: Callable[[ExecutionPlan, TimedSteps, int, int], ExecutionPlan],
+    steps: TimedSteps,
+    most: int,
+    n_steps: int,
+) -> ExecutionPlan:
+    """The best so far improved; or as it is, where the model does not allow that, and told why."""
+    try:
+        with _told_as_capture_error():
+            return improve(best, steps, most, n_steps)
+    except TrainingError as error:
+        why = str(error)
+        return best if why in best.reason else replace(best, reason=f"{best.reason}; {why}")
+
+
+def _captured_if_faster(
+    plan: ExecutionPlan, best: ExecutionPlan, steps: TimedSteps, most: int, n_steps: int
+) -> ExecutionPlan:
+    """The best so far, or the plan for whole batches with a captured step where it is clearly faster."""
+    captured = [
+        _prepared(replace(plan, shards=1, threads=threads), steps) for threads in dict.fromkeys((plan.threads, most))
+    ]
+    seconds, *of_captured = steps.seconds([best, *captured], n_steps=n_steps)
+    fastest = min(of_captured)
+    if seconds < fastest * _WORTHWHILE:
+        return best
+    before, than = (plan.reason, f"one in {best.shards} shards") if best.shards else (best.reason, "one that is not")
+    faster = f"a captured step is {seconds / fastest:.1f} times faster than {than}"
+    return replace(captured[of_captured.index(fastest)], reason=f"{before}; {faster}")
 
 
 def _divided_if_faster(plan: ExecutionPlan, steps: TimedSteps, most: int, n_steps: int) -> ExecutionPlan:
-    (whole,) = steps.seconds([plan])
-    if n_steps * whole < _SHORT_SECONDS:
-        return plan
     # Where all threads were best for whole batches no other work has their cores, and fewer shards would do less.
     numbers = [most, max(1, most // 2)] if plan.threads < most else [most]
     fitting = _most_in_memory(steps.model, max(numbers))
     if fitting < 1:
         return replace(plan, reason=f"{plan.reason}; the gradients of shards would not fit the free memory")
     for shards in dict.fromkeys(min(number, fitting) for number in numbers):
-        try:
-            with _told_as_capture_error():
-                divided = _prepared(replace(plan, shards=shards), steps)
-                whole, seconds = steps.seconds([plan, divided], n_steps=n_steps)
-        except TrainingError as error:
-            return replace(plan, reason=f"{plan.reason}; {error}")
+        divided = _prepared(replace(plan, shards=shards), steps)
+        whole, seconds = steps.seconds([plan, divided], n_steps=n_steps)
         if whole >= seconds * _WORTHWHILE:
-            faster = f"a step is {whole / seconds:.1f} times faster in {shards} shards"
+            how = f"in {shards} shards" if shards > 1 else "captured"
+            faster = f"a step is {whole / seconds:.1f} times faster {how}"
             return replace(divided, reason=f"{plan.reason}; {faster}")
     return plan
 
@@ -241,7 +279,12 @@ def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
     with executing(divided), steps.divided(divided) as step:
         if not (isinstance(steps.model, ImageModel) and steps.model.is_registered):  # those are checked by tests
             step.check()
-        return replace(divided, unfolded=step.faster_unfolded())
+        return _with_unfolded(divided, step)
+
+
+def _with_unfolded(divided: ExecutionPlan, step: DividedStep) -> ExecutionPlan:
+    """The plan with convolutions unfolded where an operation has one thread, as they are timed."""
+    return divided if divided.threads_between_steps > 1 else replace(divided, unfolded=step.faster_unfolded())
 
 
 def _plan_of_whole_batches(

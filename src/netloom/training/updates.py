@@ -253,7 +253,8 @@ class FasterUpdate:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, crew: Crew | None) -> None:
-        self._optimizer, self._crew = optimizer, crew
+        self._optimizer = optimizer
+        self._crew = crew if crew is not None and crew.n_threads > 1 else None
 
     @torch.no_grad()
     def __call__(self) -> None:
