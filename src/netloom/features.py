@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from netloom.data.augment import Augmenter
-from netloom.data.batches import Batch, ImageBatches, InputScaling, batch_bounds
+from netloom.data.batches import Batch, ImageBatches, InputScaling, batch_bounds, n_batches
 from netloom.data.feature_cache import KEY_BYTES, FeatureCache, Features, Keys
 from netloom.errors import ModelError
 from netloom.inference import Prediction, inference_batch_size, predict_outputs
@@ -344,7 +344,7 @@ class FeatureBatches:
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
 
     def __len__(self) -> int:
-        return len(batch_bounds(len(self.indices), self.batch_size))
+        return n_batches(len(self.indices), self.batch_size)
 
     def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from batch `skip` on."""

@@ -551,7 +551,7 @@ def test_convolutions_are_unfolded_only_where_there_is_memory(monkeypatch: pytes
     shape = ConvolutionShape((5, 6, 9, 7), (4, 6, 3, 2), (2, 1), (1, 0), torch.float32)
     unfolded = F.unfold(torch.zeros(shape.pictures), (3, 2), padding=shape.padding, stride=shape.stride)
     assert shape.unfolded_bytes == 4 * unfolded.numel()
-    monkeypatch.setattr(divided, "_is_faster_unfolded", lambda shape: True)
+    monkeypatch.setattr(divided, "_is_faster_unfolded", lambda shape, n_threads: True)
     for free, taken in ((10**12, True), (10**3, False)):
         monkeypatch.setattr(divided, "free_memory_bytes", lambda free=free: free)
         plan = ExecutionPlan("cpu", 1, "float32", shards=2)

@@ -60,12 +60,16 @@ class Batches(Protocol):
         ...
 
 
+def n_batches(n: int, batch_size: int) -> int:
+    """How many batches `n` samples make; a remainder of a single one joins the batch before it."""
+    whole, rest = divmod(n, batch_size)
+    return whole + (rest > 1 or (rest == 1 and not whole))
+
+
 def batch_bounds(n: int, batch_size: int) -> Sequence[tuple[int, int]]:
-    """Where batches of `n` samples start and stop; a remainder of a single one joins the batch before it."""
-    starts = list(range(0, n, batch_size))
-    if len(starts) > 1 and n - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], n], strict=True))
+    """Where the `n_batches` of `n` samples start and stop."""
+    starts = range(0, n_batches(n, batch_size) * batch_size, batch_size)
+    return list(zip(starts, [*starts[1:], n], strict=True)) if starts else []
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ class ImageBatches:
         return batch_bounds(self.n_samples, self.batch_size)
 
     def __len__(self) -> int:
-        return len(self._bounds())
+        return n_batches(self.n_samples, self.batch_size)
 
     def epoch(self, epoch: int = 0, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from batch `skip` on."""

@@ -62,20 +62,21 @@ class DividedStep:
         self.gradients.close()
 
     def faster_unfolded(self) -> tuple[int, ...]:
-        """Convolutions whose weights' gradient comes clearly faster from unfolded pictures, on one thread.
+        """Convolutions whose weights' gradient comes clearly faster from unfolded pictures, on the plan's threads.
 
         Those whose unfolded pictures would take too much of the memory are left out.
 
         Raises:
             CaptureError: The model cannot be captured.
         """
-        torch.set_num_threads(1)
+        n_threads = self.plan.threads_between_steps
+        torch.set_num_threads(n_threads)
         shapes = self.gradients.convolutions(self.batch)
         room = _SHARE_OF_FREE_MEMORY * free_memory_bytes() / max(1, self.plan.shards)
         return tuple(
             i
             for i, shape in enumerate(shapes)
-            if shape is not None and shape.unfolded_bytes <= room and _is_faster_unfolded(shape)
+            if shape is not None and shape.unfolded_bytes <= room and _is_faster_unfolded(shape, n_threads)
         )
 
     def check(self) -> None:
@@ -121,8 +122,8 @@ class _DroppingNothing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @functools.lru_cache
-def _is_faster_unfolded(shape: ConvolutionShape) -> bool:
-    """Cached, since deep networks repeat their shapes."""
+def _is_faster_unfolded(shape: ConvolutionShape, n_threads: int) -> bool:
+    """Whether it is with so many threads, which torch has now; cached, since deep networks repeat their shapes."""
     example = shape.example()
     pictures, kernel, gradient = example
     own, unfolded = fastest_seconds(

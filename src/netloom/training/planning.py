@@ -183,7 +183,7 @@ def choose_plan(
         divided = replace(plan, shards=int(shards))
         with _told_as_capture_error(), executing(divided), steps.divided(divided) as step:
             step.check()
-            return _with_unfolded(divided, step)
+            return replace(divided, unfolded=step.faster_unfolded())
     (seconds,) = steps.seconds([plan])
     if n_steps * seconds < _SHORT_SECONDS:
         return plan
@@ -279,12 +279,7 @@ def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
     with executing(divided), steps.divided(divided) as step:
         if not (isinstance(steps.model, ImageModel) and steps.model.is_registered):  # those are checked by tests
             step.check()
-        return _with_unfolded(divided, step)
-
-
-def _with_unfolded(divided: ExecutionPlan, step: DividedStep) -> ExecutionPlan:
-    """The plan with convolutions unfolded where an operation has one thread, as they are timed."""
-    return divided if divided.threads_between_steps > 1 else replace(divided, unfolded=step.faster_unfolded())
+        return replace(divided, unfolded=step.faster_unfolded())
 
 
 def _plan_of_whole_batches(
