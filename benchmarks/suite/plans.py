@@ -25,12 +25,15 @@ class Contender:
         variants: Ways that are equal in the library's documentation; tried once for each network, batch size and number
             of processors, and the fastest one is measured.
         variant_of: Another contender, whose chosen variant is taken, with `variants[0]` added to it.
+        trial_share: Of an epoch's pictures, in trials: less where the variants' ratio does not depend on how many there
+            are. bfloat16 without instructions for it takes minutes.
     """
 
     name: str
     library: str
     variants: tuple[dict[str, Any], ...] = ({},)
     variant_of: str | None = None
+    trial_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def training_contenders(processors: int, *, cuda: bool) -> tuple[Contender, ...]
         Contender("Keras torch", "keras-torch", (arrays, {**arrays, "data_format": "channels_first"})),
         Contender("PyTorch", "pytorch", ({"loop": "tutorial", "workers": 0},)),
         Contender("PyTorch workers", "pytorch", workers),
-        Contender("PyTorch tuned", "pytorch", tuned),
+        Contender("PyTorch tuned", "pytorch", tuned, trial_share=0.25),
         Contender("Lightning", "lightning", tuple({"workers": n} for n in (0, max(1, processors // 2)))),
         Contender("fastai", "fastai", tuple({"workers": n} for n in (0, max(1, processors // 2)))),
     )

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.suite.contender import MARK
 from benchmarks.suite.errors import MeasuringError, UnequalNetworksError
 from benchmarks.suite.figures import FAMILIES, summary
-from benchmarks.suite.plans import Case, Contender
+from benchmarks.suite.plans import Case, Contender, resized
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = (
@@ -166,8 +166,9 @@ def best_variant(contender: Contender, case: Case, measure: Measure) -> tuple[di
     if len(contender.variants) == 1:
         return contender.variants[0], []
     tried: list[Result] = []
+    (trial,) = resized([{**case, "epochs": TRIAL_EPOCHS}], contender.trial_share)
     for variant in contender.variants:
-        result = measure(contender, variant, {**case, "epochs": TRIAL_EPOCHS})
+        result = measure(contender, variant, trial)
         tried.append({"variant": variant, **result})
         if "missing" in result:
             break

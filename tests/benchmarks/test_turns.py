@@ -35,10 +35,12 @@ class Recorded:
 
     def __init__(self, **by_name: list[Any] | dict[str, Any]) -> None:
         self.by_name, self.asked, self.epochs = by_name, list[str](), list[int | None]()
+        self.pictures: list[int] = []
 
     def __call__(self, contender: Contender, variant: dict[str, Any], case: Case) -> dict[str, Any]:
         self.asked.append(contender.name)
         self.epochs.append(case.get("epochs"))
+        self.pictures.append(case["pictures"])
         found = self.by_name[contender.name]
         return found.pop(0) if isinstance(found, list) else found
 
@@ -106,6 +108,14 @@ def test_the_fastest_variant_is_taken() -> None:
     assert chosen == {"workers": 2}
     assert [result["variant"]["workers"] for result in tried] == [1, 2, 4]
     assert measure.epochs == [2, 2, 2], "shorter than what is recorded"
+    assert measure.pictures == [CASE["pictures"]] * 3
+
+
+def test_a_precision_is_tried_on_fewer_pictures() -> None:
+    precisions = Contender("two", "pytorch", ({"precision": "float32"}, {"precision": "bfloat16"}), trial_share=0.25)
+    measure = Recorded(two=[figures(10.0), figures(1.0)])
+    assert best_variant(precisions, {**CASE, "pictures": 4096}, measure)[0] == {"precision": "float32"}
+    assert measure.pictures == [1024, 1024]
 
 
 def test_a_single_variant_is_not_tried_and_a_missing_library_once() -> None:
