@@ -52,6 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
     # Nothing improves by 10 behind the first epoch, so that the third is the last.
     "stopping": {"early_stopping": {"patience": 2, "min_delta": 10}},
     "shards": {"shards": 2},
+    "captured": {"shards": 1},
 }
 
 

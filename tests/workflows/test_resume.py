@@ -147,9 +147,10 @@ def test_a_training_whose_early_stopping_fires_has_few_epochs(whole_of: WholeOf)
 @POSIX
 @pytest.mark.slow
 def test_thirty_kills_at_random_steps(photos: Path, tmp_path: Path, whole_of: WholeOf) -> None:
-    """Of trainings with all that has a state, of such as end early, and of such in shards."""
+    """Of trainings with all that has a state, of such as end early, in shards, and with captured steps."""
     draw, kills = random.Random(20), []
-    for kind, n, epochs in (("all", 14, RECIPE["epochs"]), ("stopping", 8, 3), ("shards", 8, RECIPE["epochs"])):
+    long = RECIPE["epochs"]
+    for kind, n, epochs in (("all", 12, long), ("stopping", 6, 3), ("shards", 6, long), ("captured", 6, long)):
         for step in draw.sample(range(1, STEPS_PER_EPOCH * epochs), n):
             phase = draw.choice(["step", "step", "validation", "save"])
             folder = killed(photos, tmp_path / str(len(kills)), kind, whole_of(kind), step, phase)
@@ -206,8 +207,9 @@ class StopAt(Callback):
 
 
 @POSIX
-def test_a_training_in_shards_is_resumed_bit_for_bit(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_training_with_captured_steps_is_resumed_bit_for_bit(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ) -> None:
     """Whether convolutions unfold their pictures, a measurement otherwise, is in the plan that the run goes on with."""
     monkeypatch.setattr(DividedStep, "faster_unfolded", lambda self: (0,))
@@ -218,9 +220,9 @@ def test_a_training_in_shards_is_resumed_bit_for_bit(
         return netloom.train(photos, out=out, quiet=True, callbacks=callbacks, settings=small, **options)
 
     with pytest.raises(InterruptedTrainingError) as caught:
-        train_until(8, tmp_path / "cut", shards=2)
+        train_until(8, tmp_path / "cut", shards=shards)
     cut = caught.value.run
-    assert (cut.plan.shards, cut.plan.unfolded) == (2, (0,))
+    assert (cut.plan.shards, cut.plan.unfolded) == (shards, (0,))
     assert cut.result["epochs"] == 1
     monkeypatch.setattr(DividedStep, "faster_unfolded", lambda self: ())
     whole = train_until(10**9, tmp_path / "whole", plan=cut.plan)
