@@ -3,8 +3,9 @@
 While shards are trained, an operation of torch has one thread (`ExecutionPlan.threads_between_steps`), so that the
 update of a network with large dense layers would have three processors of four wait: each thread takes a piece of
 every large parameter. What torch has no fused kernel for (RMSprop, NAdam) goes there over numbers that stay in the
-processor's cache, in TorchScript, whose interpreter runs without Python's lock; and for small networks, where Python
-takes more time than the numbers, in operations on all parameters at once.
+processor's cache, in TorchScript, whose interpreter runs without Python's lock. Small networks, where Python takes more
+time than the numbers, are updated by one operation after the other on all parameters at once, or by the fused kernel
+without what torch's optimizers do around it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ _WORTH_SHARING = 2**20
 # Numbers that a thread takes through all operations of an update: half a megabyte of each tensor.
 _NUMBERS_AT_ONCE = 2**17
 # What no recipe sets, and the updates below do not know.
-_OTHER_FORMULAS = ("amsgrad", "centered", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
+_OTHER_FORMULAS = (
+    "amsgrad",
+    "centered",
+    "maximize",
+    "capturable",
+    "differentiable",
+    "dampening",
+    "decoupled_weight_decay",
+)
 
 # The module, which `torch.optim` does not show, with the hooks on all optimizers.
 _TORCH_OPTIMIZER = importlib.import_module("torch.optim.optimizer")
@@ -71,6 +80,7 @@ def nadam(parameters: List[Tensor], gradients: List[Tensor], means: List[Tensor]
 
 _Group = dict[str, Any]
 _State = dict[str, torch.Tensor]
+_Together = Callable[[list[torch.Tensor], list[torch.Tensor], list[_State], _Group], None]
 
 
 @functools.cache
@@ -113,14 +123,16 @@ def _nadam_rates(state: _State, group: _Group) -> tuple[float, float, float]:
     return 1 - beta2**step, -rate * (1.0 - now) / (1.0 - product), -rate * then / (1.0 - product * then)
 
 
-def _fused_sgd(pieces: list[_Piece], group: _Group) -> None:
+def _fused_sgd(
+    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[_State], group: _Group
+) -> None:
     torch._fused_sgd_(
-        [piece.parameter for piece in pieces],
-        [piece.gradient for piece in pieces],
-        [piece.averages["momentum_buffer"] for piece in pieces if group["momentum"]],
+        parameters,
+        gradients,
+        [state["momentum_buffer"] for state in states if group["momentum"]],
         lr=group["lr"],
         momentum=group["momentum"],
-        dampening=group["dampening"],
+        dampening=0.0,
         nesterov=group["nesterov"],
         weight_decay=group["weight_decay"],
         maximize=False,
@@ -128,14 +140,21 @@ def _fused_sgd(pieces: list[_Piece], group: _Group) -> None:
     )
 
 
-def _fused_adam(pieces: list[_Piece], group: _Group, *, kernel: Callable[..., None]) -> None:
+def _fused_adam(
+    parameters: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    states: list[_State],
+    group: _Group,
+    *,
+    kernel: Callable[..., None],
+) -> None:
     kernel(
-        [piece.parameter for piece in pieces],
-        [piece.gradient for piece in pieces],
-        [piece.averages["exp_avg"] for piece in pieces],
-        [piece.averages["exp_avg_sq"] for piece in pieces],
+        parameters,
+        gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
         [],
-        [piece.state["step"] for piece in pieces],
+        [state["step"] for state in states],
         lr=group["lr"],
         beta1=group["betas"][0],
         beta2=group["betas"][1],
@@ -144,6 +163,11 @@ def _fused_adam(pieces: list[_Piece], group: _Group, *, kernel: Callable[..., No
         amsgrad=False,
         maximize=False,
     )
+
+
+def _in_pieces(together: _Together, pieces: list[_Piece], group: _Group) -> None:
+    states = [{**piece.state, **piece.averages} for piece in pieces]
+    together([piece.parameter for piece in pieces], [piece.gradient for piece in pieces], states, group)
 
 
 def _rmsprop(pieces: list[_Piece], group: _Group) -> None:
@@ -211,7 +235,6 @@ def _nadam_together(
 
 _STEP = {"step": 0.0}
 _ADAM = ("exp_avg", "exp_avg_sq")
-_Together = Callable[[list[torch.Tensor], list[torch.Tensor], list[_State], _Group], None]
 
 
 @dataclass(frozen=True)
@@ -219,25 +242,29 @@ class _Kind:
     """What torch's optimizer keeps for a parameter, and how parameters of one group, whose steps are counted, change.
 
     Attributes:
+        together: Of whole parameters, in operations on all of them at once.
         update: Of flat pieces.
         averages: Names of what is kept for each number, at first zero.
         counts: Names of what is kept for the parameter, with their first values.
-        together: Of whole parameters, in operations on all of them at once; None where torch has a fused kernel, which
-            is then the `update`, too.
     """
 
+    together: _Together
     update: Callable[[list[_Piece], _Group], None]
     averages: tuple[str, ...]
     counts: dict[str, float]
-    together: _Together | None = None
+
+
+def _fused(together: _Together, averages: tuple[str, ...], counts: dict[str, float]) -> _Kind:
+    """Where torch has a kernel for all that is to be done to a number."""
+    return _Kind(together, functools.partial(_in_pieces, together), averages, counts)
 
 
 _KINDS: dict[type[torch.optim.Optimizer], _Kind] = {
-    torch.optim.SGD: _Kind(_fused_sgd, ("momentum_buffer",), {}),
-    torch.optim.Adam: _Kind(functools.partial(_fused_adam, kernel=torch._fused_adam_), _ADAM, _STEP),
-    torch.optim.AdamW: _Kind(functools.partial(_fused_adam, kernel=torch._fused_adamw_), _ADAM, _STEP),
-    torch.optim.NAdam: _Kind(_nadam, _ADAM, {**_STEP, "mu_product": 1.0}, _nadam_together),
-    torch.optim.RMSprop: _Kind(_rmsprop, ("square_avg", "momentum_buffer"), _STEP, _rmsprop_together),
+    torch.optim.SGD: _fused(_fused_sgd, ("momentum_buffer",), {}),
+    torch.optim.Adam: _fused(functools.partial(_fused_adam, kernel=torch._fused_adam_), _ADAM, _STEP),
+    torch.optim.AdamW: _fused(functools.partial(_fused_adam, kernel=torch._fused_adamw_), _ADAM, _STEP),
+    torch.optim.NAdam: _Kind(_nadam_together, _nadam, _ADAM, {**_STEP, "mu_product": 1.0}),
+    torch.optim.RMSprop: _Kind(_rmsprop_together, _rmsprop, ("square_avg", "momentum_buffer"), _STEP),
 }
 
 
@@ -264,26 +291,26 @@ class FasterUpdate:
             optimizer.step(crew=self._crew)
             return
         kind = _KINDS.get(type(optimizer))
-        if kind is None or not self._is_plain(kind):
+        if kind is None or not self._is_plain():
             optimizer.step()
             return
         n_large = sum(n for group in optimizer.param_groups for p in group["params"] if (n := p.numel()) >= _LARGE)
         if n_large >= _WORTH_SHARING and self._crew is not None:
             self._divide(kind, self._crew)
-        elif n_large < _WORTH_SHARING and kind.together is not None:
-            self._update_together(kind, kind.together)
+        elif n_large < _WORTH_SHARING:
+            self._update_together(kind)
         else:
             optimizer.step()
 
-    def _is_plain(self, kind: _Kind) -> bool:
+    def _is_plain(self) -> bool:
         optimizer, groups = self._optimizer, self._optimizer.param_groups
         if "step" in vars(optimizer) or any(getattr(*place, None) for place in _places_of_hooks(optimizer)):
             return False
         if any(group.get(name) for group in groups for name in _OTHER_FORMULAS):
             return False
-        return kind.together is not None or all(group["fused"] for group in groups)
+        return all(group.get("fused", True) for group in groups)
 
-    def _update_together(self, kind: _Kind, together: _Together) -> None:
+    def _update_together(self, kind: _Kind) -> None:
         taken = []
         for group in self._optimizer.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -296,7 +323,7 @@ class FasterUpdate:
             states = [self._state(parameter, kind, group) for parameter in parameters]
             for state in states:
                 _count_step(state, group)
-            together(parameters, [p.grad for p in parameters], states, group)
+            kind.together(parameters, [p.grad for p in parameters], states, group)
 
     def _divide(self, kind: _Kind, crew: Crew) -> None:
         n_pieces = crew.n_threads
