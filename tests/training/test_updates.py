@@ -298,3 +298,22 @@ def test_without_threads_to_share_it_large_updates_are_the_optimizers_own(monkey
     FasterUpdate(optimizer, None)()
     assert not calls
     assert optimizer.state[model.dense.weight]["step"] == 1
+
+
+@pytest.mark.parametrize("worth", [2**17, 2**30])
+def test_a_dampened_momentum_begins_with_the_whole_gradient(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updates, "_WORTH_SHARING", worth)
+    model = Mixed()
+    twin = copy.deepcopy(model)
+    mine, theirs = (optimizer_of(one, name="sgd", momentum=0.9) for one in (model, twin))
+    for optimizer in (mine, theirs):
+        for group in optimizer.param_groups:
+            group["dampening"] = 0.5
+    with contextlib.closing(Crew(2)) as crew:
+        update = FasterUpdate(mine, crew)
+        for step in range(2):
+            for each in (model, twin):
+                set_gradients(each, step)
+            update()
+            theirs.step()
+            assert_same(mine, theirs)
