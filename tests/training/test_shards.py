@@ -292,9 +292,11 @@ def test_a_batch_whose_weights_are_zero_trains_nothing() -> None:
     assert all(float(g.abs().max()) == 0 for g in outcome.gradients.values() if g is not None)
 
 
-def test_bfloat16_agrees_within_its_rounding() -> None:
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_bfloat16_agrees_within_its_rounding(n_shards: int) -> None:
     model, batch = convolutional(), a_batch(12)
-    sharded(model, batch, 3, precision="bfloat16").assert_like(whole(model, batch, precision="bfloat16"), tolerance=0.1)
+    mine = sharded(model, batch, n_shards, precision="bfloat16")
+    mine.assert_like(whole(model, batch, precision="bfloat16"), tolerance=0.1)
 
 
 def test_frozen_and_unused_parameters_get_no_gradient() -> None:
