@@ -155,6 +155,20 @@ def test_parameters_that_join_later_begin_with_their_first_gradient(
     assert mine.state[model.classifier.weight]["step"] == 4
 
 
+def assert_same_steps(
+    model: nn.Module, twin: nn.Module, mine: torch.optim.Optimizer, theirs: torch.optim.Optimizer
+) -> None:
+    """Two steps, the model's by two threads and its twin's by the optimizer itself."""
+    with contextlib.closing(Crew(2)) as crew:
+        update = FasterUpdate(mine, crew)
+        for step in range(2):
+            for each in (model, twin):
+                set_gradients(each, step)
+            update()
+            theirs.step()
+            assert_same(mine, theirs)
+
+
 def count_updates(monkeypatch: pytest.MonkeyPatch, optimizer: torch.optim.Optimizer) -> list[int]:
     """Of how many parameters pieces are updated, call by call."""
     kind = updates._KINDS[type(optimizer)]
@@ -195,14 +209,7 @@ def test_what_is_not_known_here_is_left_to_the_optimizer(
     calls = count_updates(monkeypatch, mine)
     for optimizer in (mine, theirs):
         change(optimizer)
-    with contextlib.closing(Crew(2)) as crew:
-        update = FasterUpdate(mine, crew)
-        for step in range(2):
-            for each in (model, twin):
-                set_gradients(each, step)
-            update()
-            theirs.step()
-            assert_same(mine, theirs)
+    assert_same_steps(model, twin, mine, theirs)
     assert not calls
 
 
@@ -309,11 +316,4 @@ def test_a_dampened_momentum_begins_with_the_whole_gradient(worth: int, monkeypa
     for optimizer in (mine, theirs):
         for group in optimizer.param_groups:
             group["dampening"] = 0.5
-    with contextlib.closing(Crew(2)) as crew:
-        update = FasterUpdate(mine, crew)
-        for step in range(2):
-            for each in (model, twin):
-                set_gradients(each, step)
-            update()
-            theirs.step()
-            assert_same(mine, theirs)
+    assert_same_steps(model, twin, mine, theirs)

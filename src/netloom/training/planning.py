@@ -261,7 +261,7 @@ def _bytes_of_gradients(model: nn.Module) -> int:
 
 @contextlib.contextmanager
 def _told_as_capture_error() -> Iterator[None]:
-    """Whatever goes wrong with a step in shards: a training can do without them."""
+    """Whatever goes wrong with a captured step, in shards or not: a training can do without it."""
     try:
         yield
     except TrainingError:

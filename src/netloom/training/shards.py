@@ -1,7 +1,8 @@
 """A training step divided among threads: each takes a shard of the batch through the captured step.
 
 Small networks leave most of a processor idle when each of their operations is divided among its cores. Here every
-core takes some of the batch's pictures through the whole network instead. Gradients are added in the order of the
+core takes some of the batch's pictures through the whole network instead; or, with a single shard, the captured step of
+the whole batch is taken, whose operations torch divides. Gradients are added in the order of the
 shards and batch normalization sees the whole batch, so the result depends on the number of shards, in its last bits,
 but not on which thread was when where.
 """
@@ -192,9 +193,11 @@ class ShardedGradients:
         Of what is large, each thread takes a piece. Weights `[K, D]` get for their gradient the product of `[n, K]`,
         turned, with `[n, D]`.
         """
+        if len(parts) == 1:  # whose large dense layers have their gradients already
+            return parts[0]
         flat = [flat_views(same) if same[0].numel() >= _LARGE_SUM else None for same in zip(*parts, strict=True)]
         large = [views for views in flat if views is not None]
-        if len(parts) == 1 or not (factors or sum(len(views[0]) for views in large) >= _WORTH_SHARING):
+        if not (factors or sum(len(views[0]) for views in large) >= _WORTH_SHARING):
             flat, large = [None] * len(flat), []
         small = [same for same, views in zip(zip(*parts, strict=True), flat, strict=True) if views is None]
         totals, *others = ([same[shard] for same in small] for shard in range(len(parts)))
