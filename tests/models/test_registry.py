@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -138,3 +140,15 @@ def test_networks_that_fit_no_memory_are_refused_before_they_take_any(
 def test_numbers_beyond_any_network_are_mistakes(options: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=next(iter(options))):
         create_model("convnet", in_channels=3, num_outputs=10, image_size=(32, 32), seed=0, options=options)
+
+
+def test_a_network_is_made_without_importing_torchs_compiler() -> None:
+    """Which takes more than a second of every prediction's start."""
+    code = (
+        "import sys, torch\n"
+        "from netloom.models import create_model\n"
+        "for name in ('mlp', 'lenet5', 'vgg11', 'resnet20', 'speednet'):\n"
+        "    create_model(name, in_channels=3, num_outputs=10, image_size=(32, 32), seed=0)\n"
+        "assert 'torch._dynamo' not in sys.modules, name"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch.overrides import TorchFunctionMode
 
 from netloom.errors import ModelError, did_you_mean
 from netloom.models.contract import ImageModel
@@ -188,7 +189,7 @@ def create_model(
 def _refuse_oversized(name: str, build: Callable[[], ImageModel]) -> None:
     """Count the parameters of a network on the `meta` device, where it takes no memory."""
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), _DrawingNothing():
             count = sum(parameter.numel() for parameter in build().parameters())
     except RuntimeError:  # the size of one tensor does not fit 64 bits
         count = None
@@ -198,6 +199,13 @@ def _refuse_oversized(name: str, build: Callable[[], ImageModel]) -> None:
             f"{name} would have {found} with these options and pictures; at most {MAX_PARAMETERS:,} are "
             "built. Use fewer filters or units, a smaller image_size, or pooling."
         )
+
+
+class _DrawingNothing(TorchFunctionMode):
+    """Leaves out random initialization, for which torch would import its compiler on `meta` (1.2 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def is_family_member(name: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,8 +28,10 @@ _WORTHWHILE = 1.1
 # Fewer threads are taken if they are nearly as fast: they leave the machine to others, and on a busy one a step that
 # waits for all cores takes a hundred times as long (measured with two busy cores of four: 2.8 s against 50 ms).
 _NEARLY_AS_FAST = 1.05
-# A first step this many times slower than the best so far is not repeated: other work has the cores.
+# A long first step this many times slower than the best so far is not repeated: other work has the cores. A short one
+# tells nothing: its threads may just have been made.
 _HOPELESS = 5.0
+_LONG_SECONDS = 0.03
 # Capturing a step takes up to a second; a training shorter than this would lose more than it gains. Recording one on a
 # GPU takes less.
 _SHORT_SECONDS = 15.0
@@ -98,7 +99,7 @@ class TimedSteps:
                     if plan.shards or plan.graphed:
                         step()  # captured first, which takes long
                     first = seconds_of(step, plan.device)
-                    hopeless = bool(found) and first > _HOPELESS * min(found)
+                    hopeless = bool(found) and first > max(_HOPELESS * min(found), _LONG_SECONDS)
                     found.append(first if hopeless else fastest_seconds([step], plan.device, warmed_up=True)[0])
                 runs.append(step)
                 if not n_steps:
@@ -147,11 +148,10 @@ def choose_plan(
 ) -> ExecutionPlan:
     """The plan for a training of such steps.
 
-    On a CPU the step is timed with all threads, half of them and one, and then with its batch divided among
-    all threads (see `shards.py`), if the training is long enough to make up for the time that preparing this takes;
-    where that does not pay though fewer threads did, as on a machine that others use, half of them are tried, too.
-    Where a step is short it is also timed captured, but not divided.
-    What a step does beside its gradients counts: where it is divided, one thread does all of that.
+    On a CPU the step is timed with all threads, half of them and one, and then with its batch divided among all threads
+    (see `shards.py`), if the training is long enough to make up for the time that preparing this takes; among half of
+    them, too, where fewer threads were faster, as on a machine that others use. A short step is also timed captured,
+    but not divided. What a step does beside its gradients counts: where it is divided, one thread does all of that.
 
     bfloat16 autocast is several times faster than float32 on processors with AMX, and several times slower on a
     processor with AVX2 only; so a single convolution is timed there first, and only if bfloat16 wins is the network
@@ -187,59 +187,47 @@ def choose_plan(
     (seconds,) = steps.seconds([plan])
     if n_steps * seconds < _SHORT_SECONDS:
         return plan
-    most = min(most, len(steps.batch))
-    best = _unless_refused(plan, _divided_if_faster, steps, most, n_steps)
-    if seconds < _SMALL_STEP_SECONDS and most > 1:
-        best = _unless_refused(best, functools.partial(_captured_if_faster, plan), steps, most, n_steps)
-    return best
+    return _divided_or_captured_if_faster(plan, seconds, steps, min(most, len(steps.batch)), n_steps)
 
 
-def _unless_refused(
-    best: ExecutionPlan,
-    improve: Callable[[ExecutionPlan, TimedSteps, int, int], ExecutionPlan],
-    steps: TimedSteps,
-    most: int,
-    n_steps: int,
+def _divided_or_captured_if_faster(
+    plan: ExecutionPlan, seconds: float, steps: TimedSteps, most: int, n_steps: int
 ) -> ExecutionPlan:
-    """The best so far improved; or as it is, where the model does not allow that, and told why."""
-    try:
-        with _told_as_capture_error():
-            return improve(best, steps, most, n_steps)
-    except TrainingError as error:
-        why = str(error)
-        return best if why in best.reason else replace(best, reason=f"{best.reason}; {why}")
+    """The plan for whole batches, a step of which takes so long, or where one is clearly faster that for captured ones.
 
-
-def _captured_if_faster(
-    plan: ExecutionPlan, best: ExecutionPlan, steps: TimedSteps, most: int, n_steps: int
-) -> ExecutionPlan:
-    """The best so far, or the plan for whole batches with a captured step where it is clearly faster."""
-    captured = [
-        _prepared(replace(plan, shards=1, threads=threads), steps) for threads in dict.fromkeys((plan.threads, most))
-    ]
-    seconds, *of_captured = steps.seconds([best, *captured], n_steps=n_steps)
-    fastest = min(of_captured)
-    if seconds < fastest * _WORTHWHILE:
-        return best
-    before, than = (plan.reason, f"one in {best.shards} shards") if best.shards else (best.reason, "one that is not")
-    faster = f"a captured step is {seconds / fastest:.1f} times faster than {than}"
-    return replace(captured[of_captured.index(fastest)], reason=f"{before}; {faster}")
-
-
-def _divided_if_faster(plan: ExecutionPlan, steps: TimedSteps, most: int, n_steps: int) -> ExecutionPlan:
+    What the model does not allow is told in its reason.
+    """
+    reasons, ways = [plan.reason], []
     # Where all threads were best for whole batches no other work has their cores, and fewer shards would do less.
     numbers = [most, max(1, most // 2)] if plan.threads < most else [most]
     fitting = _most_in_memory(steps.model, max(numbers))
     if fitting < 1:
-        return replace(plan, reason=f"{plan.reason}; the gradients of shards would not fit the free memory")
-    for shards in dict.fromkeys(min(number, fitting) for number in numbers):
-        divided = _prepared(replace(plan, shards=shards), steps)
-        whole, seconds = steps.seconds([plan, divided], n_steps=n_steps)
-        if whole >= seconds * _WORTHWHILE:
-            how = f"in {shards} shards" if shards > 1 else "captured"
-            faster = f"a step is {whole / seconds:.1f} times faster {how}"
-            return replace(divided, reason=f"{plan.reason}; {faster}")
-    return plan
+        reasons.append("the gradients of shards would not fit the free memory")
+        numbers = []
+    candidates = [replace(plan, shards=min(number, fitting)) for number in numbers]
+    if seconds < _SMALL_STEP_SECONDS and most > 1:
+        candidates += [replace(plan, shards=1, threads=threads) for threads in (plan.threads, most)]
+    for candidate in dict.fromkeys(candidates):
+        with _refusal_as_reason(reasons):
+            ways.append(_prepared(candidate, steps))
+    with _refusal_as_reason(reasons):
+        whole, *captured = steps.seconds([plan, *ways], n_steps=n_steps) if ways else [seconds]
+        fastest = min(captured, default=whole)
+        if whole >= fastest * _WORTHWHILE:
+            plan = ways[captured.index(fastest)]
+            how = f"in {plan.shards} shards" if plan.shards > 1 else "captured"
+            reasons.append(f"a step is {whole / fastest:.1f} times faster {how}")
+    return replace(plan, reason="; ".join(dict.fromkeys(reasons)))
+
+
+@contextlib.contextmanager
+def _refusal_as_reason(reasons: list[str]) -> Iterator[None]:
+    """Append why a model cannot be divided or captured, in place of raising it."""
+    try:
+        with _told_as_capture_error():
+            yield
+    except TrainingError as error:
+        reasons.append(str(error))
 
 
 def _most_in_memory(model: nn.Module, most: int) -> int:

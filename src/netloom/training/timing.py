@@ -10,7 +10,7 @@ import torch
 _SECONDS_PER_CANDIDATE = 0.03
 _REPETITIONS = 20
 # Steps behind one another that are timed as one: what ran before (spinning threads, other memory) is little of that.
-_SECONDS_PER_BLOCK = 0.1
+_SECONDS_PER_BLOCK = 0.05
 _FEWEST_PER_BLOCK = 2
 
 
