@@ -500,11 +500,12 @@ def test_a_model_that_mixes_samples_is_found_by_comparing() -> None:
         assert "depend on how a batch is divided" in plan.reason
 
 
+@pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 0), (3, 2, 1), (2, 1, 0), ((1, 5), (2, 1), (0, 2))])
-def test_a_weights_gradient_from_unfolded_pictures(kernel: Any, stride: Any, padding: Any) -> None:
+def test_a_weights_gradient_from_unfolded_pictures(channels: int, kernel: Any, stride: Any, padding: Any) -> None:
     torch.manual_seed(2)
-    x = torch.randn(3, 4, 9, 11).to(memory_format=torch.channels_last).requires_grad_()
-    own = nn.Conv2d(4, 6, kernel, stride, padding)
+    x = torch.randn(3, channels, 9, 11).to(memory_format=torch.channels_last).requires_grad_()
+    own = nn.Conv2d(channels, 6, kernel, stride, padding)
     y = own(x)
     gradient = torch.randn_like(y)
     expected = torch.autograd.grad(y, [x, own.weight, own.bias], gradient)

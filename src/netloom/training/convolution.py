@@ -2,7 +2,8 @@
 
 On processors with AVX2 only, that kernel reaches less than half of the arithmetic in channels-last memory. The product
 of unfolded pictures with the gradient (Chellapilla et al., "High performance convolutional neural networks for
-document processing", 2006) moves more memory and reaches two thirds and more from about 32 input channels on.
+document processing", 2006) moves more memory and reaches two thirds and more from about 32 input channels on. For
+grey pictures that kernel is slower still.
 """
 
 from __future__ import annotations
@@ -75,14 +76,16 @@ def unfolded_weight_gradient(
         pictures = F.pad(pictures, (padding[1], padding[1], padding[0], padding[0]))
     rows = pictures.permute(0, 2, 3, 1).contiguous()
     n, n_kernels, height, width = gradient.shape
-    step = rows.stride()
-    patches = rows.as_strided(
-        (n, height, width, kernel_size[0], kernel_size[1], rows.shape[3]),
-        (step[0], step[1] * stride[0], step[2] * stride[1], step[1], step[2], 1),
-    ).reshape(n * height * width, -1)
     of_outputs = gradient.permute(0, 2, 3, 1).reshape(-1, n_kernels)
-    product = of_outputs.t() @ patches
-    return product.view(n_kernels, kernel_size[0], kernel_size[1], rows.shape[3]).permute(0, 3, 1, 2)
+    step, channels, (down, across) = rows.stride(), rows.shape[3], kernel_size
+    places, of_places = (n, height, width), (step[0], step[1] * stride[0], step[2] * stride[1])
+    if channels == 1:  # whole rows of pictures are copied, not those of patches
+        patches = rows.as_strided((down, across, *places), (step[1], step[2], *of_places)).reshape(down * across, -1)
+        product = (patches @ of_outputs).t()
+    else:
+        patches = rows.as_strided((*places, down, across, channels), (*of_places, step[1], step[2], 1))
+        product = of_outputs.t() @ patches.reshape(n * height * width, -1)
+    return product.reshape(n_kernels, down, across, channels).permute(0, 3, 1, 2)
 
 
 class _UnfoldedConvolution(torch.autograd.Function):

@@ -41,7 +41,7 @@ _SMALL_STEP_SECONDS = 0.1
 
 # Steps are timed again, many behind one another, as long as that takes no more than this share of the training: what a
 # busy moment or a first step decides would be kept for hours.
-_SHARE_FOR_REPETITIONS = 0.02
+_SHARE_FOR_REPETITIONS = 0.01
 _MORE_REPETITIONS = 5
 
 # What the gradients of all shards may take of the free memory: each has a full set. So may the copies of a model that
