@@ -4,11 +4,13 @@
 
 Contenders, each training in a process of its own, taking turns, on all processors or one GPU:
 
-- `netloom`: `netloom train cifar10 --recipe cifar10-fast --set seed=N`, which leaves 4% of the training pictures to
-  validation; its pictures are decoded already. Seconds are those of the whole command but for its imports and its
-  report: reading the cached pictures, choosing an execution plan, whitening, steps, validation after each epoch, test;
-- `airbench94_muon`: Jordan's program on all training pictures and the same test pictures, which it reads from a file
-  as it reads its own. Seconds are by its own clock: whitening, steps and the last test, not the tests in between.
+- `netloom`: `netloom train cifar10 --recipe cifar10-fast --set seed=N`, whose pictures are decoded already. Seconds are
+  those of the whole command but for its imports and its report: reading the cached pictures, choosing an execution
+  plan, whitening, steps, test;
+- `airbench94_muon`: Jordan's program on the same pictures, which it reads from a file as it reads its own. Seconds are
+  by its own clock: whitening, steps and the last test, not the tests in between.
+
+Both train on all training pictures, so that nothing validates; netloom sees the test pictures once, at the end.
 
 The peer's text is changed only where it could not run otherwise, or not once and repeatably (`changes`): the number of
 runs and their seed; without a compiler, and on a CPU, no `torch.compile`; on a CPU no CUDA, no first run to warm up,
@@ -163,7 +165,7 @@ def measure_netloom(source: str, device: str, out: Path, *, seed: int, epochs: i
 
 
 def save_pictures(source: str, folder: Path) -> None:
-    """The pictures in the files where the peer looks for them; netloom's validation part is trained on, too."""
+    """The pictures in the files where the peer looks for them, a validation part among those to train on."""
     data = prepare_data(source, load_recipe(RECIPE), Reporter(quiet=True))
     folder.mkdir()
     images, labels = data.image_set.images.permute(0, 2, 3, 1), data.image_set.targets

@@ -298,13 +298,12 @@ _SECTIONS = {
     "cifar10_fast": (
         "The CIFAR-10 speed record",
         "Whole trainings on all pictures of CIFAR-10, seed by seed in turn: `netloom` is `netloom train cifar10 "
-        "--recipe cifar10-fast`, 4% of whose training pictures validate; `airbench94_muon` is Jordan's program of that "
-        "name on all training pictures, changed only where this machine or torch made it necessary. Test accuracy is "
-        "the mean over seeds with its 95% interval by Student's t, which tells how much the seed matters; both average "
-        "over mirrored and shifted test pictures. Seconds, their median over seeds, are netloom's from the cached "
-        "pictures to the test's score, with the choice of an execution plan and all validation, and the peer's by its "
-        "own clock, of whitening, steps and the last test; the ratio is the median of those within a seed, and less is "
-        "better.",
+        "--recipe cifar10-fast`, `airbench94_muon` Jordan's program of that name, changed only where this machine or "
+        "torch made it necessary; both train on all training pictures. Test accuracy is the mean over seeds with its "
+        "95% interval by Student's t, which tells how much the seed matters; both average over mirrored and shifted "
+        "test pictures. Seconds, their median over seeds, are netloom's from the cached pictures to the test's score, "
+        "with the choice of an execution plan, and the peer's by its own clock, of whitening, steps and the last test; "
+        "the ratio is the median of those within a seed, and less is better.",
         _cifar10_fast,
     ),
     "features": (
