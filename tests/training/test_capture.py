@@ -24,8 +24,10 @@ from netloom.recipe import load_recipe
 from netloom.runtime import ExecutionPlan
 from netloom.training import planning
 from netloom.training.capture import CaptureError
-from netloom.training.planning import TimedSteps, choose_plan
+from netloom.training.divided import DividedStep
+from netloom.training.planning import choose_plan
 from netloom.training.shards import ShardedGradients
+from netloom.training.timed_steps import TimedSteps
 from netloom.workflows import builders
 from training.test_shards import sharded, whole
 
@@ -294,7 +296,7 @@ def test_a_users_own_image_model_is_compared_though_the_registrys_is_not(monkeyp
     assert plan.shards == 0
     assert "cannot be divided among threads" in plan.reason
     checked: list[str] = []
-    monkeypatch.setattr(planning.DividedStep, "check", lambda self: checked.append("yes"))
+    monkeypatch.setattr(DividedStep, "check", lambda self: checked.append("yes"))
     registered = create_model("mlp", in_channels=1, num_outputs=5, image_size=(2, 3), seed=0)
     assert choose_plan(TimedSteps(registered, a_batch(), [CLASSES]), **OPTIONS, n_steps=10**12).shards > 0
     assert not checked

@@ -6,7 +6,8 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch import nn
 
 from netloom.data.batches import Batch
 from netloom.runtime import ExecutionPlan
-from netloom.training import planning, timing
+from netloom.training import planning, timed_steps, timing
 from netloom.training.divided import DividedStep
 from netloom.training.gradients import WholeBatchGradients
-from netloom.training.planning import TimedSteps, choose_feature_plan, choose_plan
+from netloom.training.planning import choose_feature_plan, choose_plan
 from netloom.training.shards import ShardedGradients
 from netloom.training.step import TrainingStep
+from netloom.training.timed_steps import Comparison, TimedSteps
 from netloom.workflows import doctor
 from training.helpers import HEAD, batches, network
 
@@ -81,17 +83,69 @@ def test_the_fastest_number_of_threads_is_chosen_or_a_smaller_one_nearly_as_fast
     assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG, shards=0, threads=2).prediction_threads == 0
 
 
-def test_threads_are_timed_in_the_precision_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed: list[ExecutionPlan] = []
+@pytest.fixture
+def entered(monkeypatch: pytest.MonkeyPatch) -> list[ExecutionPlan]:
+    """The plans whose steps are timed, in their order."""
+    plans: list[ExecutionPlan] = []
+    enter = Comparison.enter
 
-    def seconds(self: TimedSteps, plans: Sequence[ExecutionPlan], *, n_steps: int = 0) -> list[float]:
-        timed.extend(plans)
-        return [1.0] * len(plans)
+    def record(self: Comparison, plan: ExecutionPlan) -> float:
+        plans.append(plan)
+        return enter(self, plan)
 
-    monkeypatch.setattr(TimedSteps, "seconds", seconds)
-    monkeypatch.setattr(planning, "training_threads", lambda: 4)
+    monkeypatch.setattr(Comparison, "enter", record)
+    return plans
+
+
+def test_threads_are_timed_in_the_precision_that_is_asked_for(
+    gradients_take: Callable[..., Clock], entered: list[ExecutionPlan]
+) -> None:
+    gradients_take({1: 1.0, 2: 1.0, 4: 1.0})
     choose_plan(TimedSteps(network(), a_batch(), [HEAD]), device="cpu", precision="bfloat16", shards=0)
-    assert [(plan.threads, plan.precision) for plan in timed] == [(n, "bfloat16") for n in (1, 2, 4)]
+    assert [(plan.threads, plan.precision) for plan in entered] == [(n, "bfloat16") for n in (4, 2, 1)]
+
+
+def test_one_thread_is_not_timed_where_half_of_them_are_clearly_slower_than_all(
+    gradients_take: Callable[..., Clock], entered: list[ExecutionPlan]
+) -> None:
+    gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, {4: 0.5})
+    assert choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **LONG).shards == 4
+    assert [(plan.threads, plan.shards) for plan in entered] == [(4, 0), (2, 0), (4, 4)]
+
+
+def test_a_precision_that_wins_is_the_one_that_plans_are_compared_in(
+    gradients_take: Callable[..., Clock], entered: list[ExecutionPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, {4: 0.5})
+    monkeypatch.setattr(
+        planning,
+        "_in_faster_precision",
+        lambda plan, *_, **__: replace(plan, precision="bfloat16", reason="it is"),
+    )
+    plan = choose_plan(TimedSteps(network(), a_batch(), [HEAD]), **{**LONG, "precision": "auto"})
+    assert (plan.precision, plan.shards) == ("bfloat16", 4)
+    assert plan.reason == "it is; a step is 2.0 times faster in 4 shards"
+    later = [plan for plan in entered if plan.precision == "bfloat16"]
+    assert [(plan.threads, plan.shards) for plan in later] == [(4, 0), (2, 0), (4, 4)]
+
+
+def test_what_is_clearly_beaten_is_not_timed_again(gradients_take: Callable[..., Clock]) -> None:
+    """Steps so much slower than others in one block of steps are hardly so by chance."""
+    calls = dict.fromkeys((1, 2, 4), 0)
+
+    class Counted(dict[int, float]):
+        def __getitem__(self, threads: int) -> float:
+            calls[threads] += 1
+            return super().__getitem__(threads)
+
+    gradients_take(Counted({1: 2.0, 2: 1.05, 4: 1.0}))
+    with Comparison(TimedSteps(network(), a_batch(), [HEAD]), n_steps=10**6) as compared:
+        for threads in calls:
+            compared.enter(ExecutionPlan("cpu", threads, "float32"))
+        before = dict(calls)
+        compared.repeat()
+    in_a_block = 1 + timing._FEWEST_PER_BLOCK
+    assert {n: calls[n] - before[n] for n in calls} == {1: in_a_block, 2: 5 * in_a_block, 4: 5 * in_a_block}
 
 
 def test_the_time_that_capturing_takes_is_not_a_steps(gradients_take: Callable[..., Clock]) -> None:
@@ -218,7 +272,8 @@ def test_an_asked_for_precision_is_not_measured(precision: str) -> None:
 def test_without_fast_bfloat16_instructions_float32_is_chosen() -> None:
     """oneDNN can be told to use AVX2 only, as on an ordinary laptop, where bfloat16 is several times slower."""
     code = (
-        "from netloom.training.planning import TimedSteps, choose_plan\n"
+        "from netloom.training.planning import choose_plan\n"
+        "from netloom.training.timed_steps import TimedSteps\n"
         "from training.helpers import HEAD, batches, network\n"
         "plan = choose_plan(TimedSteps(network(), next(iter(batches().epoch())), [HEAD]), device='cpu')\n"
         "assert plan.precision == 'float32', plan"
@@ -269,7 +324,7 @@ def test_what_one_way_leaves_for_the_next_does_not_decide(gradients_take: Callab
     class Shards(dict[int, float]):
         def __getitem__(self, shards: int) -> float:
             calls.append("shards")
-            slow = calls.count("shards") < 8 or calls[-2] == "whole"
+            slow = calls.count("shards") < 5 or calls[-2] == "whole"
             return 4.0 if slow else super().__getitem__(shards)
 
     gradients_take(Whole({1: 4.0, 2: 2.0, 4: 1.0}), Shards({4: 0.5}))
@@ -285,7 +340,7 @@ def test_shards_whose_gradients_do_not_fit_the_memory_are_not_tried(
     a_set = sum(4 * parameter.numel() for parameter in steps.model.parameters())
     gradients_take({1: 4.0, 2: 2.0, 4: 1.0}, {2: 0.5, 3: 0.5, 4: 0.5})
     for sets, n_shards in ((4, 4), (3.5, 3), (2, 2), (1.5, 0), (0.5, 0)):
-        monkeypatch.setattr(planning, "free_memory_bytes", lambda sets=sets: int(4 * sets * a_set))
+        monkeypatch.setattr(timed_steps, "free_memory_bytes", lambda sets=sets: int(4 * sets * a_set))
         plan = choose_plan(steps, **LONG)
         assert plan.shards == n_shards
         assert ("would not fit" in plan.reason) == (n_shards == 0)
@@ -301,7 +356,10 @@ def test_plans_are_timed_once_where_their_copies_do_not_fit_the_memory(
     taken = {}
     for sets in (7, 9):
         clock = gradients_take({1: 4.0, 2: 2.0})
-        monkeypatch.setattr(planning, "free_memory_bytes", lambda sets=sets: 4 * sets * a_set)
-        assert steps.seconds(plans, n_steps=10**4) == [4.0, 2.0]
+        monkeypatch.setattr(timed_steps, "free_memory_bytes", lambda sets=sets: 4 * sets * a_set)
+        with Comparison(steps, n_steps=10**4) as compared:
+            assert [compared.enter(plan) for plan in plans] == [4.0, 2.0]
+            compared.repeat()
+            assert [compared[plan] for plan in plans] == [4.0, 2.0]
         taken[sets] = clock.now
     assert taken[9] > taken[7]

@@ -30,9 +30,10 @@ from netloom.training.checkpoint import Checkpointer, load_checkpoint
 from netloom.training.convolution import ConvolutionShape, unfolded_convolution
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.optim import create_optimizer
-from netloom.training.planning import TimedSteps, choose_plan
+from netloom.training.planning import choose_plan
 from netloom.training.shards import ShardedGradients
 from netloom.training.step import TrainingStep
+from netloom.training.timed_steps import TimedSteps
 from training.helpers import HEAD, StopAfter, batches, equal, network, train, untimed
 
 CLASSES = Head(class_names=tuple("abcde"))

@@ -9,9 +9,10 @@ its gradients.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.func import functional_call, functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from netloom.compiler_import import import_compiler
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.inference import forward
@@ -105,7 +107,6 @@ class StepGraph:
         masks: What to draw for the masks.
         counters: Buffers that count batches, by place.
         norms: For each batch normalization the places of its running mean and variance, and its momentum.
-        convolutions: For each convolution its shape; None where it is none that `unfolded_convolution` can take.
         constants: Tensors that the model's code makes of numbers, in the order of their `get_attr` nodes.
     """
 
@@ -115,7 +116,6 @@ class StepGraph:
     masks: list[Mask]
     counters: list[int]
     norms: list[tuple[int, int, float]]
-    convolutions: list[ConvolutionShape | None]
     constants: list[torch.Tensor]
 
 
@@ -136,7 +136,6 @@ class _Rewritten:
     masks: list[Mask] = field(default_factory=list)
     counters: list[int] = field(default_factory=list)
     norms: list[tuple[int, int, float]] = field(default_factory=list)
-    convolutions: list[ConvolutionShape | None] = field(default_factory=list)
 
 
 def capture(
@@ -163,12 +162,32 @@ def capture(
             dropout's, changes its own state, or has hooks. What it does to gradients by itself (`torch.no_grad`, a
             backward pass of its own) the graph does not hold either, and only a comparison tells.
     """
+    with _tracing(model):
+        traced = _trace_forward(model, batch, heads, plan, label_smoothing)
+        rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
+        return _trace_gradients(rewritten, model, batch, heads, n_shards)
+
+
+def convolution_shapes(
+    model: nn.Module, batch: Batch, heads: Sequence[Head], *, plan: ExecutionPlan, label_smoothing: float
+) -> list[ConvolutionShape | None]:
+    """For each convolution of a step its shape; None where it is none that `unfolded_convolution` can take.
+
+    Raises:
+        CaptureError: As `capture`, as far as the forward pass tells.
+    """
+    with _tracing(model):
+        return [_shape_of(node) for node in _convolutions(_trace_forward(model, batch, heads, plan, label_smoothing))]
+
+
+@contextlib.contextmanager
+def _tracing(model: nn.Module) -> Iterator[None]:
+    """Leave the generators as they are, and raise what goes wrong as `CaptureError`."""
     refuse_hooks(model)
+    import_compiler()  # `make_fx` would, with less haste
     try:
         with torch.random.fork_rng(devices=[]), without_graph_sources():
-            traced = _trace_forward(model, batch, heads, plan, label_smoothing)
-            rewritten = _rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
-            return _trace_gradients(rewritten, model, batch, heads, n_shards)
+            yield
     except CaptureError:
         raise
     except Exception as error:  # whatever a user's model raises when its tensors are traced, or its graph is rewritten
@@ -243,10 +262,9 @@ def _rewrite(
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     buffers = {node: i for i, node in enumerate(placeholders[n_parameters:][: len(list(model.buffers()))])}
     of_weights = set(graph.nodes) - _depending_on(placeholders[n_parameters + len(buffers) :])
-    convolutions = [node for node in graph.nodes if node.target == aten.convolution.default]
-    result.convolutions = [_shape_of(node) for node in convolutions]
+    convolutions = _convolutions(traced)
     for place in unfolded:
-        if result.convolutions[place] is not None:
+        if _shape_of(convolutions[place]) is not None:
             convolutions[place].target, convolutions[place].args = unfolded_convolution, convolutions[place].args[:5]
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -274,6 +292,10 @@ def _rewrite(
     graph.eliminate_dead_code()
     traced.recompile()
     return result
+
+
+def _convolutions(traced: GraphModule) -> list[Node]:
+    return [node for node in traced.graph.nodes if node.target == aten.convolution.default]
 
 
 def _depending_on(sources: Sequence[Node]) -> set[Node]:
@@ -412,7 +434,6 @@ def _trace_gradients(
         rewritten.masks,
         rewritten.counters,
         rewritten.norms,
-        rewritten.convolutions,
         constants,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from netloom.compiler_import import optimizers_without_compiler
 from netloom.training.freezing import Freezing
 from netloom.training.muon import Muon, MuonOptions
 
@@ -150,6 +151,7 @@ def create_optimizer(
             grouped.items(), key=lambda item: (not item[0][0], item[0][1])
         )
     ]
+    optimizers_without_compiler()
     if name == MUON:
         return Muon(groups, muon or MuonOptions())
     for group in groups:

@@ -21,7 +21,7 @@ from netloom.data.batches import Batch
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan
-from netloom.training.capture import CaptureError, StepGraph, capture, flat_batch, split_parameters
+from netloom.training.capture import CaptureError, StepGraph, capture, convolution_shapes, flat_batch, split_parameters
 from netloom.training.convolution import ConvolutionShape
 from netloom.training.crew import FLAT, Crew, flat_views, pieces_of
 from netloom.training.script import Segment, compile_segments
@@ -117,13 +117,14 @@ class ShardedGradients:
         )
 
     def convolutions(self, batch: Batch) -> list[ConvolutionShape | None]:
-        """Shapes of the convolutions of the first shard of `batch`, as `StepGraph`.
+        """Shapes of the convolutions of the first shard of `batch`, as `convolution_shapes` tells them.
 
         Raises:
             CaptureError: The model cannot be captured.
         """
-        shards = self._divide(batch)
-        return self._compile(shards[0], len(shards)).graph.convolutions
+        return convolution_shapes(
+            self.model, self._divide(batch)[0], self.heads, plan=self.plan, label_smoothing=self.label_smoothing
+        )
 
     def _divide(self, batch: Batch) -> list[Batch]:
         n = len(batch)

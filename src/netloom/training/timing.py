@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -37,19 +39,33 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def steady_seconds(run: Callable[[], object], device: str) -> float:
-    """Seconds of one of many calls behind one another, as in a training: their mean, without that of the first one."""
+def steady_seconds(run: Callable[[], object], device: str, *, lead: float = 0.0) -> float:
+    """Seconds of one of many calls behind one another, as in a training: their median, without the first ones.
+
+    Args:
+        run: What is called.
+        device: A torch device name. A GPU is not waited for after every call, so that there it is their mean.
+        lead: Seconds of calls that do not count; at least one does not.
+    """
     run()
-    calls, start, elapsed = 0, time.perf_counter(), 0.0
-    while calls < _FEWEST_PER_BLOCK or elapsed < _SECONDS_PER_BLOCK:
+    run_for(lead, run)
+    ends = [time.perf_counter()]
+    while len(ends) <= _FEWEST_PER_BLOCK or ends[-1] - ends[0] < _SECONDS_PER_BLOCK:
         run()
-        calls, elapsed = calls + 1, time.perf_counter() - start
+        ends.append(time.perf_counter())
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-        elapsed = time.perf_counter() - start
-    return elapsed / calls
+        return (time.perf_counter() - ends[0]) / (len(ends) - 1)
+    return statistics.median(end - start for start, end in itertools.pairwise(ends))
 
 
-def block_seconds(step_seconds: float) -> float:
+def run_for(seconds: float, run: Callable[[], object]) -> None:
+    """Call again and again for so long; not at all for less than nothing."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        run()
+
+
+def block_seconds(step_seconds: float, lead: float = 0.0) -> float:
     """What `steady_seconds` takes to time steps that take so long."""
-    return step_seconds + max(_SECONDS_PER_BLOCK, _FEWEST_PER_BLOCK * step_seconds)
+    return max(lead, step_seconds) + max(_SECONDS_PER_BLOCK, _FEWEST_PER_BLOCK * step_seconds)

@@ -246,17 +246,19 @@ class _Kind:
         update: Of flat pieces.
         averages: Names of what is kept for each number, at first zero.
         counts: Names of what is kept for the parameter, with their first values.
+        is_fused: Whether torch has one kernel for all of it, which needs no room for what lies between.
     """
 
     together: _Together
     update: Callable[[list[_Piece], _Group], None]
     averages: tuple[str, ...]
     counts: dict[str, float]
+    is_fused: bool = False
 
 
 def _fused(together: _Together, averages: tuple[str, ...], counts: dict[str, float]) -> _Kind:
     """Where torch has a kernel for all that is to be done to a number."""
-    return _Kind(together, functools.partial(_in_pieces, together), averages, counts)
+    return _Kind(together, functools.partial(_in_pieces, together), averages, counts, is_fused=True)
 
 
 _KINDS: dict[type[torch.optim.Optimizer], _Kind] = {
@@ -297,7 +299,7 @@ class FasterUpdate:
         n_large = sum(n for group in optimizer.param_groups for p in group["params"] if (n := p.numel()) >= _LARGE)
         if n_large >= _WORTH_SHARING and self._crew is not None:
             self._divide(kind, self._crew)
-        elif n_large < _WORTH_SHARING:
+        elif n_large < _WORTH_SHARING or (self._crew is None and kind.is_fused):
             self._update_together(kind)
         else:
             optimizer.step()
@@ -306,7 +308,9 @@ class FasterUpdate:
         optimizer, groups = self._optimizer, self._optimizer.param_groups
         if "step" in vars(optimizer) or any(getattr(*place, None) for place in _places_of_hooks(optimizer)):
             return False
-        if any(group.get(name) for group in groups for name in _OTHER_FORMULAS):
+        # By which AdamW is told from Adam, whose formula it is elsewhere too.
+        known = {"decoupled_weight_decay"} if type(optimizer) is torch.optim.AdamW else set()
+        if any(group.get(name) for group in groups for name in _OTHER_FORMULAS if name not in known):
             return False
         return all(group.get("fused", True) for group in groups)
 

@@ -27,9 +27,10 @@ from netloom.training.callbacks import Callback, CallbackList
 from netloom.training.callbacks.time_limit import count_earlier
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
-from netloom.training.planning import TimedSteps, choose_plan
+from netloom.training.planning import choose_plan
 from netloom.training.state import TrainingState
 from netloom.training.step import TrainingStep
+from netloom.training.timed_steps import TimedSteps
 from netloom.workflows import builders
 from netloom.workflows.starting_head import start_from_features
 from netloom.workflows.starting_weights import initialize_from_weights

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import importlib
+import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from netloom.compiler_import import import_compiler
 from netloom.data.audit import Audit, audit
 from netloom.data.cache import cache_directory
 from netloom.data.fingerprint import OF_PIXELS
@@ -28,6 +28,8 @@ from netloom.workflows.head_start import wait_for
 from netloom.workflows.seen_pictures import with_notes_on_backbone
 
 _LARGE_CACHE_BYTES = 10**9
+# What importing torch's compiler takes.
+_IMPORT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -190,16 +192,16 @@ def fingerprint(image_set: ImageSet) -> str:
 
 
 def _importing_meanwhile(on_progress: OnProgress) -> OnProgress:
-    """Import, at the first progress, what torch's optimizers import when they are made: 1 s, while others decode."""
+    """Import, while others decode for longer than that takes, what the steps of a longer training are traced with."""
+    began = time.perf_counter()
     imported = False
 
     def update(done: int, total: int) -> None:
         nonlocal imported
         on_progress(done, total)
-        if not imported:
+        if not imported and done and (total - done) / done * (time.perf_counter() - began) > _IMPORT_SECONDS:
             imported = True
-            with contextlib.suppress(ImportError):
-                importlib.import_module("torch._dynamo")
+            import_compiler()
 
     return update
 

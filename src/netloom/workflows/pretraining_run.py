@@ -24,7 +24,7 @@ from netloom.runtime import ExecutionPlan, executing, on_device, peak_memory_byt
 from netloom.training.callbacks import Callback, CSVLog, EpochProgress
 from netloom.training.checkpoint import Checkpoint, Checkpointer, weights_bytes
 from netloom.training.loop import fit
-from netloom.training.planning import TimedSteps, choose_plan
+from netloom.training.planning import choose_plan
 from netloom.training.self_supervised import (
     PAIR,
     ConstantSizes,
@@ -34,6 +34,7 @@ from netloom.training.self_supervised import (
     spread_of,
 )
 from netloom.training.state import TrainingState
+from netloom.training.timed_steps import TimedSteps
 from netloom.workflows import builders
 from netloom.workflows.interruption import BY_SYSTEM, listening, quoted
 from netloom.workflows.pretraining_data import UnlabelledData
