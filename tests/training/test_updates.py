@@ -296,8 +296,52 @@ def test_those_who_listen_to_all_optimizers_hear_each_step_once(worth: int, monk
     assert len(heard) == 3
 
 
+def count_own_steps(monkeypatch: pytest.MonkeyPatch, optimizer: torch.optim.Optimizer) -> list[int]:
+    """A number for each step that an optimizer of this kind takes by itself."""
+    kind = type(optimizer)
+    own, calls = kind.step, []
+
+    def counted(self: torch.optim.Optimizer, closure: Any = None) -> Any:
+        calls.append(id(self))
+        return own(self, closure)
+
+    monkeypatch.setattr(kind, "step", counted)
+    return calls
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+def test_small_updates_of_what_recipes_may_name_are_never_the_optimizers_own(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "_WORTH_SHARING", 2**30)
+    model = Mixed()
+    optimizer = optimizer_of(model, **options)
+    own = count_own_steps(monkeypatch, optimizer)
+    set_gradients(model, 0)
+    FasterUpdate(optimizer, None)()
+    assert not own
+    assert not torch.equal(model.dense.weight, Mixed().dense.weight)
+
+
+@pytest.mark.parametrize("options", SETTINGS[:4], ids=str)
+def test_large_updates_by_one_kernel_are_the_optimizers_own_bit_for_bit(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Mixed()
+    twin = copy.deepcopy(model)
+    mine, theirs = optimizer_of(model, **options), optimizer_of(twin, **options)
+    own = count_own_steps(monkeypatch, mine)
+    for step in range(3):
+        for each in (model, twin):
+            set_gradients(each, step)
+        FasterUpdate(mine, None)()
+        theirs.step()
+        assert_same(mine, theirs)
+    assert own == [id(theirs)] * 3
+
+
 def test_without_threads_to_share_it_large_updates_are_the_optimizers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose operations torch's own threads divide."""
+    """Whose operations torch's own threads divide, and which need less room than all at once."""
     model = Mixed()
     optimizer = optimizer_of(model, name="rmsprop")
     calls = count_updates(monkeypatch, optimizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,8 +25,8 @@ from netloom.training.timing import block_seconds, fastest_seconds, run_for, sec
 # Not even a long first one is repeated then; a short one tells nothing, its threads may just have been made.
 _HOPELESS = 5.0
 _LONG_SECONDS = 0.03
-# The same of what has been timed in a block of steps, which a busy moment does not make so much slower.
-_BEATEN = 1.25
+# The same of what has been timed in one block of steps, and in more: a busy moment may last for one of them.
+_BEATEN_ONCE, _BEATEN = 1.5, 1.25
 
 # Threads get up to speed in so many seconds. On four cores of a virtual machine steps in shards took 9, 6.5 and 5.5 ms
 # in the first three blocks of 50 ms, whatever ran before, and so did the first steps of a process.
@@ -127,7 +128,7 @@ class Comparison:
     def __init__(self, steps: TimedSteps, *, n_steps: int) -> None:
         self._steps, self._n_steps = steps, n_steps
         self._roughly: dict[ExecutionPlan, float] = {}
-        self._steadily: dict[ExecutionPlan, float] = {}
+        self._blocks: defaultdict[ExecutionPlan, list[float]] = defaultdict(list)
         self._runs: dict[ExecutionPlan, Run] = {}
         self._kept = contextlib.ExitStack()
 
@@ -139,7 +140,7 @@ class Comparison:
 
     def __getitem__(self, plan: ExecutionPlan) -> float:
         """Seconds of a step under a plan that was entered."""
-        return self._steadily.get(plan, self._roughly[plan])
+        return min(self._blocks[plan], default=self._roughly[plan])
 
     def enter(self, plan: ExecutionPlan) -> float:
         """Seconds of a step under another plan of the same device, roughly: of the fastest of a few.
@@ -152,22 +153,22 @@ class Comparison:
             torch.set_num_threads(plan.threads_between_steps)
             if plan.shards or plan.graphed:
                 run()  # captured first, which takes long
-            first = seconds_of(run, plan.device)
-            best = min(map(self.__getitem__, self._roughly), default=first)
-            hopeless = first > max(_HOPELESS * best, _LONG_SECONDS)
+            seconds = seconds_of(run, plan.device)
+            best = min(map(self.__getitem__, self._roughly), default=seconds)
+            hopeless = seconds > max(_HOPELESS * best, _LONG_SECONDS)
             if not hopeless:
-                run_for(_LEAD - first, run)
-                first = fastest_seconds([run], plan.device, warmed_up=True)[0]
+                run_for(_LEAD - seconds, run)
+                (seconds,) = fastest_seconds([run], plan.device, warmed_up=True)
             if self._n_steps and not hopeless and self._steps.fits_beside(len(self._runs)):
                 self._runs[plan] = run
                 self._kept.push(entered.pop_all())
-        self._roughly[plan] = first
-        return first
+        self._roughly[plan] = seconds
+        return seconds
 
     def clear(self) -> None:
         """Forget all plans, and give back the memory of their copies."""
         self._kept.close()
-        for of_plans in (self._roughly, self._steadily, self._runs):
+        for of_plans in (self._roughly, self._blocks, self._runs):
             of_plans.clear()
 
     def repeat(self) -> None:
@@ -181,7 +182,7 @@ class Comparison:
         budget = _SHARE_FOR_REPETITIONS * self._n_steps * fastest
         for _ in range(_MORE_REPETITIONS):
             fastest = min(map(self.__getitem__, self._runs))
-            hopeful = [p for p in self._runs if self[p] <= fastest * (_BEATEN if p in self._steadily else _HOPELESS)]
+            hopeful = [plan for plan in self._runs if self[plan] <= fastest * self._margin(plan)]
             budget -= sum(block_seconds(self[plan], _lead(plan)) for plan in hopeful)
             if len(hopeful) < 2 or budget < 0:
                 return
@@ -189,7 +190,12 @@ class Comparison:
                 with executing(plan):
                     torch.set_num_threads(plan.threads_between_steps)
                     seconds = steady_seconds(self._runs[plan], plan.device, lead=_lead(plan))
-                self._steadily[plan] = min(seconds, self._steadily.get(plan, seconds))
+                self._blocks[plan].append(seconds)
+
+    def _margin(self, plan: ExecutionPlan) -> float:
+        """How many times slower than the fastest it may be and still turn out to be that."""
+        n_blocks = len(self._blocks[plan])
+        return _HOPELESS if n_blocks == 0 else _BEATEN_ONCE if n_blocks == 1 else _BEATEN
 
 
 def more_repetitions(seconds: Sequence[float], n_steps: int) -> int:
