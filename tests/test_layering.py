@@ -20,6 +20,7 @@ ROWS = [
         "progress",
         "memory",
         "torchvision_shim",
+        "compiler_import",
     },
     {"data"},
     {"models"},
