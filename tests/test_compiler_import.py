@@ -4,6 +4,10 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
+from netloom.workflows import prepare
+
 
 def run(code: str) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
@@ -52,3 +56,18 @@ def test_with_the_compiler_torch_has_its_own_way() -> None:
         optimizer.load_state_dict(optimizer.state_dict())
         """
     )
+
+
+@pytest.mark.parametrize(("per_second", "imported"), [(50, True), (2_000, False), (0, False)])
+def test_it_is_imported_while_others_decode_for_longer_than_that_takes(
+    per_second: int, imported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, calls, shown = [0.0], [], []
+    monkeypatch.setattr(prepare.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(prepare, "import_compiler", lambda: calls.append(now[0]))
+    update = prepare._importing_meanwhile(lambda done, total: shown.append((done, total)))
+    for tenth in range(6):
+        now[0] = tenth / 10
+        update(per_second * tenth // 10, 1_000)
+    assert calls == ([0.1] if imported else [])
+    assert shown == [(per_second * tenth // 10, 1_000) for tenth in range(6)]

@@ -24,7 +24,7 @@ _WORTHWHILE = 1.1
 # Fewer threads are taken if they are nearly as fast: they leave the machine to others, and on a busy one a step that
 # waits for all cores takes a hundred times as long (measured with two busy cores of four: 2.8 s against 50 ms).
 _NEARLY_AS_FAST = 1.05
-# Where half of the threads are so many times slower than all of them, one is slower still, and not timed.
+# Where half of the threads are so many times slower than all of them, one thread is not timed.
 _CLEARLY_SLOWER = 1.25
 # Capturing a step takes up to a second; a training shorter than this would lose more than it gains. Recording one on a
 # GPU takes less.
@@ -72,7 +72,7 @@ def choose_plan(
         TrainingError: Shards are asked for, but the model cannot be divided, or its step fails in them.
     """
     if device != "cpu":
-        return _plan_on_accelerator(steps, device=device, precision=precision, n_steps=n_steps)
+        return _plan_on_accelerator(steps, device, precision, n_steps, threads or training_threads())
     if threads is not None and shards != "auto":
         plan = ExecutionPlan("cpu", threads, "float32")
         plan = _in_faster_precision(plan, steps.under, _STEP, precision=precision, n_steps=n_steps)
@@ -117,7 +117,7 @@ def _plans_of_whole_batches(
     most = threads or training_threads()
     plans = [ExecutionPlan("cpu", most, _asked(precision))]
     compared.enter(plans[0])
-    # The fewer threads are slower, the slower still are even fewer.
+    # Where half of the threads are slower than all of them, one is slower still.
     for fewer in sorted({max(1, most // 2), 1} - {most}, reverse=True) if threads is None else ():
         if compared[plans[-1]] > compared[plans[0]] * _CLEARLY_SLOWER:
             break
@@ -197,8 +197,8 @@ def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
         return replace(divided, unfolded=step.faster_unfolded())
 
 
-def _plan_on_accelerator(steps: TimedSteps, *, device: str, precision: str, n_steps: int) -> ExecutionPlan:
-    plan, graphs = ExecutionPlan(device, training_threads(), "float32"), ""
+def _plan_on_accelerator(steps: TimedSteps, device: str, precision: str, n_steps: int, threads: int) -> ExecutionPlan:
+    plan, graphs = ExecutionPlan(device, threads, "float32"), ""
     if device.startswith("cuda"):
         plan, graphs = _graphed_if_faster(replace(plan, precision=_asked(precision)), steps, n_steps)
         plan = replace(plan, precision="float32")

@@ -193,13 +193,16 @@ def fingerprint(image_set: ImageSet) -> str:
 
 def _importing_meanwhile(on_progress: OnProgress) -> OnProgress:
     """Import, while others decode for longer than that takes, what the steps of a longer training are traced with."""
-    began = time.perf_counter()
+    first: tuple[int, float] | None = None
     imported = False
 
     def update(done: int, total: int) -> None:
-        nonlocal imported
+        nonlocal first, imported
         on_progress(done, total)
-        if not imported and done and (total - done) / done * (time.perf_counter() - began) > _IMPORT_SECONDS:
+        now = time.perf_counter()
+        if first is None:
+            first = done, now
+        elif not imported and (total - done) * (now - first[1]) > _IMPORT_SECONDS * (done - first[0]) > 0:
             imported = True
             import_compiler()
 
