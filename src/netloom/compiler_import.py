@@ -15,7 +15,7 @@ from netloom.memory import without_garbage_collection
 _COMPILER = "torch._dynamo"
 # Where torch keeps what it calls in place of a function that is not to be compiled, from its first call on.
 _INSTEAD = "__dynamo_disable"
-_METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+_METHODS_NOT_COMPILED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 def import_compiler() -> None:
@@ -30,7 +30,7 @@ def optimizers_without_compiler() -> None:
     torch imports it at the first call of these methods, only to tell it that they are not to be compiled.
     """
     if _COMPILER not in sys.modules:
-        for name in _METHODS:
+        for name in _METHODS_NOT_COMPILED:
             _call_plainly(vars(torch.optim.Optimizer).get(name))
 
 

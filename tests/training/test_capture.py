@@ -23,10 +23,10 @@ from netloom.models.registry import create_model
 from netloom.recipe import load_recipe
 from netloom.runtime import ExecutionPlan
 from netloom.training import planning
-from netloom.training.capture import CaptureError
 from netloom.training.divided import DividedStep
 from netloom.training.planning import choose_plan
 from netloom.training.shards import ShardedGradients
+from netloom.training.step_rewrites import CaptureError
 from netloom.training.timed_steps import TimedSteps
 from netloom.workflows import builders
 from training.test_shards import sharded, whole

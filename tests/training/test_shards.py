@@ -22,10 +22,9 @@ from netloom.models import create_model, model_names, model_options
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan, executing
-from netloom.training import capture as capture_step
-from netloom.training import divided, planning, shards
+from netloom.training import divided, planning, shards, step_rewrites
 from netloom.training.batch_norm import sharded_batch_norm
-from netloom.training.capture import CaptureError, Mask, capture
+from netloom.training.capture import capture
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
 from netloom.training.convolution import ConvolutionShape, unfolded_convolution
 from netloom.training.gradients import WholeBatchGradients
@@ -33,6 +32,7 @@ from netloom.training.optim import create_optimizer
 from netloom.training.planning import choose_plan
 from netloom.training.shards import ShardedGradients
 from netloom.training.step import TrainingStep
+from netloom.training.step_rewrites import CaptureError, Mask
 from netloom.training.timed_steps import TimedSteps
 from training.helpers import HEAD, StopAfter, batches, equal, network, train, untimed
 
@@ -165,7 +165,7 @@ class Dense(nn.Module):
 
 @pytest.fixture
 def _many_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_step, "_LARGE_GRADIENT", 2**16)
+    monkeypatch.setattr(step_rewrites, "_LARGE_GRADIENT", 2**16)
 
 
 @pytest.mark.usefixtures("_many_are_large")
@@ -196,7 +196,7 @@ def test_what_is_large_is_so_beside_the_rows_that_shards_would_exchange(n_sample
 
 
 def test_large_sums_are_the_same_bits_whoever_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_step, "_LARGE_GRADIENT", 2**30)  # so that all gradients are sums
+    monkeypatch.setattr(step_rewrites, "_LARGE_GRADIENT", 2**30)  # so that all gradients are sums
     monkeypatch.setattr(shards, "_WORTH_SHARING", 2**30)
     alone = sharded(Dense(), a_batch(), 3)
     monkeypatch.setattr(shards, "_WORTH_SHARING", 2**16)

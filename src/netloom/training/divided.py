@@ -21,10 +21,11 @@ from netloom.memory import free_memory_bytes
 from netloom.models.heads import Head
 from netloom.runtime import ExecutionPlan
 from netloom.training.agreement import ROUNDING, SAME_FORMULA, buffers_agree, gradients_agree
-from netloom.training.capture import CaptureError, refuse_hooks
+from netloom.training.capture import refuse_hooks
 from netloom.training.convolution import ConvolutionShape, own_weight_gradient, unfolded_weight_gradient
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.shards import ShardedGradients
+from netloom.training.step_rewrites import CaptureError
 from netloom.training.timing import fastest_seconds
 
 # What unfolded pictures of all shards may take of the free memory.

@@ -13,8 +13,8 @@ from netloom.data.batches import Batch
 from netloom.errors import TrainingError
 from netloom.models.contract import ImageModel
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
-from netloom.training.capture import CaptureError
 from netloom.training.cuda_graphs import RecordingError
+from netloom.training.step_rewrites import CaptureError
 from netloom.training.timed_steps import Comparison, Run, TimedSteps, more_repetitions
 from netloom.training.timing import fastest_seconds, steady_seconds
 
@@ -47,11 +47,11 @@ def choose_plan(
 ) -> ExecutionPlan:
     """The plan for a training of such steps.
 
-    On a CPU the step is timed with all threads, half of them and one, and then with its batch divided among all threads
-    (see `shards.py`), if the training is long enough to make up for the time that preparing this takes; among half of
-    them, too, where fewer threads were faster, as on a machine that others use. A short step is also timed captured,
-    but not divided. What may be the fastest is timed again in turn. What a step does beside its gradients counts: where
-    it is divided, one thread does all of that.
+    On a CPU the step is timed with all threads, half of them and, where that is not clearly slower, one; and then with
+    its batch divided among all threads (see `shards.py`), if the training is long enough to make up for the time that
+    preparing this takes; among half of them, too, where fewer threads were faster, as on a machine that others use. A
+    short step is also timed captured, but not divided. What may be the fastest is timed again in turn. What a step does
+    beside its gradients counts: where it is divided, one thread does all of that.
 
     bfloat16 autocast is several times faster than float32 on processors with AMX, and several times slower on a
     processor with AVX2 only; so a single convolution is timed there first, and only if bfloat16 wins is the network

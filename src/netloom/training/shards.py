@@ -21,10 +21,11 @@ from netloom.data.batches import Batch
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan
-from netloom.training.capture import CaptureError, StepGraph, capture, convolution_shapes, flat_batch, split_parameters
+from netloom.training.capture import StepGraph, capture, convolution_shapes, flat_batch, split_parameters
 from netloom.training.convolution import ConvolutionShape
 from netloom.training.crew import FLAT, Crew, flat_views, pieces_of
 from netloom.training.script import Segment, compile_segments
+from netloom.training.step_rewrites import CaptureError
 
 # Gradients of so many numbers are added by all threads, where there is so much of them in all that it is worth waking
 # these, which takes some tenths of a millisecond.
