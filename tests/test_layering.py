@@ -22,6 +22,7 @@ ROWS = [
         "torchvision_shim",
         "compiler_import",
     },
+    {"kernels"},
     {"data"},
     {"models"},
     {"metrics"},

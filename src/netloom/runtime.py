@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -32,6 +32,20 @@ _KEEP_BYTES = (1 << 30, 32 << 20)
 _MOST_THREADS = 1024  # of a large server; OpenMP ends the process when it cannot start what it is asked for
 
 
+class ConvolutionMethods(NamedTuple):
+    """By which kernels a convolution of a captured step computes.
+
+    Attributes:
+        output: `torch`'s own, or `winograd` (see `kernels/winograd.py`).
+        input_gradient: Likewise.
+        weight_gradient: Likewise, or `unfolded`: from unfolded pictures (see `training/convolution.py`).
+    """
+
+    output: Literal["torch", "winograd"] = "torch"
+    input_gradient: Literal["torch", "winograd"] = "torch"
+    weight_gradient: Literal["torch", "winograd", "unfolded"] = "torch"
+
+
 @dataclass(frozen=True)
 class ExecutionPlan:
     """How a training is executed. Same recipe, data, torch build and plan give the same bits.
@@ -43,8 +57,7 @@ class ExecutionPlan:
         reason: Why this precision, with the measurement.
         shards: Threads among which a training step divides its batch; 0 where its operations are divided instead, and 1
             where these are but the step is captured, as shards are, so that Python has nothing to do within it.
-        unfolded: Which convolutions of a captured step, by their order, compute their weights' gradient from unfolded
-            pictures.
+        convolutions: How each convolution of a captured step computes, in their order; empty for torch's own kernels.
         prediction_threads: Threads that take pictures through the network in a pass without training, on the CPU; 0
             for as many CPUs as training keeps busy. Outputs do not depend on it.
         graphed: Whether the loss and gradients of a training step are replayed from a CUDA graph.
@@ -55,7 +68,7 @@ class ExecutionPlan:
     precision: Precision
     reason: str = ""
     shards: int = 0
-    unfolded: tuple[int, ...] = ()
+    convolutions: tuple[ConvolutionMethods, ...] = ()
     prediction_threads: int = 0
     graphed: bool = False
 
@@ -70,6 +83,11 @@ class ExecutionPlan:
             raise NetloomError(
                 f"An execution plan has 0 to {_MOST_THREADS:,} prediction threads, not {self.prediction_threads:,}."
             )
+        for methods in self.convolutions:
+            for name, method in methods._asdict().items():
+                known = get_args(get_type_hints(ConvolutionMethods)[name])
+                if method not in known:
+                    raise NetloomError(f"A convolution's {name} is computed by {' or '.join(known)}, not {method!r}.")
 
     def predicting_with_all_threads(self) -> ExecutionPlan:
         """The same where passes without training have all threads of this process, not a share of them."""
@@ -117,7 +135,11 @@ class ExecutionPlan:
         if not (isinstance(device, str) and isinstance(threads, int)):
             raise ValueError("it needs a device, a text, and threads, a whole number")
         known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
-        return cls(**{**known, "unfolded": tuple(map(int, known.get("unfolded", ())))})
+        try:
+            methods = tuple(ConvolutionMethods(*one) for one in known.get("convolutions", ()))
+        except TypeError as error:
+            raise ValueError("its convolutions have three methods each") from error
+        return cls(**{**known, "convolutions": methods})
 
 
 @contextlib.contextmanager

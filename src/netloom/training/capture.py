@@ -93,7 +93,7 @@ def capture(
         model: In training mode; it is left as it is, and so are generators.
         batch: A shard, with the shapes, types and memory format of those to come.
         heads: What the outputs mean.
-        plan: Precision, and which convolutions get their weights' gradient from unfolded pictures.
+        plan: Precision, and how convolutions compute.
         label_smoothing: In [0, 1).
         n_shards: Over how many shards batch normalization takes its statistics, and large dense layers their gradients.
 
@@ -104,14 +104,14 @@ def capture(
     """
     with _tracing(model):
         traced = _trace_forward(model, batch, heads, plan, label_smoothing)
-        rewritten = rewrite(traced, model, n_shards, n_samples=len(batch), unfolded=plan.unfolded)
+        rewritten = rewrite(traced, model, n_shards, n_samples=len(batch), methods=plan.convolutions)
         return _trace_gradients(rewritten, model, batch, heads, n_shards)
 
 
 def convolution_shapes(
     model: nn.Module, batch: Batch, heads: Sequence[Head], *, plan: ExecutionPlan, label_smoothing: float
 ) -> list[ConvolutionShape | None]:
-    """For each convolution of a step its shape; None where it is none that `unfolded_convolution` can take.
+    """For each convolution of a step its shape; None where it is none that `convolution_by` can take.
 
     Raises:
         CaptureError: As `capture`, as far as the forward pass tells.

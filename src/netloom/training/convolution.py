@@ -1,9 +1,10 @@
-"""A convolution whose weights' gradient is a product of matrices: faster where oneDNN's own kernel for it is slow.
+"""A convolution that computes by other kernels than torch's own where these are faster.
 
-On processors with AVX2 only, that kernel reaches less than half of the arithmetic in channels-last memory. The product
-of unfolded pictures with the gradient (Chellapilla et al., "High performance convolutional neural networks for
-document processing", 2006) moves more memory and reaches two thirds and more from about 32 input channels on. For
-grey pictures that kernel is slower still.
+Kernels of 3x3 may be taken by Winograd's transformation (see `kernels/winograd.py`). Of others, the weights' gradient
+may be a product of matrices: on processors with AVX2 only, oneDNN's own kernel for it reaches less than half of the
+arithmetic in channels-last memory. The product of unfolded pictures with the gradient (Chellapilla et al., "High
+performance convolutional neural networks for document processing", 2006) moves more memory and reaches two thirds and
+more from about 32 input channels on. For grey pictures that kernel is slower still.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from netloom.kernels import winograd
+from netloom.runtime import ConvolutionMethods
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,15 @@ class ConvolutionShape:
         places = [(s + 2 * p - k) // d + 1 for s, p, k, d in zip(sides, self.padding, size, self.stride, strict=True)]
         return n * math.prod(places) * channels * math.prod(size) * self.dtype.itemsize
 
+    @property
+    def suits_winograd(self) -> bool:
+        """Whether it may be computed by Winograd's transformation."""
+        return winograd.suits(self.pictures, self.kernel, self.stride, self.padding, self.dtype)
+
+    def takes(self, methods: ConvolutionMethods) -> bool:
+        """Whether it may be computed so."""
+        return self.suits_winograd or "winograd" not in methods
+
     def example(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pictures, weights and a gradient of the output, of ones, in channels-last memory."""
         pictures, kernel = (
@@ -50,15 +63,6 @@ class ConvolutionShape:
             for shape in (self.pictures, self.kernel)
         )
         return pictures, kernel, torch.ones_like(F.conv2d(pictures, kernel, None, self.stride, self.padding))
-
-
-def own_weight_gradient(shape: ConvolutionShape, example: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The weights' gradient by the kernel that torch would take."""
-    pictures, kernel, gradient = example
-    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
-        gradient, pictures, kernel, [kernel.shape[0]], shape.stride, shape.padding, [1, 1], False, [0, 0], 1,
-        [False, True, True],
-    )[1]  # fmt: skip
 
 
 def unfolded_weight_gradient(
@@ -88,7 +92,66 @@ def unfolded_weight_gradient(
     return product.reshape(n_kernels, down, across, channels).permute(0, 3, 1, 2)
 
 
-class _UnfoldedConvolution(torch.autograd.Function):
+def output_by(
+    method: str,
+    pictures: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> torch.Tensor:
+    """The outputs `[B, K, H', W']`."""
+    if method == "winograd":
+        return winograd.convolution(pictures, kernel, bias, padding)
+    return torch.ops.aten.convolution(  # type: ignore[no-any-return]
+        pictures, kernel, bias, stride, padding, [1, 1], False, [0, 0], 1
+    )
+
+
+def input_gradient_by(
+    method: str,
+    gradient: torch.Tensor,
+    pictures: torch.Tensor,
+    kernel: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> torch.Tensor:
+    """The pictures' gradient `[B, C, H, W]`."""
+    if method == "winograd":
+        return winograd.input_gradient(gradient, kernel, padding)
+    return _torch_gradients(gradient, pictures, kernel, stride, padding, [True, False, False])[0]
+
+
+def weight_gradient_by(
+    method: str,
+    gradient: torch.Tensor,
+    pictures: torch.Tensor,
+    kernel: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> torch.Tensor:
+    """The weights' gradient `[K, C, h, w]`."""
+    if method == "winograd":
+        return winograd.weight_gradient(pictures, gradient, padding)
+    if method == "unfolded":
+        return unfolded_weight_gradient(gradient, pictures, kernel.shape[2:], stride, padding)
+    return _torch_gradients(gradient, pictures, kernel, stride, padding, [False, True, False])[1]
+
+
+def _torch_gradients(
+    gradient: torch.Tensor,
+    pictures: torch.Tensor,
+    kernel: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    wanted: Sequence[bool],
+) -> Sequence[torch.Tensor]:
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+        gradient, pictures, kernel, None, stride, padding, [1, 1], False, [0, 0], 1, wanted
+    )
+
+
+class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -97,35 +160,36 @@ class _UnfoldedConvolution(torch.autograd.Function):
         bias: torch.Tensor | None,
         stride: Sequence[int],
         padding: Sequence[int],
+        methods: ConvolutionMethods,
     ) -> torch.Tensor:
         ctx.save_for_backward(pictures, kernel)
-        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        return torch.ops.aten.convolution(  # type: ignore[no-any-return]
-            pictures, kernel, bias, stride, padding, [1, 1], False, [0, 0], 1
-        )
+        ctx.stride, ctx.padding, ctx.methods, ctx.has_bias = stride, padding, methods, bias is not None
+        return output_by(methods.output, pictures, kernel, bias, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        pictures, kernel = ctx.saved_tensors
-        (gradient,) = gradients
-        of_pictures = None
+        (gradient,), of_pictures = gradients, None
+        given = (gradient, *ctx.saved_tensors, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[0]:
-            of_pictures = torch.ops.aten.convolution_backward(
-                gradient, pictures, kernel, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1,
-                [True, False, False],
-            )[0]  # fmt: skip
-        of_kernel = unfolded_weight_gradient(gradient, pictures, kernel.shape[2:], ctx.stride, ctx.padding)
-        return of_pictures, of_kernel, gradient.sum((0, 2, 3)) if ctx.has_bias else None, None, None
+            of_pictures = input_gradient_by(ctx.methods.input_gradient, *given)
+        of_kernel = weight_gradient_by(ctx.methods.weight_gradient, *given) if ctx.needs_input_grad[1] else None
+        return of_pictures, of_kernel, gradient.sum((0, 2, 3)) if ctx.has_bias else None, None, None, None
 
 
-def unfolded_convolution(
+def convolution_by(
     pictures: torch.Tensor,
     kernel: torch.Tensor,
     bias: torch.Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
+    methods: Sequence[str],
 ) -> torch.Tensor:
-    """`aten.convolution` of dilation 1 and one group, with `unfolded_weight_gradient`."""
-    return _UnfoldedConvolution.apply(  # type: ignore[no-any-return, no-untyped-call]
-        pictures, kernel, bias, stride, padding
+    """`aten.convolution` of dilation 1 and one group, which computes by these `ConvolutionMethods`."""
+    return _Convolution.apply(  # type: ignore[no-any-return, no-untyped-call]
+        pictures,
+        kernel,
+        bias,
+        stride,
+        padding,
+        ConvolutionMethods(*methods),  # type: ignore[arg-type]
     )

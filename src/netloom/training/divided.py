@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
+from netloom.kernels import winograd
 from netloom.memory import free_memory_bytes
 from netloom.models.heads import Head
-from netloom.runtime import ExecutionPlan
+from netloom.runtime import ConvolutionMethods, ExecutionPlan
 from netloom.training.agreement import ROUNDING, SAME_FORMULA, buffers_agree, gradients_agree
 from netloom.training.capture import refuse_hooks
-from netloom.training.convolution import ConvolutionShape, own_weight_gradient, unfolded_weight_gradient
+from netloom.training.convolution import ConvolutionShape, input_gradient_by, output_by, weight_gradient_by
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.shards import ShardedGradients
 from netloom.training.step_rewrites import CaptureError
@@ -30,8 +31,11 @@ from netloom.training.timing import fastest_seconds
 
 # What unfolded pictures of all shards may take of the free memory.
 _SHARE_OF_FREE_MEMORY = 0.25
-# Another way to a convolution's gradient must be clearly faster to be taken: below that, measurements are noise.
+# Another kernel for a convolution must be clearly faster to be taken: below that, measurements are noise.
 _WORTHWHILE = 1.1
+# Each kernel is timed for so long: of a shape of convolution there are up to seven, and they differ by far more than
+# the noise of a few repetitions.
+_SECONDS_FOR_EACH_KERNEL = 0.01
 
 
 class DividedStep:
@@ -62,10 +66,13 @@ class DividedStep:
     def __exit__(self, *exception: object) -> None:
         self.gradients.close()
 
-    def faster_unfolded(self) -> tuple[int, ...]:
-        """Convolutions whose weights' gradient comes clearly faster from unfolded pictures, on the plan's threads.
+    def faster_convolutions(self) -> tuple[ConvolutionMethods, ...]:
+        """How each convolution computes clearly faster than by torch's own kernels, on the plan's threads.
 
-        Those whose unfolded pictures would take too much of the memory are left out.
+        Pictures are not unfolded where that would take too much of the memory.
+
+        Returns:
+            Nothing, where all are fastest as they are.
 
         Raises:
             CaptureError: The model cannot be captured.
@@ -74,11 +81,11 @@ class DividedStep:
         torch.set_num_threads(n_threads)
         shapes = self.gradients.convolutions(self.batch)
         room = _SHARE_OF_FREE_MEMORY * free_memory_bytes() / max(1, self.plan.shards)
-        return tuple(
-            i
-            for i, shape in enumerate(shapes)
-            if shape is not None and shape.unfolded_bytes <= room and _is_faster_unfolded(shape, n_threads)
+        methods = tuple(
+            ConvolutionMethods() if shape is None else _fastest_methods(shape, n_threads, shape.unfolded_bytes <= room)
+            for shape in shapes
         )
+        return methods if set(methods) - {ConvolutionMethods()} else ()
 
     def check(self) -> None:
         """Compare with the same step in one piece, captured and not: a model may do what no graph tells.
@@ -123,15 +130,27 @@ class _DroppingNothing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @functools.lru_cache
-def _is_faster_unfolded(shape: ConvolutionShape, n_threads: int) -> bool:
-    """Whether it is with so many threads, which torch has now; cached, since deep networks repeat their shapes."""
-    example = shape.example()
-    pictures, kernel, gradient = example
-    own, unfolded = fastest_seconds(
-        [
-            lambda: own_weight_gradient(shape, example),
-            lambda: unfolded_weight_gradient(gradient, pictures, kernel.shape[2:], shape.stride, shape.padding),
-        ],
-        "cpu",
-    )
-    return own > unfolded * _WORTHWHILE
+def _fastest_methods(shape: ConvolutionShape, n_threads: int, may_unfold: bool) -> ConvolutionMethods:
+    """Those with so many threads, which torch has now; cached, since deep networks repeat their shapes."""
+    pictures, kernel, gradient = shape.example()
+    winograds = ["winograd"] if shape.suits_winograd and winograd.usable() else []
+    given = (gradient, pictures, kernel, shape.stride, shape.padding)
+    found = [
+        _fastest(lambda method: output_by(method, pictures, kernel, None, shape.stride, shape.padding), winograds),
+        _fastest(lambda method: input_gradient_by(method, *given), winograds),
+        _fastest(
+            lambda method: weight_gradient_by(method, *given),
+            [*winograds, *["unfolded"] * may_unfold],
+        ),
+    ]
+    return ConvolutionMethods(*found)  # type: ignore[arg-type]
+
+
+def _fastest(compute: Callable[[str], object], others: Sequence[str]) -> str:
+    """The fastest of these methods, or torch's where none is clearly faster."""
+    if not others:
+        return "torch"
+    runs = [functools.partial(compute, method) for method in ("torch", *others)]
+    own, *seconds = fastest_seconds(runs, "cpu", seconds_for_each=_SECONDS_FOR_EACH_KERNEL)
+    fastest = min(range(len(others)), key=seconds.__getitem__)
+    return others[fastest] if own > seconds[fastest] * _WORTHWHILE else "torch"

@@ -30,8 +30,6 @@ _CLEARLY_SLOWER = 1.25
 # GPU takes less.
 _SHORT_SECONDS = 15.0
 _SHORT_SECONDS_ON_GPU = 3.0
-# Longer steps are operations, hardly what lies between them, which is all that a captured step saves.
-_SMALL_STEP_SECONDS = 0.1
 
 _STEP = "this network's step"
 
@@ -49,8 +47,8 @@ def choose_plan(
 
     On a CPU the step is timed with all threads, half of them and, where that is not clearly slower, one; and then with
     its batch divided among all threads (see `shards.py`), if the training is long enough to make up for the time that
-    preparing this takes; among half of them, too, where fewer threads were faster, as on a machine that others use. A
-    short step is also timed captured, but not divided. What may be the fastest is timed again in turn. What a step does
+    preparing this takes; among half of them, too, where fewer threads were faster, as on a machine that others use. It
+    is also timed captured, but not divided. What may be the fastest is timed again in turn. What a step does
     beside its gradients counts: where it is divided, one thread does all of that.
 
     bfloat16 autocast is several times faster than float32 on processors with AMX, and several times slower on a
@@ -85,7 +83,7 @@ def choose_plan(
     divided = replace(plan, shards=int(shards))
     with _told_as_capture_error(), executing(divided), steps.divided(divided) as step:
         step.check()
-        return replace(divided, unfolded=step.faster_unfolded())
+        return replace(divided, convolutions=step.faster_convolutions())
 
 
 def _fastest_on_cpu(
@@ -153,7 +151,7 @@ def _captured_plans(
         reasons.append("the gradients of shards would not fit the free memory")
         numbers = []
     candidates = [replace(plan, shards=min(number, fitting)) for number in numbers]
-    if compared[plan] < _SMALL_STEP_SECONDS and most > 1:
+    if most > 1:
         candidates += [replace(plan, shards=1, threads=threads) for threads in (plan.threads, most)]
     plans = []
     for candidate in dict.fromkeys(candidates):
@@ -186,7 +184,7 @@ def _told_as_capture_error() -> Iterator[None]:
 
 
 def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
-    """The plan with the convolutions that it had better unfold.
+    """The plan with the ways of its convolutions that are fastest here.
 
     Raises:
         TrainingError: The model cannot be divided.
@@ -194,7 +192,7 @@ def _prepared(divided: ExecutionPlan, steps: TimedSteps) -> ExecutionPlan:
     with executing(divided), steps.divided(divided) as step:
         if not (isinstance(steps.model, ImageModel) and steps.model.is_registered):  # those are checked by tests
             step.check()
-        return replace(divided, unfolded=step.faster_unfolded())
+        return replace(divided, convolutions=step.faster_convolutions())
 
 
 def _plan_on_accelerator(steps: TimedSteps, device: str, precision: str, n_steps: int, threads: int) -> ExecutionPlan:

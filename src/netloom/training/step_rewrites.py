@@ -13,8 +13,9 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from netloom.errors import TrainingError
+from netloom.runtime import ConvolutionMethods
 from netloom.training.batch_norm import sharded_batch_norm
-from netloom.training.convolution import ConvolutionShape, unfolded_convolution
+from netloom.training.convolution import ConvolutionShape, convolution_by
 
 aten = torch.ops.aten
 # Numbers of a dense layer's gradient from which on it is computed once for all shards: waking the threads once more for
@@ -84,7 +85,7 @@ class RewrittenStep:
 
 
 def rewrite(
-    traced: GraphModule, model: nn.Module, n_shards: int, *, n_samples: int, unfolded: Sequence[int]
+    traced: GraphModule, model: nn.Module, n_shards: int, *, n_samples: int, methods: Sequence[ConvolutionMethods]
 ) -> RewrittenStep:
     """Rewrite a traced forward pass in place, and tell what it takes and gives beside what it did.
 
@@ -93,7 +94,7 @@ def rewrite(
         model: That was traced.
         n_shards: Over how many shards batch normalization takes its statistics.
         n_samples: Of the shard.
-        unfolded: Which convolutions get their weights' gradient from unfolded pictures.
+        methods: How convolutions compute, in their order; those behind the last stay torch's.
 
     Raises:
         CaptureError: The model does what a graph cannot hold.
@@ -103,10 +104,10 @@ def rewrite(
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     buffers = {node: i for i, node in enumerate(placeholders[n_parameters:][: len(list(model.buffers()))])}
     of_weights = set(graph.nodes) - _depending_on(placeholders[n_parameters + len(buffers) :])
-    convolutions = _convolutions(graph)
-    for place in unfolded:
-        if _shape_of(convolutions[place]) is not None:
-            convolutions[place].target, convolutions[place].args = unfolded_convolution, convolutions[place].args[:5]
+    for convolution, of_it in zip(_convolutions(graph), methods, strict=False):
+        shape = _shape_of(convolution)
+        if of_it != ConvolutionMethods() and shape is not None and shape.takes(of_it):
+            convolution.target, convolution.args = convolution_by, (*convolution.args[:5], list(of_it))
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -140,7 +141,7 @@ def _convolutions(graph: Graph) -> list[Node]:
 
 
 def convolution_shapes_of(graph: Graph) -> list[ConvolutionShape | None]:
-    """For each convolution of a traced forward pass its shape; None where it cannot be unfolded."""
+    """For each convolution of a traced forward pass its shape; None where it can only be torch's."""
     return [_shape_of(node) for node in _convolutions(graph)]
 
 

@@ -16,7 +16,13 @@ _SECONDS_PER_BLOCK = 0.05
 _FEWEST_PER_BLOCK = 2
 
 
-def fastest_seconds(runs: Sequence[Callable[[], object]], device: str, *, warmed_up: bool = False) -> list[float]:
+def fastest_seconds(
+    runs: Sequence[Callable[[], object]],
+    device: str,
+    *,
+    warmed_up: bool = False,
+    seconds_for_each: float = _SECONDS_PER_CANDIDATE,
+) -> list[float]:
     """The fastest repetition of each, in seconds, taken in turn; a first one does not count."""
     best = [float("inf")] * len(runs)
     spent = [0.0] * len(runs)
@@ -24,7 +30,7 @@ def fastest_seconds(runs: Sequence[Callable[[], object]], device: str, *, warmed
         run()
     for _ in range(_REPETITIONS):
         for i, run in enumerate(runs):
-            if spent[i] < _SECONDS_PER_CANDIDATE:
+            if spent[i] < seconds_for_each:
                 seconds = seconds_of(run, device)
                 best[i], spent[i] = min(best[i], seconds), spent[i] + seconds
     return best

@@ -181,8 +181,8 @@ def fit_in_memory(
     with _ONE_AT_A_TIME:
         network, heads = builders.build_network(recipe, facts, model)
         fitting = Fitting.prepare(recipe, network, heads, image_set, split, scaling=scaling, device=device)
-        # Which convolutions unfold is a measurement, and weights depend on it in their last bits.
-        plan = replace(fitting.choose_plan(threads=threads), unfolded=())
+        # How convolutions compute is a measurement, and weights depend on it in their last bits.
+        plan = replace(fitting.choose_plan(threads=threads), convolutions=())
         state = fitting.fit(plan, [*fitting.callbacks(None), EpochProgress(reporter)])
     return FittedNetwork(recipe, facts, plan, fitting.network, state.history, state.stop_reason, model)
 
