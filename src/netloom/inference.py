@@ -18,7 +18,7 @@ from torch import fx, nn
 from netloom.data.batches import Batch
 from netloom.errors import ModelError
 from netloom.models.folding import fold
-from netloom.models.fusing import fuse_convolutions, replace_pooling
+from netloom.models.fusing import fuse_convolutions, replace_convolutions, replace_pooling
 from netloom.runtime import ExecutionPlan, keep_to_one_thread, without_graph_sources
 
 TestTimeAugmentation = Literal["none", "flip", "flip_shift"]
@@ -259,6 +259,7 @@ def _rewritten(model: nn.Module, inputs: Inputs, task: _Task) -> fx.GraphModule 
     if folded is not None and task.plan.device == "cpu":
         replace_pooling(folded)
         if task.plan.precision == "float32":
+            replace_convolutions(folded, len(next(iter(inputs.values()))))
             fuse_convolutions(folded)
     return folded
 

@@ -57,6 +57,8 @@ def test_outputs_and_gradients_are_those_of_a_sum_of_products(shape: Any, memory
     assert_close(
         winograd.convolution(images, kernel, None, padding), expected.detach() - bias.double().view(1, -1, 1, 1)
     )
+    rectified = winograd.convolution(images, kernel, bias, padding, relu=True)
+    assert torch.equal(rectified, winograd.convolution(images, kernel, bias, padding).relu())
     assert_close(winograd.input_gradient(gradient, kernel, padding), of_images)
     assert_close(winograd.weight_gradient(images, gradient, padding), of_kernel)
 

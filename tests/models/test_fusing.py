@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from netloom.models import create_model
+from netloom.kernels import winograd
+from netloom.models import create_model, fusing
 from netloom.models.folding import fold
-from netloom.models.fusing import fuse_convolutions, max_pool_2x2, replace_pooling
+from netloom.models.fusing import fuse_convolutions, max_pool_2x2, replace_convolutions, replace_pooling
 from netloom.torchvision_shim import torchvision
 
 IS_X86 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -84,6 +86,59 @@ def test_every_kind_of_convolution(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("activation", "expected"), [(nn.Mish(), ["Mish"]), (nn.ELU(), ["ELU"])])
 def test_what_onednn_does_not_have_stays(activation: nn.Module, expected: list[str]) -> None:
     assert left(fused(Activated(activation), pictures())) == expected
+
+
+class Wide(nn.Module):
+    """Convolutions that suit Winograd's transformation, from the second on, but for the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.third, self.last = nn.Conv2d(16, 24, 3), nn.Conv2d(24, 12, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        y = self.second(torch.relu(self.first(x)))
+        return self.last(F.gelu(self.third(torch.relu(x + y))))
+
+
+@torch.no_grad()
+def test_convolutions_by_winograds_transformation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the ReLU behind them; other activations and shortcuts stay what they are."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(fusing, "_LEAST_ARITHMETIC", 1.0)
+    torch.manual_seed(2)
+    model, x = Wide().eval(), pictures()
+    expected = copy.deepcopy(model).double()(x.double())
+    found = fold(model, {"x": x[:2]})
+    assert found is not None
+    assert replace_convolutions(found, 1)
+    operation = torch.ops.netloom.winograd_convolution.default
+    assert [node.args[4] for node in found.graph.nodes if node.target is operation] == [True, False, False]
+    assert left(found).count("relu") == 2, "behind the first convolution and the sum"
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        outputs = found(x.contiguous(memory_format=memory_format))
+        assert (outputs - expected).norm() <= 1e-5 * expected.norm()
+    if IS_X86:
+        fuse_convolutions(found)
+        assert (found(x) - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("capability", "n_pictures", "usable"),
+    [("AVX512", 10**9, True), ("NEON", 10**9, True), ("AVX2", 10, True), ("AVX2", 10**9, False)],
+)
+def test_where_convolutions_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capability: str, n_pictures: int, usable: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(winograd, "usable", lambda: usable)
+    found = fold(Wide().eval(), {"x": pictures()[:2]})
+    assert found is not None
+    before = str(found.graph)
+    assert not replace_convolutions(found, n_pictures)
+    assert str(found.graph) == before
 
 
 class Residual(nn.Module):

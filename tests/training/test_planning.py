@@ -57,7 +57,7 @@ def gradients_take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
             monkeypatch.setattr(kind, "__call__", call)
 
         timed(WholeBatchGradients, lambda plan: by_threads[plan.threads])
-        timed(ShardedGradients, lambda plan: by_shards[plan.shards] if plan.shards in by_shards else _NEVER_SECONDS)
+        timed(ShardedGradients, lambda plan: by_shards[plan.shards] if plan.shards in by_shards else _NEVER_SECONDS)  # noqa: SIM401 - may answer otherwise
         monkeypatch.setattr(timing, "time", clock)
         monkeypatch.setattr(planning, "training_threads", lambda: 4)
         monkeypatch.setattr(DividedStep, "check", lambda self: None)

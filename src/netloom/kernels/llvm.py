@@ -169,6 +169,15 @@ class Routine:
         """A vector."""
         return ir.Constant(_VECTOR, [0.0] * LANES)
 
+    def either(self, condition: Any, number: float, other: float) -> Any:
+        """A vector of one number where an integer is not zero, and of another where it is."""
+        vectors = [ir.Constant(_VECTOR, [value] * LANES) for value in (number, other)]
+        return self.build.select(self.build.icmp_signed("!=", condition, whole(0)), *vectors)
+
+    def at_least(self, vector: Any, least: Any) -> Any:
+        """The larger ones of two vectors' numbers; what is no number in the first one stays that."""
+        return self.build.select(self.build.fcmp_ordered("<", vector, least), least, vector)
+
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """`a * b + c` of vectors, rounded once."""
         name = f"llvm.fma.v{LANES}f32"

@@ -53,10 +53,19 @@ def usable() -> bool:
 
 
 def convolution(
-    pictures: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, padding: Sequence[int]
+    pictures: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    padding: Sequence[int],
+    *,
+    relu: bool = False,
 ) -> torch.Tensor:
-    """The convolution `[B, K, H', W']` of `pictures` `[B, C, H, W]` with `kernel` `[K, C, 3, 3]`, of stride 1."""
-    return torch.ops.netloom.winograd_convolution(pictures, kernel, bias, padding)  # type: ignore[no-any-return]
+    """The convolution `[B, K, H', W']` of `pictures` `[B, C, H, W]` with `kernel` `[K, C, 3, 3]`, of stride 1.
+
+    With `relu`, outputs below zero are zero.
+    """
+    operation = torch.ops.netloom.winograd_convolution
+    return operation(pictures, kernel, bias, padding, relu)  # type: ignore[no-any-return]
 
 
 def input_gradient(gradient: torch.Tensor, kernel: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
@@ -79,6 +88,7 @@ def _sizes(
     n_threads: int,
     *,
     room_for_each: bool,
+    relu: bool = False,
 ) -> _Sizes:
     """Of a convolution of pictures `[B, C, H, W]`, with kernels of these strides.
 
@@ -90,6 +100,7 @@ def _sizes(
         strides: Of the kernels' memory, by kernel, channel, row and column.
         n_threads: Among which the work is divided.
         room_for_each: Whether each of them has room for its own tiles, or all have it together.
+        relu: Whether outputs below zero become zero.
     """
     from netloom.kernels import winograd_code as code  # it needs llvmlite, which takes a fifth of a second to import
 
@@ -103,7 +114,21 @@ def _sizes(
         n_numbers = code.convolve_numbers(channels, panels, room, n_threads)
     else:
         n_numbers = code.weight_gradient_numbers(channels, panels, room)
-    numbers = (*size, channels, *out_size, kernels, panels, *padding, down, across, n_tiles, room, *strides, n_threads)
+    numbers = (
+        *size,
+        channels,
+        *out_size,
+        kernels,
+        panels,
+        *padding,
+        down,
+        across,
+        n_tiles,
+        room,
+        *strides,
+        int(relu),
+        n_threads,
+    )
     return _Sizes(numbers, n_numbers, panels == kernels)
 
 
@@ -132,12 +157,16 @@ def _convolve(
     n_kernels: int,
     padding: tuple[int, int],
     strides: tuple[int, ...],
+    *,
+    relu: bool = False,
 ) -> torch.Tensor:
     """The outputs `[B, n_kernels, H', W']` for kernels whose first number is at this address."""
     program, pictures = _program(), _dense(pictures)
     out_size = _output_size(pictures.shape[2:], padding)
     n_threads = program.most_threads
-    sizes = _sizes(tuple(pictures.shape), out_size, n_kernels, padding, strides, n_threads, room_for_each=True)
+    sizes = _sizes(
+        tuple(pictures.shape), out_size, n_kernels, padding, strides, n_threads, room_for_each=True, relu=relu
+    )
     outputs, scratch = _empty(pictures, n_kernels, out_size), sizes.scratch(pictures)
     bias = bias if bias is None else bias.contiguous()
     of_bias = 0 if bias is None else bias.data_ptr()
@@ -148,7 +177,7 @@ def _convolve(
 
 _library = torch.library.Library("netloom", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _signature in (
-    "winograd_convolution(Tensor pictures, Tensor kernel, Tensor? bias, int[] padding) -> Tensor",
+    "winograd_convolution(Tensor pictures, Tensor kernel, Tensor? bias, int[] padding, bool relu=False) -> Tensor",
     "winograd_input_gradient(Tensor gradient, Tensor kernel, int[] padding) -> Tensor",
     "winograd_weight_gradient(Tensor pictures, Tensor gradient, int[] padding) -> Tensor",
 ):
@@ -157,10 +186,14 @@ for _signature in (
 
 @torch.library.impl(_library, "winograd_convolution", "CPU")
 def _convolution(
-    pictures: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, padding: Sequence[int]
+    pictures: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    padding: Sequence[int],
+    relu: bool = False,
 ) -> torch.Tensor:
     top, left = padding
-    return _convolve(pictures, kernel.data_ptr(), bias, len(kernel), (top, left), kernel.stride())
+    return _convolve(pictures, kernel.data_ptr(), bias, len(kernel), (top, left), kernel.stride(), relu=relu)
 
 
 @torch.library.impl(_library, "winograd_input_gradient", "CPU")
@@ -190,7 +223,11 @@ def _weight_gradient(pictures: torch.Tensor, gradient: torch.Tensor, padding: Se
 
 @torch.library.impl(_library, "winograd_convolution", "Meta")
 def _convolution_shape(
-    pictures: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, padding: Sequence[int]
+    pictures: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    padding: Sequence[int],
+    relu: bool = False,
 ) -> torch.Tensor:
     return _empty(pictures, len(kernel), _output_size(pictures.shape[2:], padding))
 

@@ -7,6 +7,7 @@ channel within the group), but products by (frequency, tile, channel). All arith
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,10 +54,12 @@ _KERNEL = ("kernels", "panels", "channels", "of_kernels", "of_channels", "of_row
 
 _SIZES = (
     "height", "width", "channels", "out_height", "out_width", "kernels", "panels", "top", "left",
-    "tiles_down", "tiles_across", "n_tiles", "room", "of_kernels", "of_channels", "of_rows", "of_columns", "n_threads",
+    "tiles_down", "tiles_across", "n_tiles", "room", "of_kernels", "of_channels", "of_rows", "of_columns",
+    "relu", "n_threads",
 )  # fmt: skip
 """Integers that both parts take: sizes; channels of the products (kernels, up to a whole panel); zeros above and to the
-left; tiles of a picture, of all, and those that there is room for; distances in the kernels' memory; threads."""
+left; tiles of a picture, of all, and those that there is room for; distances in the kernels' memory;
+whether outputs below zero become zero; threads."""
 
 
 def compile_winograd() -> Program:
@@ -270,11 +273,12 @@ def _transform_tiles(module: Any, name: str, matrix: _Matrix) -> Routine:
 
 def _transform_back(module: Any, name: str, matrix: _Matrix) -> Routine:
     """Outputs of the tiles `own_first` to `own_stop`, with their bias; what lies beyond the picture is not kept."""
-    integers = ("height", "width", "kernels", "panels", *_TILES)
+    integers = ("height", "width", "kernels", "panels", "relu", *_TILES)
     routine = Routine(module, name, pointers=("of_products", "outputs", "unread", "bias"), integers=integers)
     given, build = routine.arguments(), routine.build
     places = build.alloca(POINTER, TILE**2)
     frequency = routine.product(given["room"], given["panels"])
+    least = routine.either(given["relu"], 0.0, -math.inf)
 
     def do_tile(tile: Any, _: Any) -> None:
         of_pixels = {**given, "pixel_size": given["kernels"]}
@@ -290,7 +294,7 @@ def _transform_back(module: Any, name: str, matrix: _Matrix) -> Routine:
 
             def store(i: int, j: int, vector: Any) -> None:
                 place = build.load(build.gep(places, [whole(i * TILE + j)]))
-                routine.store(build.fadd(vector, bias), routine.at(place, kernel))
+                routine.store(routine.at_least(build.fadd(vector, bias), least), routine.at(place, kernel))
 
             _transform(routine, matrix, load, store)
 

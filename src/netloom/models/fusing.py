@@ -3,7 +3,8 @@
 oneDNN applies an activation, and the addition of a shortcut, to what it has just computed, before that leaves the
 caches, and takes kernels in the blocks that it computes with instead of rearranging them in every call. torch's own
 compiler uses these operations (`torch.ops.mkldnn`) for the same purpose; they are not documented, so whoever fuses
-compares outputs, and what this build of torch does not know stays as it was.
+compares outputs, and what this build of torch does not know stays as it was. Convolutions of 3x3 may be taken by
+Winograd's transformation instead (`kernels/winograd.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from netloom.kernels import winograd
 from netloom.models.folding import (
     SUMMED,
     SUMS,
@@ -56,6 +58,13 @@ _MODULES: dict[Any, _Following] = {
 }
 _NOTHING = _Following("none")
 
+# Winograd's transformation is taken where so many additions and multiplications of a batch would be spared products:
+# its machine code is made in half a second.
+_LEAST_ARITHMETIC = 2e10
+# Transformed kernels of more channels than that, from and to, do not fit caches; with fewer there is little to gain.
+_MOST_KERNEL, _FEWEST_CHANNELS = 2**16, 16
+_SMALLEST_OUTPUT = 4  # each way, of a tile
+
 
 def fuse_convolutions(folded: fx.GraphModule) -> bool:
     """Fuse the convolutions of a network from `fold`, in place, where it has float32 weights on an x86 processor.
@@ -73,6 +82,58 @@ def fuse_convolutions(folded: fx.GraphModule) -> bool:
     fused = [_fuse(folded, node, *operations) for node in list(folded.graph.nodes) if node.target is torch.conv2d]
     tidy(folded)
     return any(fused)
+
+
+def replace_convolutions(folded: fx.GraphModule, n_pictures: int) -> bool:
+    """Take 3x3 convolutions of a network from `fold` by Winograd's transformation, in place, where that is faster.
+
+    That is on processors with AVX2 and no wider vectors, for batches of `n_pictures` that are worth it; for others
+    everything stays as it was. No measurement decides, so that the same network always has the same outputs. They
+    differ from the folded network's as rounding does. Returns whether anything was replaced. Where it raises an error,
+    of whatever kind, the graph must not be used.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return False
+    suited = {node: spared for node in folded.graph.nodes if (spared := _arithmetic(folded, node))}
+    if n_pictures * sum(suited.values()) < _LEAST_ARITHMETIC or not winograd.usable():
+        return False
+    for node in suited:
+        following = _activation(folded, node)
+        relu = following is not None and following == _FUNCTIONS[F.relu]
+        last = (_only_user(node) or node) if relu else node
+        given = (argument(node, 0, "input"), argument(node, 1, "weight"), argument(node, 2, "bias"))
+        with folded.graph.inserting_before(node):
+            padding = _pair(argument(node, 4, "padding", 0))
+            call = folded.graph.call_function(torch.ops.netloom.winograd_convolution.default, (*given, padding, relu))
+        call.meta.update(last.meta)
+        last.replace_all_uses_with(call)
+        if last is not node:
+            folded.graph.erase_node(last)
+        folded.graph.erase_node(node)
+    tidy(folded)
+    return True
+
+
+def _arithmetic(folded: fx.GraphModule, node: fx.Node) -> float:
+    """Additions and multiplications that a convolution needs for one picture; 0 where it stays as it is."""
+    if node.target is not torch.conv2d:
+        return 0.0
+    pictures, weight = argument(node, 0, "input"), constant(folded, argument(node, 1, "weight"))
+    given_bias, padding = argument(node, 2, "bias"), argument(node, 4, "padding", 0)
+    shape = pictures.meta.get("shape", ()) if isinstance(pictures, fx.Node) else ()
+    if weight is None or len(shape) != 4 or len(node.meta.get("shape", ())) != 4 or isinstance(padding, str):
+        return 0.0
+    if given_bias is not None and constant(folded, given_bias) is None:
+        return 0.0
+    if argument(node, 6, "groups", 1) != 1 or _pair(argument(node, 5, "dilation", 1)) != [1, 1]:
+        return 0.0
+    stride, (n_kernels, channels) = _pair(argument(node, 3, "stride", 1)), weight.shape[:2]
+    height, width = node.meta["shape"][2:]
+    if not winograd.suits(shape, weight.shape, stride, _pair(padding), weight.dtype):
+        return 0.0
+    if n_kernels * channels > _MOST_KERNEL or min(n_kernels, channels) < _FEWEST_CHANNELS:
+        return 0.0
+    return 2.0 * height * width * weight.numel() if min(height, width) >= _SMALLEST_OUTPUT else 0.0
 
 
 def max_pool_2x2(x: Tensor) -> Tensor:
