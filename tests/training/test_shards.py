@@ -541,6 +541,13 @@ def test_a_plan_names_how_convolutions_compute() -> None:
         sharded(model, batch, 2, convolutions=methods).assert_like(whole(model, batch))
 
 
+def test_a_plan_whose_machine_code_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would give other bits than where it was made."""
+    monkeypatch.setattr(winograd, "usable", lambda: False)
+    with pytest.raises(CaptureError, match="llvmlite cannot make here"):
+        sharded(convolutional(second=16), a_batch(), 2, convolutions=(UNFOLDED, WINOGRAD))
+
+
 @pytest.mark.parametrize("wrong", [["fast", "torch", "torch"], ["torch", "unfolded", "torch"], ["torch"] * 4, 7])
 def test_a_plan_with_unknown_kernels_is_refused(wrong: Any) -> None:
     value = {**ExecutionPlan("cpu", 1, "float32").to_json(), "convolutions": [wrong]}

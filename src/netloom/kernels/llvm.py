@@ -1,6 +1,6 @@
 """Functions written as instructions of LLVM, which makes machine code of them for the processor at hand.
 
-llvmlite is imported by whoever compiles, not with this module's importers: it takes a fifth of a second.
+Who imports this module needs llvmlite.
 """
 
 from __future__ import annotations

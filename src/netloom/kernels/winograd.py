@@ -2,8 +2,8 @@
 
 Winograd's minimal filtering, F(4x4, 3x3) of Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016:
 six by six numbers of a picture and a kernel of three by three are transformed, multiplied number by number and summed
-over channels, and transformed back to four by four outputs. float32 in channels-last memory, on the CPU's
-threads that torch has. How many these are changes no bit. Rounding is about three times that of a sum of products.
+over channels, and transformed back to four by four outputs. float32 in channels-last memory, on the threads that torch
+has. How many these are changes no bit. Rounding is about three times that of a sum of products.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _sizes(
         room_for_each: Whether each of them has room for its own tiles, or all have it together.
         relu: Whether outputs below zero become zero.
     """
-    from netloom.kernels import winograd_code as code  # it needs llvmlite, which takes a fifth of a second to import
+    from netloom.kernels import winograd_code as code  # it needs llvmlite, which may be missing
 
     n, channels, *size = pictures
     panels = -(-kernels // code.PANEL) * code.PANEL
@@ -114,22 +114,8 @@ def _sizes(
         n_numbers = code.convolve_numbers(channels, panels, room, n_threads)
     else:
         n_numbers = code.weight_gradient_numbers(channels, panels, room)
-    numbers = (
-        *size,
-        channels,
-        *out_size,
-        kernels,
-        panels,
-        *padding,
-        down,
-        across,
-        n_tiles,
-        room,
-        *strides,
-        int(relu),
-        n_threads,
-    )
-    return _Sizes(numbers, n_numbers, panels == kernels)
+    numbers = (*size, channels, *out_size, kernels, panels, *padding, down, across, n_tiles, room, *strides)
+    return _Sizes((*numbers, int(relu), n_threads), n_numbers, panels == kernels)
 
 
 class _Sizes(NamedTuple):
