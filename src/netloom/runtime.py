@@ -36,14 +36,14 @@ class ConvolutionMethods(NamedTuple):
     """By which kernels a convolution of a captured step computes.
 
     Attributes:
-        output: `torch`'s own, or `winograd` (see `kernels/winograd.py`).
+        output: `torch`'s own, `winograd` (see `kernels/winograd.py`) or `direct` (see `kernels/direct.py`).
         input_gradient: Likewise.
         weight_gradient: Likewise, or `unfolded`: from unfolded pictures (see `training/convolution.py`).
     """
 
-    output: Literal["torch", "winograd"] = "torch"
-    input_gradient: Literal["torch", "winograd"] = "torch"
-    weight_gradient: Literal["torch", "winograd", "unfolded"] = "torch"
+    output: Literal["torch", "winograd", "direct"] = "torch"
+    input_gradient: Literal["torch", "winograd", "direct"] = "torch"
+    weight_gradient: Literal["torch", "winograd", "direct", "unfolded"] = "torch"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class ExecutionPlan:
         prediction_threads: Threads that take pictures through the network in a pass without training, on the CPU; 0
             for as many CPUs as training keeps busy. Outputs do not depend on it.
         graphed: Whether the loss and gradients of a training step are replayed from a CUDA graph.
+        compiled: Whether a captured step of one shard runs machine code of ours where there is some (see
+            `training/compiled_graph.py`), in place of torch's operations.
     """
 
     device: str
@@ -71,6 +73,7 @@ class ExecutionPlan:
     convolutions: tuple[ConvolutionMethods, ...] = ()
     prediction_threads: int = 0
     graphed: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -104,10 +107,11 @@ class ExecutionPlan:
         return max(self.threads, self.shards) if self.device == "cpu" else 1
 
     def describe_threads(self) -> str:
-        """For people: `4 threads`, `4 threads, captured steps`, or `4 threads with a shard of each batch`."""
+        """For people: `4 threads`, `4 threads, compiled steps`, or `4 threads with a shard of each batch`, say."""
         if self.shards > 1:
             return f"{self.shards} threads with a shard of each batch"
-        return f"{self.threads} {'thread' if self.threads == 1 else 'threads'}{', captured steps' * self.shards}"
+        steps = ", compiled steps" if self.compiled else ", captured steps"
+        return f"{self.threads} {'thread' if self.threads == 1 else 'threads'}{steps * self.shards}"
 
     @property
     def threads_between_steps(self) -> int:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from netloom.kernels import winograd
+from netloom.kernels import calls, llvm, winograd
+from netloom.kernels.calls import usable
+
+
+@pytest.fixture(params=[8, 16], autouse=True)
+def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Registers of so many numbers, whatever this processor has."""
+
+    def forget() -> None:
+        for kept in (winograd.convolve_call, winograd.weight_gradient_call):
+            kept.cache_clear()
+
+    monkeypatch.setattr(llvm, "lanes_here", lambda: request.param)
+    forget()
+    yield request.param
+    forget()
+
 
 SHAPES = [
     # pictures, input channels, kernels, height, width, padding
@@ -135,13 +152,13 @@ def test_shapes_are_known_without_computing() -> None:
 
 
 def test_without_llvm_it_is_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert winograd.usable()
+    assert usable()
     with monkeypatch.context() as without:
         for name in [name for name in sys.modules if name.startswith(("llvmlite", "netloom.kernels.winograd_code"))]:
             without.delitem(sys.modules, name)
         without.setitem(sys.modules, "llvmlite", None)
         without.delitem(sys.modules, "netloom.kernels.llvm")
-        winograd._compiled.cache_clear()
-        assert not winograd.usable()
-    winograd._compiled.cache_clear()
-    assert winograd.usable()
+        calls._runner.forget()
+        assert not usable()
+    calls._runner.forget()
+    assert usable()

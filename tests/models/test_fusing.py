@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from netloom.kernels import winograd
 from netloom.models import create_model, fusing
 from netloom.models.folding import fold
 from netloom.models.fusing import fuse_convolutions, max_pool_2x2, replace_convolutions, replace_pooling
@@ -133,7 +132,7 @@ def test_where_convolutions_stay_as_they_are(
     monkeypatch: pytest.MonkeyPatch, capability: str, n_pictures: int, usable: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(winograd, "usable", lambda: usable)
+    monkeypatch.setattr(fusing, "usable", lambda: usable)
     found = fold(Wide().eval(), {"x": pictures()[:2]})
     assert found is not None
     before = str(found.graph)

@@ -60,6 +60,7 @@ def gradients_take(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
         timed(ShardedGradients, lambda plan: by_shards[plan.shards] if plan.shards in by_shards else _NEVER_SECONDS)  # noqa: SIM401 - may answer otherwise
         monkeypatch.setattr(timing, "time", clock)
         monkeypatch.setattr(planning, "training_threads", lambda: 4)
+        monkeypatch.setattr(planning, "usable", lambda: False)
         monkeypatch.setattr(DividedStep, "check", lambda self: None)
         monkeypatch.setattr(DividedStep, "faster_convolutions", lambda self: ())
         return clock

@@ -490,7 +490,8 @@ def test_a_plan_is_asked_for_measured_or_not_worth_it(monkeypatch: pytest.Monkey
     assert choose_plan(TimedSteps(network(), batch, [HEAD]), **options, n_steps=10).shards == 0
     monkeypatch.setattr(planning, "_WORTHWHILE", 0.0)  # chosen, however slow it is
     measured = choose_plan(TimedSteps(network(), batch, [HEAD]), **options, threads=2, n_steps=10**9)
-    assert measured.reason.endswith("times faster in 2 shards" if measured.shards == 2 else "times faster captured")
+    how = "in 2 shards" if measured.shards == 2 else "compiled" if measured.compiled else "captured"
+    assert measured.reason.endswith(f"times faster {how}")
     assert ExecutionPlan.from_json(measured.to_json()) == measured
 
 
@@ -543,7 +544,7 @@ def test_a_plan_names_how_convolutions_compute() -> None:
 
 def test_a_plan_whose_machine_code_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would give other bits than where it was made."""
-    monkeypatch.setattr(winograd, "usable", lambda: False)
+    monkeypatch.setattr(step_rewrites, "usable", lambda: False)
     with pytest.raises(CaptureError, match="llvmlite cannot make here"):
         sharded(convolutional(second=16), a_batch(), 2, convolutions=(UNFOLDED, WINOGRAD))
 
@@ -551,12 +552,14 @@ def test_a_plan_whose_machine_code_cannot_be_made_is_refused(monkeypatch: pytest
 @pytest.mark.parametrize("wrong", [["fast", "torch", "torch"], ["torch", "unfolded", "torch"], ["torch"] * 4, 7])
 def test_a_plan_with_unknown_kernels_is_refused(wrong: Any) -> None:
     value = {**ExecutionPlan("cpu", 1, "float32").to_json(), "convolutions": [wrong]}
-    with pytest.raises((NetloomError, ValueError), match=r"computed by torch or winograd, not|three methods each"):
+    with pytest.raises(
+        (NetloomError, ValueError), match=r"computed by torch or winograd or direct, not|three methods each"
+    ):
         ExecutionPlan.from_json(value)
 
 
 def test_kernels_are_chosen_by_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the second convolution, the first having three channels; and without machine code none is Winograd's."""
+    """The first convolution has three channels; and without machine code all are torch's or unfolded."""
 
     times: dict[str, float] = {}
 
@@ -564,20 +567,26 @@ def test_kernels_are_chosen_by_their_time(monkeypatch: pytest.MonkeyPatch) -> No
         return [times[run.args[0]] for run in runs]
 
     monkeypatch.setattr(divided, "fastest_seconds", seconds)
-    plan, unfolds = ExecutionPlan("cpu", 1, "float32", shards=2), ConvolutionMethods(weight_gradient="unfolded")
-    for by_method, usable, expected in (
-        ({"torch": 3.0, "winograd": 1.0, "unfolded": 2.0}, True, (unfolds, WINOGRAD)),
-        ({"torch": 3.0, "winograd": 1.0, "unfolded": 2.0}, False, (unfolds, unfolds)),
+    unfolds, by_sums = UNFOLDED, ConvolutionMethods("direct", "direct", "direct")
+    by_sums_unfolding = by_sums._replace(weight_gradient="unfolded")
+    for by_method, usable, compiled, expected in (
+        ({"torch": 3.0, "winograd": 1.0, "direct": 1.5, "unfolded": 2.0}, True, False, (by_sums, WINOGRAD)),
+        ({"torch": 3.0, "winograd": 1.0, "direct": 1.5, "unfolded": 2.0}, False, False, (unfolds, unfolds)),
         (
-            {"torch": 3.0, "winograd": 2.0, "unfolded": 1.0},
+            {"torch": 3.0, "winograd": 2.0, "direct": 2.5, "unfolded": 1.0},
             True,
-            (unfolds, WINOGRAD._replace(weight_gradient="unfolded")),
+            False,
+            (by_sums_unfolding, WINOGRAD._replace(weight_gradient="unfolded")),
         ),
-        ({"torch": 3.0, "winograd": 2.9, "unfolded": 2.9}, True, ()),
+        ({"torch": 3.0, "winograd": 2.9, "direct": 2.9, "unfolded": 2.9}, True, False, ()),
+        ({"torch": 3.0, "winograd": 4.0, "direct": 5.0, "unfolded": 2.0}, True, True, (by_sums, WINOGRAD)),
+        ({"torch": 1.0, "winograd": 4.0, "direct": 2.0, "unfolded": 0.1}, True, True, (by_sums, by_sums)),
+        ({"torch": 1.0, "winograd": 4.0, "direct": 4.0, "unfolded": 0.1}, True, True, ()),
     ):
         times.update(by_method)
         divided._fastest_methods.cache_clear()
-        monkeypatch.setattr(winograd, "usable", lambda usable=usable: usable)
+        monkeypatch.setattr(divided, "usable", lambda usable=usable: usable)
+        plan = ExecutionPlan("cpu", 1, "float32", shards=1 if compiled else 2, compiled=compiled)
         with divided.DividedStep(convolutional(second=16), a_batch(), [CLASSES], plan, 0.0) as step:
             assert step.faster_convolutions() == expected
     divided._fastest_methods.cache_clear()
@@ -612,7 +621,7 @@ def test_convolutions_are_unfolded_only_where_there_is_memory(monkeypatch: pytes
     shape = ConvolutionShape((5, 6, 9, 7), (4, 6, 3, 2), (2, 1), (1, 0), torch.float32)
     unfolded = F.unfold(torch.zeros(shape.pictures), (3, 2), padding=shape.padding, stride=shape.stride)
     assert shape.unfolded_bytes == 4 * unfolded.numel()
-    monkeypatch.setattr(divided, "_fastest_methods", lambda shape, n, may: UNFOLDED if may else ConvolutionMethods())
+    monkeypatch.setattr(divided, "_fastest_methods", lambda shape, n, may, _: UNFOLDED if may else ConvolutionMethods())
     for free, taken in ((10**12, True), (10**3, False)):
         monkeypatch.setattr(divided, "free_memory_bytes", lambda free=free: free)
         plan = ExecutionPlan("cpu", 1, "float32", shards=2)

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from llvmlite import binding, ir
 
-# Numbers that an instruction takes at once: a register of AVX; LLVM makes two instructions of it where registers are
-# smaller.
-LANES = 8
-
 INTEGER, FLOAT = ir.IntType(64), ir.FloatType()
 POINTER = FLOAT.as_pointer()
-_VECTOR = ir.VectorType(FLOAT, LANES)
-_INDICES = ir.VectorType(ir.IntType(32), LANES)
 _FLOAT_BYTES = 4  # what numbers in memory are aligned to
 _PARALLEL = "GOMP_parallel"
 _BARRIER, _THREAD_NUMBER, _N_THREADS = "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads"
@@ -30,6 +24,11 @@ _BARRIER, _THREAD_NUMBER, _N_THREADS = "GOMP_barrier", "omp_get_thread_num", "om
 def whole(number: int) -> Any:
     """A constant integer."""
     return ir.Constant(INTEGER, number)
+
+
+def lanes_here() -> int:
+    """Numbers that a register holds: as wide ones as the processor has, or torch is told to take."""
+    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
 
 class Routine:
@@ -42,8 +41,11 @@ class Routine:
         integers: Names of the arguments behind those.
 
     Attributes:
-        add: llvmlite's builder, for arithmetic of integers.
+        build: llvmlite's builder, for arithmetic of integers.
+        lanes: Numbers of a vector. LLVM makes several instructions where a register holds fewer.
     """
+
+    lanes = 8
 
     def __init__(self, module: Any, name: str, *, pointers: Sequence[str], integers: Sequence[str]) -> None:
         types = [POINTER] * len(pointers) + [INTEGER] * len(integers)
@@ -129,49 +131,75 @@ class Routine:
         """Whether it points nowhere."""
         return self.build.icmp_unsigned("==", self.build.ptrtoint(pointer, INTEGER), whole(0))
 
+    @contextlib.contextmanager
+    def vectors_of(self, lanes: int) -> Iterator[None]:
+        """Within it vectors are of so many numbers."""
+        before, self.lanes = self.lanes, lanes
+        yield
+        self.lanes = before
+
     def clear(self, pointer: Any, n: Any) -> None:
-        """Store so many zeros, a multiple of `LANES`."""
-        self.loop(whole(0), n, LANES, lambda i, _: self.store(self.zeros(), self.at(pointer, i)))
+        """Store so many zeros, a multiple of `lanes`."""
+        self.loop(whole(0), n, self.lanes, lambda i, _: self.store(self.zeros(), self.at(pointer, i)))
 
     def at(self, pointer: Any, place: Any) -> Any:
         """Where the number at this place is."""
         return self.build.gep(pointer, [place])
 
     def load(self, pointer: Any) -> Any:
-        """`LANES` numbers."""
-        return self.build.load(self.build.bitcast(pointer, _VECTOR.as_pointer()), align=_FLOAT_BYTES)
+        """A vector."""
+        return self.build.load(self.build.bitcast(pointer, self._vector.as_pointer()), align=_FLOAT_BYTES)
 
     def store(self, vector: Any, pointer: Any) -> None:
-        """`LANES` numbers."""
-        self.build.store(vector, self.build.bitcast(pointer, _VECTOR.as_pointer()), align=_FLOAT_BYTES)
+        """A vector, of however many numbers."""
+        self.build.store(vector, self.build.bitcast(pointer, vector.type.as_pointer()), align=_FLOAT_BYTES)
+
+    def store_number(self, number: float, pointer: Any) -> None:
+        """One."""
+        self.build.store(ir.Constant(FLOAT, number), pointer)
+
+    def copy(self, source: Any, target: Any, n: int) -> None:
+        """So many numbers."""
+        filled = n - n % self.lanes
+        self.loop(
+            whole(0),
+            whole(filled),
+            self.lanes,
+            lambda i, _: self.store(self.load(self.at(source, i)), self.at(target, i)),
+        )
+        for i in range(filled, n):
+            self.build.store(self.build.load(self.at(source, whole(i))), self.at(target, whole(i)))
+
+    def piece(self, vector: Any, start: int, n: int) -> Any:
+        """A vector of `n` numbers of a vector, from `start` on."""
+        places = ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(start, start + n)))
+        return self.build.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), places)
 
     def spread(self, pointer: Any) -> Any:
-        """One number, `LANES` times."""
-        undefined, first = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        vector = self.build.insert_element(undefined, self.build.load(pointer), first)
-        return self.build.shuffle_vector(vector, undefined, ir.Constant(_INDICES, [0] * LANES))
+        """A vector of the one number there."""
+        return self.all_alike(self.build.load(pointer))
 
     def gather(self, pointer: Any, stride: Any) -> Any:
-        """`LANES` numbers that lie so far apart."""
-        vector = ir.Constant(_VECTOR, ir.Undefined)
-        for lane in range(LANES):
+        """A vector of numbers that lie so far apart."""
+        vector = ir.Constant(self._vector, ir.Undefined)
+        for lane in range(self.lanes):
             one = self.build.load(self.at(pointer, self.product(stride, whole(lane))))
             vector = self.build.insert_element(vector, one, ir.Constant(ir.IntType(32), lane))
         return vector
 
     def scatter(self, vector: Any, pointer: Any, stride: Any) -> None:
-        """`LANES` numbers to places that lie so far apart."""
-        for lane in range(LANES):
+        """A vector's numbers to places that lie so far apart."""
+        for lane in range(self.lanes):
             one = self.build.extract_element(vector, ir.Constant(ir.IntType(32), lane))
             self.build.store(one, self.at(pointer, self.product(stride, whole(lane))))
 
     def zeros(self) -> Any:
         """A vector."""
-        return ir.Constant(_VECTOR, [0.0] * LANES)
+        return ir.Constant(self._vector, [0.0] * self.lanes)
 
     def either(self, condition: Any, number: float, other: float) -> Any:
         """A vector of one number where an integer is not zero, and of another where it is."""
-        vectors = [ir.Constant(_VECTOR, [value] * LANES) for value in (number, other)]
+        vectors = [ir.Constant(self._vector, [value] * self.lanes) for value in (number, other)]
         return self.build.select(self.build.icmp_signed("!=", condition, whole(0)), *vectors)
 
     def at_least(self, vector: Any, least: Any) -> Any:
@@ -180,18 +208,32 @@ class Routine:
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """`a * b + c` of vectors, rounded once."""
-        name = f"llvm.fma.v{LANES}f32"
+        name = f"llvm.fma.v{a.type.count}f32"
         instruction = self.function.module.globals.get(name)
         if instruction is None:
-            instruction = ir.Function(self.function.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), name)
+            instruction = ir.Function(self.function.module, ir.FunctionType(a.type, [a.type] * 3), name)
         return self.build.call(instruction, [a, b, c])
+
+    def square_root(self, a: Any) -> Any:
+        """Of each number of a vector."""
+        name = f"llvm.sqrt.v{a.type.count}f32"
+        instruction = self.function.module.globals.get(name)
+        if instruction is None:
+            instruction = ir.Function(self.function.module, ir.FunctionType(a.type, [a.type]), name)
+        return self.build.call(instruction, [a])
+
+    def all_alike(self, number: Any) -> Any:
+        """A vector of one number."""
+        undefined, first = ir.Constant(self._vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        places = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.build.shuffle_vector(self.build.insert_element(undefined, number, first), undefined, places)
 
     def combine(self, weights: Sequence[float], vectors: Sequence[Any]) -> Any:
         """The sum of vectors with constant weights, of which at least one is not zero."""
         terms = [(weight, vector) for weight, vector in zip(weights, vectors, strict=True) if weight]
         total = None
         for weight, vector in sorted(terms, key=lambda term: abs(term[0]) != 1):
-            factor = ir.Constant(_VECTOR, [float(weight)] * LANES)
+            factor = ir.Constant(vector.type, [float(weight)] * vector.type.count)
             if total is None:
                 total = vector if weight == 1 else self.build.fmul(vector, factor)
             elif weight == 1:
@@ -201,6 +243,10 @@ class Routine:
             else:
                 total = self.multiply_add(vector, factor, total)
         return total
+
+    @property
+    def _vector(self) -> Any:
+        return ir.VectorType(FLOAT, self.lanes)
 
 
 class Part(Routine):
@@ -330,6 +376,11 @@ class Program:
         self._addresses = {name: self._engine.get_function_address(name) for name in names}
         alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
         self._parts = {name: alone(address) for name, address in self._addresses.items()}
+
+    def address(self, name: str) -> int:
+        """Of a part's machine code."""
+        address: int = self._addresses[name]
+        return address
 
     @property
     def most_threads(self) -> int:

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
+from netloom.kernels.calls import PartCall, compiled_once, most_threads
+from netloom.kernels.pictures import dense, empty_kernel, empty_pictures, output_size, turned_round
+
 if TYPE_CHECKING:
     from netloom.kernels.llvm import Program
+    from netloom.kernels.winograd_code import Registers
 
 _KERNEL_SIZE = (3, 3)
-_CHANNEL_UNIT = 8  # channels that the code takes at a time, of inputs and outputs
+_CHANNEL_UNIT = 8  # what channels, of inputs and outputs, must be a multiple of
 # Transformed tiles that a thread keeps at once, for outputs and for weights' gradients. Between 18 and 60 they hardly
 # differ, but for multiples of 12: numbers of a tile then lie where a cache cannot keep them beside each other.
 _TILES_AT_ONCE, _TILES_OF_GRADIENT = 18, 42
-
-_compiling = threading.Lock()
+# Where kernels have no more numbers at each frequency, and strands so many tiles, tiles are divided into so many
+# strands, whose gradients are added: threads that share frequencies in place of tiles wait for one another.
+_MOST_IN_STRANDS, _FEWEST_IN_STRAND, _STRANDS = 2**13, 48, 8
 
 
 def suits(
@@ -39,17 +43,8 @@ def suits(
         and dtype == torch.float32
         and kernel[0] % _CHANNEL_UNIT == 0
         and kernel[1] % _CHANNEL_UNIT == 0
-        and all(size > 0 for size in (*pictures, *_output_size(pictures[2:], padding), *kernel))
+        and all(size > 0 for size in (*pictures, *output_size(pictures[2:], _KERNEL_SIZE, padding), *kernel))
     )
-
-
-def usable() -> bool:
-    """Whether machine code can be made on this machine; it is then made already, in half a second."""
-    try:
-        _program()
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
 
 
 def convolution(
@@ -79,61 +74,70 @@ def weight_gradient(pictures: torch.Tensor, gradient: torch.Tensor, padding: Seq
 
 
 @functools.lru_cache(maxsize=1024)
-def _sizes(
+def convolve_call(
     pictures: tuple[int, ...],
-    out_size: tuple[int, int],
     kernels: int,
-    padding: tuple[int, int],
     strides: tuple[int, ...],
+    padding: tuple[int, int],
     n_threads: int,
     *,
-    room_for_each: bool,
     relu: bool = False,
-) -> _Sizes:
-    """Of a convolution of pictures `[B, C, H, W]`, with kernels of these strides.
+) -> PartCall:
+    """What takes pictures, a kernel's first number, bias and outputs.
 
     Args:
-        pictures: Their shape.
-        out_size: Height and width of the outputs.
+        pictures: Their shape, `[B, C, H, W]`.
         kernels: How many.
-        padding: Rows of zeros above, and columns to the left.
         strides: Of the kernels' memory, by kernel, channel, row and column.
+        padding: Rows of zeros above, and columns to the left.
         n_threads: Among which the work is divided.
-        room_for_each: Whether each of them has room for its own tiles, or all have it together.
         relu: Whether outputs below zero become zero.
     """
     from netloom.kernels import winograd_code as code  # it needs llvmlite, which may be missing
 
-    n, channels, *size = pictures
-    panels = -(-kernels // code.PANEL) * code.PANEL
-    down, across = (-(-side // code.TILE) for side in out_size)
-    n_tiles = n * down * across
-    needed = -(-n_tiles // code.TILES_AT_ONCE) * code.TILES_AT_ONCE
-    room = min(needed, _TILES_AT_ONCE if room_for_each else _TILES_OF_GRADIENT * n_threads)
-    if room_for_each:
-        n_numbers = code.convolve_numbers(channels, panels, room, n_threads)
+    registers = _registers()
+    n_tiles, panels, numbers = _sizes(pictures, kernels, padding, registers)
+    room = min(-(-n_tiles // registers.tiles) * registers.tiles, _TILES_AT_ONCE)
+    return PartCall(
+        _program(registers),
+        "convolve",
+        (*numbers, n_tiles, room, *strides, int(relu), 1, n_threads),
+        code.convolve_numbers(pictures[1], panels, room, n_threads),
+        needs_zeros=panels != kernels,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def weight_gradient_call(
+    pictures: tuple[int, ...], kernels: int, strides: tuple[int, ...], padding: tuple[int, int], n_threads: int
+) -> PartCall:
+    """What takes pictures, the outputs' gradient and the kernels'; arguments are those of `convolve_call`."""
+    from netloom.kernels import winograd_code as code
+
+    registers = _registers()
+    n_tiles, panels, numbers = _sizes(pictures, kernels, padding, registers)
+    needed = -(-n_tiles // registers.tiles) * registers.tiles
+    if pictures[1] * panels <= _MOST_IN_STRANDS and n_tiles >= _STRANDS * _FEWEST_IN_STRAND:
+        name, room, strands = "strands", min(needed, _TILES_OF_GRADIENT), _STRANDS
+        n_scratch = code.strands_numbers(pictures[1], panels, room, strands, n_threads)
     else:
-        n_numbers = code.weight_gradient_numbers(channels, panels, room)
-    numbers = (*size, channels, *out_size, kernels, panels, *padding, down, across, n_tiles, room, *strides)
-    return _Sizes((*numbers, int(relu), n_threads), n_numbers, panels == kernels)
+        name, room, strands = "weight_gradient", min(needed, _TILES_OF_GRADIENT * n_threads), 1
+        n_scratch = code.weight_gradient_numbers(pictures[1], panels, room)
+    integers = (*numbers, n_tiles, room, *strides, 0, strands, n_threads)
+    return PartCall(_program(registers), name, integers, n_scratch, needs_zeros=panels != kernels)
 
 
-class _Sizes(NamedTuple):
-    """What machine code is told of a convolution.
+def _sizes(
+    pictures: tuple[int, ...], kernels: int, padding: tuple[int, int], registers: Registers
+) -> tuple[int, int, tuple[int, ...]]:
+    """Tiles, kernels up to whole panels, and the first numbers that machine code is told."""
+    from netloom.kernels.winograd_code import TILE
 
-    Attributes:
-        numbers: In its order.
-        n_scratch: Numbers that it needs room for.
-        fills_panels: Whether products are of all that is in them; else what is not must be zeros.
-    """
-
-    numbers: tuple[int, ...]
-    n_scratch: int
-    fills_panels: bool
-
-    def scratch(self, like: torch.Tensor) -> torch.Tensor:
-        """Room for its numbers."""
-        return like.new_empty(self.n_scratch) if self.fills_panels else like.new_zeros(self.n_scratch)
+    n, channels, *size = pictures
+    panels = -(-kernels // registers.panel) * registers.panel
+    out_size = output_size(size, _KERNEL_SIZE, padding)
+    down, across = (-(-side // TILE) for side in out_size)
+    return n * down * across, panels, (*size, channels, *out_size, kernels, panels, *padding, down, across)
 
 
 def _convolve(
@@ -147,17 +151,12 @@ def _convolve(
     relu: bool = False,
 ) -> torch.Tensor:
     """The outputs `[B, n_kernels, H', W']` for kernels whose first number is at this address."""
-    program, pictures = _program(), _dense(pictures)
-    out_size = _output_size(pictures.shape[2:], padding)
-    n_threads = program.most_threads
-    sizes = _sizes(
-        tuple(pictures.shape), out_size, n_kernels, padding, strides, n_threads, room_for_each=True, relu=relu
-    )
-    outputs, scratch = _empty(pictures, n_kernels, out_size), sizes.scratch(pictures)
+    pictures = dense(pictures)
+    outputs = empty_pictures(pictures, n_kernels, output_size(pictures.shape[2:], _KERNEL_SIZE, padding))
     bias = bias if bias is None else bias.contiguous()
-    of_bias = 0 if bias is None else bias.data_ptr()
-    addresses = (pictures.data_ptr(), first_weight, of_bias, outputs.data_ptr(), scratch.data_ptr())
-    program.run("convolve", (*addresses, *sizes.numbers))
+    threads = most_threads()
+    call = convolve_call(tuple(pictures.shape), n_kernels, tuple(strides), padding, threads, relu=relu)
+    call.run(pictures, first_weight, bias, outputs)
     return outputs
 
 
@@ -185,25 +184,17 @@ def _convolution(
 @torch.library.impl(_library, "winograd_input_gradient", "CPU")
 def _input_gradient(gradient: torch.Tensor, kernel: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     """A convolution with the same kernels turned round, from outputs to inputs."""
-    of_outputs, of_inputs, down, across = kernel.stride()
-    last_row, last_column = (size - 1 for size in _KERNEL_SIZE)
-    last = kernel.data_ptr() + kernel.element_size() * (last_row * down + last_column * across)
-    around = (last_row - padding[0], last_column - padding[1])
-    return _convolve(gradient, last, None, kernel.shape[1], around, (of_inputs, of_outputs, -down, -across))
+    first, strides, around = turned_round(kernel, kernel.stride(), padding)
+    address = kernel.data_ptr() + kernel.element_size() * first
+    return _convolve(gradient, address, None, kernel.shape[1], around, strides)
 
 
 @torch.library.impl(_library, "winograd_weight_gradient", "CPU")
 def _weight_gradient(pictures: torch.Tensor, gradient: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
-    program, pictures, gradient, (top, left) = _program(), _dense(pictures), _dense(gradient), padding
-    out = _empty_kernel(pictures, gradient)
-    _, n_kernels, height, width = gradient.shape
-    n_threads = program.most_threads
-    sizes = _sizes(
-        tuple(pictures.shape), (height, width), n_kernels, (top, left), out.stride(), n_threads, room_for_each=False
-    )
-    scratch = sizes.scratch(pictures)
-    addresses = (pictures.data_ptr(), gradient.data_ptr(), out.data_ptr(), scratch.data_ptr())
-    program.run("weight_gradient", (*addresses, *sizes.numbers))
+    pictures, gradient, (top, left) = dense(pictures), dense(gradient), padding
+    out, threads = empty_kernel(pictures, gradient, _KERNEL_SIZE), most_threads()
+    call = weight_gradient_call(tuple(pictures.shape), gradient.shape[1], out.stride(), (top, left), threads)
+    call.run(pictures, gradient, out)
     return out
 
 
@@ -215,49 +206,32 @@ def _convolution_shape(
     padding: Sequence[int],
     relu: bool = False,
 ) -> torch.Tensor:
-    return _empty(pictures, len(kernel), _output_size(pictures.shape[2:], padding))
+    return empty_pictures(pictures, len(kernel), output_size(pictures.shape[2:], _KERNEL_SIZE, padding))
 
 
 @torch.library.impl(_library, "winograd_input_gradient", "Meta")
 def _input_gradient_shape(gradient: torch.Tensor, kernel: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
-    other = [size - 1 - zeros for size, zeros in zip(_KERNEL_SIZE, padding, strict=True)]
-    return _empty(gradient, kernel.shape[1], _output_size(gradient.shape[2:], other))
+    _, _, around = turned_round(kernel, kernel.stride(), padding)
+    return empty_pictures(gradient, kernel.shape[1], output_size(gradient.shape[2:], _KERNEL_SIZE, around))
 
 
 @torch.library.impl(_library, "winograd_weight_gradient", "Meta")
 def _weight_gradient_shape(pictures: torch.Tensor, gradient: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
-    return _empty_kernel(pictures, gradient)
+    return empty_kernel(pictures, gradient, _KERNEL_SIZE)
 
 
-def _output_size(size: Sequence[int], padding: Sequence[int]) -> tuple[int, int]:
-    height, width = (s + 2 * p - k + 1 for s, p, k in zip(size, padding, _KERNEL_SIZE, strict=True))
-    return height, width
-
-
-def _dense(images: torch.Tensor) -> torch.Tensor:
-    """In channels-last memory without gaps."""
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def _empty(like: torch.Tensor, channels: int, size: Sequence[int]) -> torch.Tensor:
-    """`[B, channels, *size]` in channels-last memory."""
-    return like.new_empty((len(like), *size, channels)).permute(0, 3, 1, 2)
-
-
-def _empty_kernel(pictures: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """`[K, C, 3, 3]` in channels-last memory."""
-    return pictures.new_empty((gradient.shape[1], *_KERNEL_SIZE, pictures.shape[1])).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache
-def _compiled() -> Program:
+@compiled_once
+def _program(registers: Registers) -> Program:
     if sys.maxsize < 2**32:
         raise RuntimeError("it is written for addresses of 64 bits")
     from netloom.kernels.winograd_code import compile_winograd
 
-    return compile_winograd()
+    return compile_winograd(registers)
 
 
-def _program() -> Program:
-    with _compiling:  # several threads may be the first
-        return _compiled()
+def _registers() -> Registers:
+    """Of this processor."""
+    from netloom.kernels import winograd_code as code
+    from netloom.kernels.llvm import lanes_here
+
+    return code.THIRTY_TWO_OF_16 if lanes_here() == code.THIRTY_TWO_OF_16.lanes else code.SIXTEEN_OF_8

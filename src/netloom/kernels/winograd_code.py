@@ -1,27 +1,55 @@
 """The machine code of Winograd's convolution of 4x4 outputs at a time, for `winograd.py`.
 
 Pictures and gradients lie in channels-last memory, and what is computed of a tile of them, 36 numbers for each channel,
-in a room for some tiles that fits the processor's cache. There numbers lie by (frequency, group of 8 channels, tile,
-channel within the group), but products by (frequency, tile, channel). All arithmetic is of eight channels at a time.
+in a room for some tiles that fits the processor's cache. There numbers lie by (frequency, group of channels, tile,
+channel within the group), but products by (frequency, tile, channel). Channels are taken as many at a time as fill a
+register, and then by eights.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
-from netloom.kernels.llvm import LANES, POINTER, Part, Program, Routine, whole
+from netloom.kernels.llvm import POINTER, Part, Program, Routine, whole
 
 TILE = 4  # outputs of a tile, each way
 WINDOW = TILE + 2  # what they depend on, each way
 FREQUENCIES = WINDOW**2
-# Products for so many output channels are summed at once: two vectors of them in each of six tiles fill the registers.
-PANEL = 2 * LANES
-TILES_AT_ONCE = 6
-_CHANNELS_AT_ONCE = 4  # of the other side of a product of weights' gradients
+UNIT = 8  # channels, of inputs and of outputs, are a multiple of it
+
+
+@dataclass(frozen=True)
+class Registers:
+    """How products use the processor's registers.
+
+    Attributes:
+        lanes: Numbers of a register.
+        tiles: That are multiplied at once with a panel of kernels, whose sums stay in registers.
+        channels: The same for weights' gradients.
+    """
+
+    lanes: int
+    tiles: int
+    channels: int
+
+    @property
+    def panel(self) -> int:
+        """Numbers of its vectors."""
+        return self.vectors * self.lanes
+
+    @property
+    def vectors(self) -> int:
+        """Of a panel."""
+        return 2
+
+
+SIXTEEN_OF_8 = Registers(lanes=8, tiles=6, channels=4)
+THIRTY_TWO_OF_16 = Registers(lanes=16, tiles=9, channels=8)
 
 # Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016, section 4.3: F(4x4, 3x3).
 _OF_PICTURES = (
@@ -55,26 +83,34 @@ _KERNEL = ("kernels", "panels", "channels", "of_kernels", "of_channels", "of_row
 _SIZES = (
     "height", "width", "channels", "out_height", "out_width", "kernels", "panels", "top", "left",
     "tiles_down", "tiles_across", "n_tiles", "room", "of_kernels", "of_channels", "of_rows", "of_columns",
-    "relu", "n_threads",
+    "relu", "strands", "n_threads",
 )  # fmt: skip
 """Integers that both parts take: sizes; channels of the products (kernels, up to a whole panel); zeros above and to the
 left; tiles of a picture, of all, and those that there is room for; distances in the kernels' memory;
-whether outputs below zero become zero; threads."""
+whether outputs below zero become zero; into how many strands tiles are divided; threads."""
 
 
-def compile_winograd() -> Program:
-    """The parts `convolve` and `weight_gradient`, which take addresses and then `_SIZES`.
+def compile_winograd(registers: Registers) -> Program:
+    """The parts `convolve`, `weight_gradient` and `strands`, which take addresses and then `_SIZES`.
 
     `convolve` takes pictures, kernels, bias, outputs and room: for the transformed kernels, and then for each thread
     for a row of zeros, one that is written but not read, and the transformed pictures and products of `room` tiles.
     `weight_gradient` takes pictures, the outputs' gradient, the kernels' gradient, a row of zeros and room for both
-    transformed, of `room` tiles, and for the transformed kernels' gradient.
+    transformed, of `room` tiles, and for the transformed kernels' gradient. So does `strands`, but with room for the
+    latter of each strand, and then of each thread for both transformed: its threads share tiles, which they do without
+    waiting for one another, and not frequencies.
     """
     module = ir.Module("winograd")
-    tiles = _transform_tiles(module, "transform_pictures", _OF_PICTURES)
-    _add_convolve(module, tiles)
-    _add_weight_gradient(module, tiles)
-    return Program(module, ["convolve", "weight_gradient"])
+    tiles = _transform_tiles(module, "transform_pictures", _OF_PICTURES, registers.lanes, group=UNIT)
+    _add_convolve(module, tiles, registers)
+    gradients = _transform_tiles(
+        module, "transform_gradients", _transposed(_OF_PRODUCTS), registers.lanes, group=registers.lanes
+    )
+    sums = _sum_products(module, "sum_products", registers)
+    back = _transform_kernels_back(module, "transform_kernels_back", _transposed(_OF_KERNELS))
+    _add_weight_gradient(module, tiles, gradients, sums, back)
+    _add_strands(module, tiles, gradients, sums, back)
+    return Program(module, ["convolve", "weight_gradient", "strands"])
 
 
 def convolve_numbers(channels: int, panels: int, room: int, n_threads: int) -> int:
@@ -83,15 +119,15 @@ def convolve_numbers(channels: int, panels: int, room: int, n_threads: int) -> i
     return FREQUENCIES * panels * channels + n_threads * own
 
 
-def _add_convolve(module: Any, tiles: Routine) -> None:
-    kernels = _transform_kernels(module, "transform_kernels", _OF_KERNELS)
-    products, back = _multiply(module, "multiply"), _transform_back(module, "transform_back", _OF_PRODUCTS)
+def _add_convolve(module: Any, tiles: Routine, registers: Registers) -> None:
+    kernels = _transform_kernels(module, "transform_kernels", _OF_KERNELS, registers.panel)
+    products = _multiply(module, "multiply", registers)
+    back = _transform_back(module, "transform_back", _OF_PRODUCTS, registers.lanes)
 
     part = Part(module, "convolve", pointers=("pictures", "weights", "bias", "outputs", "scratch"), integers=_SIZES)
     given = part.arguments()
-    first, stop = part.share(part.build.sdiv(given["kernels"], whole(LANES)))
-    of_kernels = {"kernel": given["weights"], "transformed": given["scratch"]}
-    of_kernels |= {"first": part.product(first, whole(LANES)), "stop": part.product(stop, whole(LANES))}
+    first, stop = part.share(given["channels"])
+    of_kernels = {"kernel": given["weights"], "transformed": given["scratch"], "first": first, "stop": stop}
     part.call(kernels, {**given, **of_kernels})
 
     widest = part.largest(given["channels"], given["panels"])
@@ -125,11 +161,7 @@ def weight_gradient_numbers(channels: int, panels: int, room: int) -> int:
     return max(channels, panels) + FREQUENCIES * (room * (channels + panels) + channels * panels)
 
 
-def _add_weight_gradient(module: Any, tiles: Routine) -> None:
-    gradients = _transform_tiles(module, "transform_gradients", _transposed(_OF_PRODUCTS))
-    sums = _sum_products(module, "sum_products")
-    back = _transform_kernels_back(module, "transform_kernels_back", _transposed(_OF_KERNELS))
-
+def _add_weight_gradient(module: Any, tiles: Routine, gradients: Routine, sums: Routine, back: Routine) -> None:
     part = Part(module, "weight_gradient", pointers=("pictures", "gradient", "outputs", "scratch"), integers=_SIZES)
     given = part.arguments()
     widest = part.largest(given["channels"], given["panels"])
@@ -145,8 +177,7 @@ def _add_weight_gradient(module: Any, tiles: Routine) -> None:
         part.at(of_weights, part.product(frequency, size)), part.product(part.build.sub(behind, frequency), size)
     )
     part.meet()
-    of_outputs = {"height": given["out_height"], "width": given["out_width"], "channels": given["kernels"]}
-    of_outputs |= {"top": whole(0), "left": whole(0), "pictures": given["gradient"]}
+    of_outputs = _of_outputs(given)
 
     def do_block(number: Any, _: Any) -> None:
         block = {**given, **_block(part, number, given), "zeros": zeros}
@@ -162,10 +193,83 @@ def _add_weight_gradient(module: Any, tiles: Routine) -> None:
         part.meet()
 
     part.loop(whole(0), _n_blocks(part, given), 1, do_block)
-    first, stop = part.share(given["channels"])
-    of_kernels = {"kernel": given["outputs"], "transformed": of_weights, "first": first, "stop": stop}
-    part.call(back, {**given, **of_kernels})
+    _share_kernels_back(part, back, given, of_weights)
     part.end()
+
+
+def _of_outputs(given: dict[str, Any]) -> dict[str, Any]:
+    """What tiles of the outputs' gradient are transformed with."""
+    sizes = {"height": given["out_height"], "width": given["out_width"], "channels": given["kernels"]}
+    return {**sizes, "top": whole(0), "left": whole(0), "pictures": given["gradient"]}
+
+
+def strands_numbers(channels: int, panels: int, room: int, strands: int, n_threads: int) -> int:
+    """How many numbers the part `strands` has room for."""
+    own = room * (channels + panels)
+    return max(channels, panels) + FREQUENCIES * (strands * channels * panels + n_threads * own)
+
+
+def _add_strands(module: Any, tiles: Routine, gradients: Routine, sums: Routine, back: Routine) -> None:
+    part = Part(module, "strands", pointers=("pictures", "gradient", "outputs", "scratch"), integers=_SIZES)
+    given, build = part.arguments(), part.build
+    channels, panels, room, strands = (given[name] for name in ("channels", "panels", "room", "strands"))
+    widest, size = part.largest(channels, panels), part.product(whole(FREQUENCIES), channels, panels)
+    zeros = given["scratch"]
+    of_weights = part.at(zeros, widest)
+    of_thread = part.product(whole(FREQUENCIES), room, part.sum(channels, panels))
+    own = part.at(of_weights, part.sum(part.product(strands, size), part.product(part.number, of_thread)))
+    of_gradient = part.at(own, part.product(whole(FREQUENCIES), room, channels))
+    with build.if_then(build.icmp_signed("==", part.number, whole(0))):
+        part.clear(zeros, widest)
+    part.meet()
+    of_outputs = _of_outputs(given)
+    first, stop = part.share(strands)
+
+    def do_strand(strand: Any, _: Any) -> None:
+        own_sums = part.at(of_weights, part.product(strand, size))
+        part.clear(own_sums, size)
+        begin, end = (
+            build.sdiv(part.product(i, given["n_tiles"]), strands) for i in (strand, part.sum(strand, whole(1)))
+        )
+        n_blocks = build.sdiv(part.sum(build.sub(end, begin), build.sub(room, whole(1))), room)
+
+        def do_block(number: Any, _: Any) -> None:
+            start = part.sum(begin, part.product(number, room))
+            behind = part.sum(start, room)
+            behind = build.select(build.icmp_signed("<", behind, end), behind, end)
+            block = {**given, "zeros": zeros, "first": start, "own_first": start, "own_stop": behind}
+            part.call(tiles, {**block, "transformed": own, "stored": channels})
+            part.call(gradients, {**block, **of_outputs, "transformed": of_gradient, "stored": panels})
+            frequencies = {"frequency": whole(0), "behind": whole(FREQUENCIES), "n_tiles": build.sub(behind, start)}
+            transformed = {"of_pictures": own, "of_gradient": of_gradient, "sums": own_sums}
+            part.call(sums, {**block, **frequencies, **transformed})
+
+        part.loop(whole(0), n_blocks, 1, do_block)
+
+    part.loop(first, stop, 1, do_strand)
+    part.meet()
+    first, stop = (part.product(i, whole(UNIT)) for i in part.share(build.sdiv(size, whole(UNIT))))
+
+    def do_sums(place: Any, _: Any) -> None:
+        here = part.at(of_weights, place)
+
+        def do_other(strand: Any, total: list[Any]) -> list[Any]:
+            return [build.fadd(total[0], part.load(part.at(here, part.product(strand, size))))]
+
+        (total,) = part.loop(whole(1), strands, 1, do_other, [part.load(here)])
+        part.store(total, here)
+
+    part.loop(first, stop, UNIT, do_sums)
+    part.meet()
+    _share_kernels_back(part, back, given, of_weights)
+    part.end()
+
+
+def _share_kernels_back(part: Part, back: Routine, given: dict[str, Any], transformed: Any) -> None:
+    """Each thread some kernels, so that no two of them write into one line of the cache."""
+    first, stop = (part.product(i, whole(UNIT)) for i in part.share(part.build.sdiv(given["kernels"], whole(UNIT))))
+    of_kernels = {"kernel": given["outputs"], "transformed": transformed, "first": first, "stop": stop}
+    part.call(back, {**given, **of_kernels})
 
 
 def _n_blocks(part: Part, given: dict[str, Any]) -> Any:
@@ -184,6 +288,16 @@ def _block(part: Part, number: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 def _transposed(matrix: _Matrix) -> list[list[float]]:
     return [list(row) for row in zip(*matrix, strict=True)]
+
+
+def _for_channels(routine: Routine, n: Any, lanes: int, body: Callable[[Any, Any], None]) -> None:
+    """The body for each of `n` channels that begins a vector: of so many, and then of eights."""
+    filled = routine.build.and_(n, whole(-lanes))
+    with routine.vectors_of(lanes):
+        routine.loop(whole(0), filled, lanes, body)
+    if lanes > UNIT:
+        with routine.vectors_of(UNIT):
+            routine.loop(filled, n, UNIT, body)
 
 
 def _transform(
@@ -234,10 +348,11 @@ def _rows(
             build.store(build.select(is_inside, pixel, outside), build.gep(places, [whole(i * size + j)]))
 
 
-def _transform_tiles(module: Any, name: str, matrix: _Matrix) -> Routine:
+def _transform_tiles(module: Any, name: str, matrix: _Matrix, lanes: int, *, group: int) -> Routine:
     """Tiles `own_first` to `own_stop` of pictures, of as many numbers each way as the matrix has columns.
 
-    The room begins with the tile `first`, and has so many channels of each frequency as products take.
+    The room begins with the tile `first`, and has so many channels of each frequency as products take, in groups of
+    `group`.
     """
     size = len(matrix[0])
     integers = ("height", "width", "channels", "stored", "top", "left", *_TILES)
@@ -251,7 +366,8 @@ def _transform_tiles(module: Any, name: str, matrix: _Matrix) -> Routine:
         corner = (picture, build.sub(down, given["top"]), build.sub(across, given["left"]))
         of_pixels = {**given, "pixel_size": given["channels"]}
         _rows(routine, places, given["pictures"], given["zeros"], corner, size, of_pixels)
-        own = routine.product(build.sub(tile, given["first"]), whole(LANES))
+        own = routine.product(build.sub(tile, given["first"]), whole(group))
+        apart = routine.product(given["room"], whole(group))
 
         def do_channels(channel: Any, _: Any) -> None:
             target = routine.at(given["transformed"], routine.sum(routine.product(channel, given["room"]), own))
@@ -260,25 +376,30 @@ def _transform_tiles(module: Any, name: str, matrix: _Matrix) -> Routine:
                 return routine.load(routine.at(build.load(build.gep(places, [whole(i * size + j)])), channel))
 
             def store(i: int, j: int, vector: Any) -> None:
-                routine.store(vector, routine.at(target, routine.product(frequency, whole(i * WINDOW + j))))
+                place = routine.at(target, routine.product(frequency, whole(i * WINDOW + j)))
+                if routine.lanes <= group:
+                    routine.store(vector, place)
+                else:
+                    for n in range(routine.lanes // group):
+                        of_group = routine.at(place, routine.product(apart, whole(n)))
+                        routine.store(routine.piece(vector, n * group, group), of_group)
 
             _transform(routine, matrix, load, store)
 
-        routine.loop(whole(0), given["channels"], LANES, do_channels)
+        _for_channels(routine, given["channels"], lanes, do_channels)
 
     routine.loop(given["own_first"], given["own_stop"], 1, do_tile)
     routine.end()
     return routine
 
 
-def _transform_back(module: Any, name: str, matrix: _Matrix) -> Routine:
+def _transform_back(module: Any, name: str, matrix: _Matrix, lanes: int) -> Routine:
     """Outputs of the tiles `own_first` to `own_stop`, with their bias; what lies beyond the picture is not kept."""
     integers = ("height", "width", "kernels", "panels", "relu", *_TILES)
     routine = Routine(module, name, pointers=("of_products", "outputs", "unread", "bias"), integers=integers)
     given, build = routine.arguments(), routine.build
     places = build.alloca(POINTER, TILE**2)
     frequency = routine.product(given["room"], given["panels"])
-    least = routine.either(given["relu"], 0.0, -math.inf)
 
     def do_tile(tile: Any, _: Any) -> None:
         of_pixels = {**given, "pixel_size": given["kernels"]}
@@ -287,7 +408,7 @@ def _transform_back(module: Any, name: str, matrix: _Matrix) -> Routine:
 
         def do_kernels(kernel: Any, _: Any) -> None:
             source = routine.at(given["of_products"], routine.sum(own, kernel))
-            bias = routine.load(routine.at(given["bias"], kernel))
+            bias, least = routine.load(routine.at(given["bias"], kernel)), routine.either(given["relu"], 0.0, -math.inf)
 
             def load(i: int, j: int) -> Any:
                 return routine.load(routine.at(source, routine.product(frequency, whole(i * WINDOW + j))))
@@ -298,26 +419,29 @@ def _transform_back(module: Any, name: str, matrix: _Matrix) -> Routine:
 
             _transform(routine, matrix, load, store)
 
-        routine.loop(whole(0), given["kernels"], LANES, do_kernels)
+        _for_channels(routine, given["kernels"], lanes, do_kernels)
 
     routine.loop(given["own_first"], given["own_stop"], 1, do_tile)
     routine.end()
     return routine
 
 
-def _transform_kernels(module: Any, name: str, matrix: _Matrix) -> Routine:
-    """Kernels, for `_multiply` by (frequency, panel of kernels, channel, kernel within the panel)."""
+def _transform_kernels(module: Any, name: str, matrix: _Matrix, panel_size: int) -> Routine:
+    """Kernels, for `_multiply` by (frequency, panel of kernels, channel, kernel within the panel).
+
+    Of the channels `first` to `stop`, so that no two threads write into one line of the cache.
+    """
     routine = Routine(module, name, pointers=("kernel", "transformed"), integers=_KERNEL)
     given, build = routine.arguments(), routine.build
     frequency = routine.product(given["panels"], given["channels"])
 
     def do_kernels(kernel: Any, _: Any) -> None:
-        within = build.srem(kernel, whole(PANEL))
+        within = build.srem(kernel, whole(panel_size))
         panel = routine.product(build.sub(kernel, within), given["channels"])
 
         def do_channel(channel: Any, _: Any) -> None:
             source = _kernel_at(routine, kernel, channel, given)
-            place = routine.sum(panel, routine.product(channel, whole(PANEL)), within)
+            place = routine.sum(panel, routine.product(channel, whole(panel_size)), within)
             target = routine.at(given["transformed"], place)
 
             def load(i: int, j: int) -> Any:
@@ -328,15 +452,18 @@ def _transform_kernels(module: Any, name: str, matrix: _Matrix) -> Routine:
 
             _transform(routine, matrix, load, store)
 
-        routine.loop(whole(0), given["channels"], 1, do_channel)
+        routine.loop(given["first"], given["stop"], 1, do_channel)
 
-    routine.loop(given["first"], given["stop"], LANES, do_kernels)
+    routine.loop(whole(0), given["kernels"], UNIT, do_kernels)
     routine.end()
     return routine
 
 
 def _transform_kernels_back(module: Any, name: str, matrix: _Matrix) -> Routine:
-    """The kernels' gradient from that of the transformed ones, by (frequency, channel, kernel)."""
+    """The kernels' gradient from that of the transformed ones, by (frequency, channel, kernel).
+
+    Of the kernels `first` to `stop`.
+    """
     routine = Routine(module, name, pointers=("kernel", "transformed"), integers=_KERNEL)
     given = routine.arguments()
     frequency = routine.product(given["channels"], given["panels"])
@@ -354,9 +481,9 @@ def _transform_kernels_back(module: Any, name: str, matrix: _Matrix) -> Routine:
 
             _transform(routine, matrix, load, store)
 
-        routine.loop(whole(0), given["kernels"], LANES, do_kernels)
+        routine.loop(given["first"], given["stop"], UNIT, do_kernels)
 
-    routine.loop(given["first"], given["stop"], 1, do_channel)
+    routine.loop(whole(0), given["channels"], 1, do_channel)
     routine.end()
     return routine
 
@@ -371,7 +498,7 @@ def _weight_at(routine: Routine, kernel: Any, row: int, column: int, given: dict
     return routine.at(kernel, routine.sum(down, across))
 
 
-def _multiply(module: Any, name: str) -> Routine:
+def _multiply(module: Any, name: str, registers: Registers) -> Routine:
     """For each frequency the product of pictures, a row for each tile there is room for, with kernels."""
     pointers, integers = ("of_pictures", "of_weights", "of_products"), ("room", "channels", "panels")
     routine = Routine(module, name, pointers=pointers, integers=integers)
@@ -381,7 +508,7 @@ def _multiply(module: Any, name: str) -> Routine:
         ("of_weights", "channels", "panels"),
         ("of_products", "room", "panels"),
     ]
-    n_vectors = PANEL // LANES
+    routine.lanes, panel_size = registers.lanes, registers.panel
 
     def do_frequency(frequency: Any, _: Any) -> None:
         pictures, kernels, products = (
@@ -393,39 +520,39 @@ def _multiply(module: Any, name: str) -> Routine:
             of_panel = routine.at(kernels, routine.product(panel, given["channels"]))
 
             def do_tiles(tile: Any, _: Any) -> None:
-                of_tiles = routine.at(pictures, routine.product(tile, whole(LANES)))
+                of_tiles = routine.at(pictures, routine.product(tile, whole(UNIT)))
 
                 def do_channels(channel: Any, sums: list[Any]) -> list[Any]:
                     numbers = routine.at(of_tiles, routine.product(channel, given["room"]))
-                    rows = routine.at(of_panel, routine.product(channel, whole(PANEL)))
-                    for lane in range(LANES):
-                        places = [routine.at(rows, whole(lane * PANEL + v * LANES)) for v in range(n_vectors)]
-                        vectors = [routine.load(place) for place in places]
-                        for i in range(TILES_AT_ONCE):
-                            number = routine.spread(routine.at(numbers, whole(i * LANES + lane)))
+                    rows = routine.at(of_panel, routine.product(channel, whole(panel_size)))
+                    for c in range(UNIT):
+                        starts = range(c * panel_size, (c + 1) * panel_size, registers.lanes)
+                        vectors = [routine.load(routine.at(rows, whole(start))) for start in starts]
+                        for i in range(registers.tiles):
+                            number = routine.spread(routine.at(numbers, whole(i * UNIT + c)))
                             for v, vector in enumerate(vectors):
-                                at = i * n_vectors + v
+                                at = i * registers.vectors + v
                                 sums[at] = routine.multiply_add(number, vector, sums[at])
                     return sums
 
-                zeros = [routine.zeros()] * (TILES_AT_ONCE * n_vectors)
-                sums = routine.loop(whole(0), given["channels"], LANES, do_channels, zeros)
-                for i in range(TILES_AT_ONCE):
+                zeros = [routine.zeros()] * (registers.tiles * registers.vectors)
+                sums = routine.loop(whole(0), given["channels"], UNIT, do_channels, zeros)
+                for i in range(registers.tiles):
                     row = routine.sum(routine.product(routine.sum(tile, whole(i)), given["panels"]), panel)
-                    for v in range(n_vectors):
-                        target = routine.at(products, routine.sum(row, whole(v * LANES)))
-                        routine.store(sums[i * n_vectors + v], target)
+                    for v in range(registers.vectors):
+                        target = routine.at(products, routine.sum(row, whole(v * registers.lanes)))
+                        routine.store(sums[i * registers.vectors + v], target)
 
-            routine.loop(whole(0), given["room"], TILES_AT_ONCE, do_tiles)
+            routine.loop(whole(0), given["room"], registers.tiles, do_tiles)
 
-        routine.loop(whole(0), given["panels"], PANEL, do_panel)
+        routine.loop(whole(0), given["panels"], panel_size, do_panel)
 
     routine.loop(whole(0), whole(FREQUENCIES), 1, do_frequency)
     routine.end()
     return routine
 
 
-def _sum_products(module: Any, name: str) -> Routine:
+def _sum_products(module: Any, name: str, registers: Registers) -> Routine:
     """Add to the transformed kernels' gradient, by (frequency, channel, kernel), what the tiles tell.
 
     Of the frequencies from `frequency` on to `behind`.
@@ -436,7 +563,7 @@ def _sum_products(module: Any, name: str) -> Routine:
     )
     routine = Routine(module, name, pointers=pointers, integers=integers)
     given = routine.arguments()
-    n_tiles, n_vectors = given["n_tiles"], PANEL // LANES
+    routine.lanes, n_tiles, n_vectors = registers.lanes, given["n_tiles"], registers.vectors
     even = routine.build.and_(n_tiles, whole(-2))
     sizes = [("of_pictures", "room", "channels"), ("of_gradient", "room", "panels"), ("sums", "channels", "panels")]
 
@@ -451,25 +578,27 @@ def _sum_products(module: Any, name: str) -> Routine:
 
             def do_channels(channel: Any, _: Any) -> None:
                 of_channels = routine.at(pictures, routine.product(channel, given["room"]))
-                for half in range(0, LANES, _CHANNELS_AT_ONCE):
-                    rows = [routine.sum(channel, whole(half + i)) for i in range(_CHANNELS_AT_ONCE)]
+                for start in range(0, UNIT, registers.channels):
+                    rows = [routine.sum(channel, whole(start + i)) for i in range(registers.channels)]
                     targets = [
                         routine.at(
-                            all_sums, routine.sum(routine.product(row, given["panels"]), panel, whole(v * LANES))
+                            all_sums,
+                            routine.sum(routine.product(row, given["panels"]), panel, whole(v * registers.lanes)),
                         )
                         for row in rows
                         for v in range(n_vectors)
                     ]
 
-                    def do_tile(tile: Any, sums: list[Any], half: int = half) -> list[Any]:
-                        place = routine.product(tile, whole(LANES))
-                        apart = routine.product(given["room"], whole(LANES))
+                    def do_tile(tile: Any, sums: list[Any], start: int = start) -> list[Any]:
+                        place = routine.product(tile, whole(registers.lanes))
+                        apart = routine.product(given["room"], whole(registers.lanes))
                         vectors = [
                             routine.load(routine.at(of_panel, routine.sum(place, routine.product(apart, whole(v)))))
                             for v in range(n_vectors)
                         ]
-                        for i in range(_CHANNELS_AT_ONCE):
-                            number = routine.spread(routine.at(of_channels, routine.sum(place, whole(half + i))))
+                        of_tile = routine.at(of_channels, routine.product(tile, whole(UNIT)))
+                        for i in range(registers.channels):
+                            number = routine.spread(routine.at(of_tile, whole(start + i)))
                             for v, vector in enumerate(vectors):
                                 at = i * n_vectors + v
                                 sums[at] = routine.multiply_add(number, vector, sums[at])
@@ -485,9 +614,9 @@ def _sum_products(module: Any, name: str) -> Routine:
                     for target, vector in zip(targets, sums, strict=True):
                         routine.store(vector, target)
 
-            routine.loop(whole(0), given["channels"], LANES, do_channels)
+            routine.loop(whole(0), given["channels"], UNIT, do_channels)
 
-        routine.loop(whole(0), given["panels"], PANEL, do_panel)
+        routine.loop(whole(0), given["panels"], registers.panel, do_panel)
 
     routine.loop(given["frequency"], given["behind"], 1, do_frequency)
     routine.end()

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from netloom.kernels import winograd
+from netloom.kernels.calls import usable
 from netloom.models.folding import (
     SUMMED,
     SUMS,
@@ -95,7 +96,7 @@ def replace_convolutions(folded: fx.GraphModule, n_pictures: int) -> bool:
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return False
     suited = {node: spared for node in folded.graph.nodes if (spared := _arithmetic(folded, node))}
-    if n_pictures * sum(suited.values()) < _LEAST_ARITHMETIC or not winograd.usable():
+    if n_pictures * sum(suited.values()) < _LEAST_ARITHMETIC or not usable():
         return False
     for node in suited:
         following = _activation(folded, node)

@@ -1,10 +1,11 @@
 """A convolution that computes by other kernels than torch's own where these are faster.
 
-Kernels of 3x3 may be taken by Winograd's transformation (see `kernels/winograd.py`). Of others, the weights' gradient
-may be a product of matrices: on processors with AVX2 only, oneDNN's own kernel for it reaches less than half of the
-arithmetic in channels-last memory. The product of unfolded pictures with the gradient (Chellapilla et al., "High
-performance convolutional neural networks for document processing", 2006) moves more memory and reaches two thirds and
-more from about 32 input channels on. For grey pictures that kernel is slower still.
+Kernels of 3x3 may be taken by Winograd's transformation (see `kernels/winograd.py`), and those of few channels by sums
+of products (see `kernels/direct.py`). The weights' gradient may also be a product of matrices: on processors with AVX2
+only, oneDNN's own kernel for it reaches less than half of the arithmetic in channels-last memory. The product of
+unfolded pictures with the gradient (Chellapilla et al., "High performance convolutional neural networks for document
+processing", 2006) moves more memory and reaches two thirds and more from about 32 input channels on. For grey pictures
+that kernel is slower still.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from netloom.kernels import winograd
+from netloom.kernels import direct, winograd
 from netloom.runtime import ConvolutionMethods
 
 
@@ -52,9 +53,14 @@ class ConvolutionShape:
         """Whether it may be computed by Winograd's transformation."""
         return winograd.suits(self.pictures, self.kernel, self.stride, self.padding, self.dtype)
 
+    @property
+    def suits_direct(self) -> bool:
+        """Whether our own sums of products may compute it."""
+        return direct.suits(self.pictures, self.kernel, self.stride, self.padding, self.dtype)
+
     def takes(self, methods: ConvolutionMethods) -> bool:
         """Whether it may be computed so."""
-        return self.suits_winograd or "winograd" not in methods
+        return (self.suits_winograd or "winograd" not in methods) and (self.suits_direct or "direct" not in methods)
 
     def example(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pictures, weights and a gradient of the output, of ones, in channels-last memory."""
@@ -103,6 +109,8 @@ def output_by(
     """The outputs `[B, K, H', W']`."""
     if method == "winograd":
         return winograd.convolution(pictures, kernel, bias, padding)
+    if method == "direct":
+        return direct.convolution(pictures, kernel, bias, padding)
     return torch.ops.aten.convolution(  # type: ignore[no-any-return]
         pictures, kernel, bias, stride, padding, [1, 1], False, [0, 0], 1
     )
@@ -119,6 +127,8 @@ def input_gradient_by(
     """The pictures' gradient `[B, C, H, W]`."""
     if method == "winograd":
         return winograd.input_gradient(gradient, kernel, padding)
+    if method == "direct":
+        return direct.input_gradient(gradient, kernel, padding)
     return _torch_gradients(gradient, pictures, kernel, stride, padding, [True, False, False])[0]
 
 
@@ -133,6 +143,8 @@ def weight_gradient_by(
     """The weights' gradient `[K, C, h, w]`."""
     if method == "winograd":
         return winograd.weight_gradient(pictures, gradient, padding)
+    if method == "direct":
+        return direct.weight_gradient(pictures, gradient, kernel.shape[2:], padding)
     if method == "unfolded":
         return unfolded_weight_gradient(gradient, pictures, kernel.shape[2:], stride, padding)
     return _torch_gradients(gradient, pictures, kernel, stride, padding, [False, True, False])[1]

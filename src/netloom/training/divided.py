@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
-from netloom.kernels import winograd
+from netloom.kernels.calls import usable
 from netloom.memory import free_memory_bytes
 from netloom.models.heads import Head
 from netloom.runtime import ConvolutionMethods, ExecutionPlan
@@ -33,6 +33,8 @@ from netloom.training.timing import fastest_seconds
 _SHARE_OF_FREE_MEMORY = 0.25
 # Another kernel for a convolution must be clearly faster to be taken: below that, measurements are noise.
 _WORTHWHILE = 1.1
+# Within compiled steps torch's must be so many times faster than ours to be taken: it interrupts them.
+_WORTHWHILE_COMPILED = 2.5
 # Each kernel is timed for so long: of a shape of convolution there are up to seven, and they differ by far more than
 # the noise of a few repetitions.
 _SECONDS_FOR_EACH_KERNEL = 0.01
@@ -82,7 +84,9 @@ class DividedStep:
         shapes = self.gradients.convolutions(self.batch)
         room = _SHARE_OF_FREE_MEMORY * free_memory_bytes() / max(1, self.plan.shards)
         methods = tuple(
-            ConvolutionMethods() if shape is None else _fastest_methods(shape, n_threads, shape.unfolded_bytes <= room)
+            ConvolutionMethods()
+            if shape is None
+            else _fastest_methods(shape, n_threads, shape.unfolded_bytes <= room, self.plan.compiled)
             for shape in shapes
         )
         return methods if set(methods) - {ConvolutionMethods()} else ()
@@ -130,27 +134,32 @@ class _DroppingNothing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @functools.lru_cache
-def _fastest_methods(shape: ConvolutionShape, n_threads: int, may_unfold: bool) -> ConvolutionMethods:
-    """Those with so many threads, which torch has now; cached, since deep networks repeat their shapes."""
+def _fastest_methods(
+    shape: ConvolutionShape, n_threads: int, may_unfold: bool, is_compiled: bool
+) -> ConvolutionMethods:
+    """Those with so many threads, which torch has now; cached, since deep networks repeat their shapes.
+
+    Where steps are compiled those in machine code of ours save more than their own time: they need no tensors.
+    """
     pictures, kernel, gradient = shape.example()
-    winograds = ["winograd"] if shape.suits_winograd and winograd.usable() else []
+    suited = {"winograd": shape.suits_winograd, "direct": shape.suits_direct}
+    own = [method for method, suits in suited.items() if suits and usable()]
     given = (gradient, pictures, kernel, shape.stride, shape.padding)
+    least = 1 / _WORTHWHILE_COMPILED if is_compiled else _WORTHWHILE
+    for_weights = [*own, *["unfolded"] * (may_unfold and not is_compiled)]
     found = [
-        _fastest(lambda method: output_by(method, pictures, kernel, None, shape.stride, shape.padding), winograds),
-        _fastest(lambda method: input_gradient_by(method, *given), winograds),
-        _fastest(
-            lambda method: weight_gradient_by(method, *given),
-            [*winograds, *["unfolded"] * may_unfold],
-        ),
+        _fastest(lambda method: output_by(method, pictures, kernel, None, shape.stride, shape.padding), own, least),
+        _fastest(lambda method: input_gradient_by(method, *given), own, least),
+        _fastest(lambda method: weight_gradient_by(method, *given), for_weights, least),
     ]
     return ConvolutionMethods(*found)  # type: ignore[arg-type]
 
 
-def _fastest(compute: Callable[[str], object], others: Sequence[str]) -> str:
-    """The fastest of these methods, or torch's where none is clearly faster."""
+def _fastest(compute: Callable[[str], object], others: Sequence[str], least: float) -> str:
+    """The fastest of these methods, or torch's where none is so many times faster."""
     if not others:
         return "torch"
     runs = [functools.partial(compute, method) for method in ("torch", *others)]
     own, *seconds = fastest_seconds(runs, "cpu", seconds_for_each=_SECONDS_FOR_EACH_KERNEL)
     fastest = min(range(len(others)), key=seconds.__getitem__)
-    return others[fastest] if own > seconds[fastest] * _WORTHWHILE else "torch"
+    return others[fastest] if own > seconds[fastest] * least else "torch"

@@ -11,6 +11,7 @@ from torch import nn
 
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
+from netloom.kernels.calls import usable
 from netloom.models.contract import ImageModel
 from netloom.runtime import ExecutionPlan, Precision, executing, on_device, training_threads
 from netloom.training.cuda_graphs import RecordingError
@@ -96,14 +97,15 @@ def _fastest_on_cpu(
         reasons, captured = [reason], []
         if shards == "auto" and n_steps * compared[plan] >= _SHORT_SECONDS:
             most = min(threads or training_threads(), len(steps.batch))
-            captured = _captured_plans(compared, steps, plan, most, reasons)
+            may_compile = "float32" in (plan.precision, "float32" if precision == "auto" else "")
+            captured = _captured_plans(compared, steps, plan, most, reasons, may_compile=may_compile)
         with _refusal_as_reason(reasons):
             compared.repeat()
             plan = _fewest_threads(compared, whole)
             fastest = min(captured, key=compared.__getitem__, default=plan)
             if captured and (speedup := compared[plan] / compared[fastest]) >= _WORTHWHILE:
                 plan = fastest
-                how = f"in {plan.shards} shards" if plan.shards > 1 else "captured"
+                how = f"in {plan.shards} shards" if plan.shards > 1 else "compiled" if plan.compiled else "captured"
                 reasons.append(f"a step is {speedup:.1f} times faster {how}")
         return replace(plan, reason="; ".join(dict.fromkeys(reasons)))
 
@@ -138,11 +140,12 @@ def _fewest_threads(compared: Comparison, plans: Sequence[ExecutionPlan]) -> Exe
 
 
 def _captured_plans(
-    compared: Comparison, steps: TimedSteps, plan: ExecutionPlan, most: int, reasons: list[str]
+    compared: Comparison, steps: TimedSteps, plan: ExecutionPlan, most: int, reasons: list[str], *, may_compile: bool
 ) -> list[ExecutionPlan]:
     """Plans by which steps are captured, divided or not, roughly timed beside that for whole batches.
 
-    What the model does not allow is told in `reasons`.
+    With `may_compile` captured steps in float32 run machine code, too. What the model does not allow is told in
+    `reasons`.
     """
     # Where all threads were best for whole batches no other work has their cores, and fewer shards would do less.
     numbers = [most, max(1, most // 2)] if plan.threads < most else [most]
@@ -153,6 +156,8 @@ def _captured_plans(
     candidates = [replace(plan, shards=min(number, fitting)) for number in numbers]
     if most > 1:
         candidates += [replace(plan, shards=1, threads=threads) for threads in (plan.threads, most)]
+    if may_compile and usable():
+        candidates.append(replace(plan, precision="float32", shards=1, threads=most, compiled=True))
     plans = []
     for candidate in dict.fromkeys(candidates):
         with _refusal_as_reason(reasons):

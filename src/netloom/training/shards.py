@@ -18,12 +18,15 @@ import torch
 from torch import nn
 
 from netloom.data.batches import Batch
+from netloom.kernels.calls import usable
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan
 from netloom.training.capture import StepGraph, capture, convolution_shapes, flat_batch, split_parameters
+from netloom.training.compiled_graph import CompiledGraph, compile_graph
 from netloom.training.convolution import ConvolutionShape
 from netloom.training.crew import FLAT, Crew, flat_views, pieces_of
+from netloom.training.machine_code import Piece
 from netloom.training.script import Segment, compile_segments
 from netloom.training.step_rewrites import CaptureError
 
@@ -42,6 +45,8 @@ class _Compiled:
     inputs: list[str]
     segments: list[Segment]
     results: list[str]
+    constants: list[torch.Tensor]
+    pieces: list[Piece]
 
 
 class ShardedGradients:
@@ -96,7 +101,7 @@ class ShardedGradients:
         shares = _shares(batch, shards)
         state = [p.detach() for p in (*self._trained, *self._frozen)] + self._buffers
         values = [
-            dict(zip(c.inputs, [*state, *flat_batch(shard, self.heads), share, *own, *c.graph.constants], strict=True))
+            dict(zip(c.inputs, [*state, *flat_batch(shard, self.heads), share, *own, *c.constants], strict=True))
             for c, shard, share, own in zip(compiled, shards, shares, masks, strict=True)
         ]
         for parameter in self._trained:  # the last step's: their memory is taken again
@@ -145,10 +150,20 @@ class ShardedGradients:
                 n_shards=n_shards,
             )
             try:
-                self._compiled[key] = _Compiled(graph, *compile_segments(graph.graph))
+                code = CompiledGraph(graph.graph, [], [])
+                if self.plan.compiled and n_shards == 1:
+                    code = self._machine_code(graph)
+                constants = [*graph.constants, *code.memory]
+                self._compiled[key] = _Compiled(graph, *compile_segments(code.graph), constants, code.pieces)
             except Exception as error:  # of any kind: what a graph may hold has no end
                 raise CaptureError.by(error, "it has no script") from error
         return self._compiled[key]
+
+    def _machine_code(self, graph: StepGraph) -> CompiledGraph:
+        """The step with machine code in place of what has some."""
+        if not usable():
+            raise CaptureError("the plan takes machine code, which llvmlite cannot make here")
+        return compile_graph(graph.graph, torch.get_num_threads())
 
     def _masks(self, graph: StepGraph, step: int, sizes: Sequence[int]) -> list[list[torch.Tensor]]:
         """Masks by shard: those of the whole batch, divided, so that they do not depend on how it is."""

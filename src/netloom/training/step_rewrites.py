@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from netloom.errors import TrainingError
-from netloom.kernels import winograd
+from netloom.kernels.calls import usable
 from netloom.runtime import ConvolutionMethods
 from netloom.training.batch_norm import sharded_batch_norm
 from netloom.training.convolution import ConvolutionShape, convolution_by
@@ -108,7 +108,7 @@ def rewrite(
     for convolution, of_it in zip(_convolutions(graph), methods, strict=False):
         shape = _shape_of(convolution)
         if of_it != ConvolutionMethods() and shape is not None and shape.takes(of_it):
-            if "winograd" in of_it and not winograd.usable():
+            if {"winograd", "direct"} & set(of_it) and not usable():
                 raise CaptureError("the plan takes convolutions by machine code, which llvmlite cannot make here")
             convolution.target, convolution.args = convolution_by, (*convolution.args[:5], list(of_it))
     for node in list(graph.nodes):
