@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.suite import page
 from benchmarks.suite.errors import MeasuringError, OtherSettingError
-from benchmarks.suite.machine import OtherWork, machine_record, source_version
+from benchmarks.suite.machine import OtherWork, machine_record, narrow_isa, source_version
 from benchmarks.suite.networks import NETWORKS
 from benchmarks.suite.pictures import HELD_OUT, photo_folder, source_of_photos
 from benchmarks.suite.plans import BENCHMARKS, Benchmark, Case, resized
@@ -55,7 +55,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="turns (default 5)")
     parser.add_argument("--threads", type=int, help="processors and threads of each process (default all)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--isa", help="limit oneDNN to these instructions (ONEDNN_MAX_CPU_ISA), for example AVX2")
+    parser.add_argument("--isa", help="limit oneDNN (ONEDNN_MAX_CPU_ISA) to these instructions, with AVX2 torch, too")
     parser.add_argument("--only", nargs="+", metavar="NETWORK", help="measure these networks only")
     parser.add_argument(
         "--contenders", nargs="+", metavar="NAME", help="netloom and these peers only, written to build/performance"
@@ -220,7 +220,7 @@ def _results(whole: Benchmark, options: argparse.Namespace, device: str) -> Resu
         OtherSettingError: The two must not be mixed.
     """
     benchmark = _chosen(whole, options)
-    path: Path = options.out / f"{result_name(benchmark.name, device, options.isa)}.json"
+    path: Path = options.out / f"{result_name(benchmark.name, device, options.isa or narrow_isa())}.json"
     if options.out == _TRIALS and not options.go_on:
         path.unlink(missing_ok=True)
     results = Results.read(path, _setting(benchmark, options, device), whole.cases)
@@ -240,7 +240,10 @@ def _circumstances(benchmark: Benchmark, options: argparse.Namespace, source: So
 
 
 def result_name(benchmark: str, device: str, isa: str | None) -> str:
-    """Of the result file without its ending: `training`, `training-cuda`, `training-avx2`."""
+    """Of the result file without its ending: `training`, `training-cuda`, `training-avx2`.
+
+    The last is of a processor that has no wider vectors, or of one that was told to take no wider ones.
+    """
     return "-".join([benchmark, *([device] if device != "cpu" else []), *([isa.lower()] if isa else [])])
 
 

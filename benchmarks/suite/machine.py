@@ -26,6 +26,11 @@ def machine_record() -> dict[str, Any]:
     return {key: environment[key] for key in kept} | {"cpu_flags": cpu_flags(), "memory_bytes": memory_bytes()}
 
 
+def narrow_isa() -> str | None:
+    """`AVX2` where the processor has no wider vectors: its figures are for those whose laptop is such a one."""
+    return "AVX2" if environment_record()["cpu_capability"] == "AVX2" else None
+
+
 def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two records are of machines alike: apart from the system's version and from memory.
 

@@ -114,6 +114,8 @@ class Processes:
         }
         if self.isa:
             environment["ONEDNN_MAX_CPU_ISA"] = self.isa
+            if self.isa == "AVX2":  # torch's own operations, too, and what asks torch
+                environment["ATEN_CPU_CAPABILITY"] = "avx2"
         if self.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         if not own:

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from netloom.data.batches import Batch
 from netloom.errors import NetloomError, TrainingError
-from netloom.kernels import winograd
 from netloom.models import create_model, model_names, model_options
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed

@@ -84,7 +84,7 @@ def infer(job: dict[str, Any]) -> dict[str, Any]:
     pixels, labels, parts = _parts(net, HELD_OUT, 0)
     few = netloom.ImageSet.from_arrays(pixels, labels, splits=parts)
     run = _train(few, net, {**job, "epochs": 1}, 1, EpochClock(), **_WITHOUT_VALIDATION)
-    plan = replace(run.plan, threads=job["threads"], shards=0, convolutions=())
+    plan = replace(run.plan, threads=job["threads"], shards=0, convolutions=(), compiled=False)
     model, head = on_device(run.model(), plan.device), build_heads(run.recipe, run.data.class_names)[0]
     image_set = resident(netloom.ImageSet.from_arrays(*noise(net.shape, net.classes, job["pictures"])), plan.device)
     batches = ImageBatches(

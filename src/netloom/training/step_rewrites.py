@@ -65,7 +65,7 @@ class Mask:
         bits = torch.from_numpy(words.view(np.int16)[:n])
         level = round(self.keep * 2**16) - 2**15
         kept = bits < level if level < 2**15 else torch.ones_like(bits)  # 2**15 itself is no int16
-        mask = kept.to(self.dtype).mul_(self.scale)
+        mask = torch.mul(kept, torch.tensor(self.scale, dtype=self.dtype))
         if len(shape) == 4:  # in the memory format of what it is multiplied with
             return mask.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
         return mask.view(shape)

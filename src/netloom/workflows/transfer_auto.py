@@ -254,7 +254,7 @@ def expected_seconds(
     chosen, cpus = plan or fitting.choose_plan(), usable_cpus()
     decided = plan is not None or recipe.shards not in (0, "auto")
     candidates = [] if decided else [t for t in candidate_threads(folds, cpus, None) if t <= training_threads()]
-    whole = [replace(chosen, threads=threads, shards=0, convolutions=()) for threads in candidates]
+    whole = [replace(chosen, threads=threads, shards=0, convolutions=(), compiled=False) for threads in candidates]
     alone, *seconds = fitting.step_seconds([chosen, *whole])
     if decided:
         rounds = math.ceil(folds / max(1, cpus // chosen.cpus)) * alone
