@@ -126,7 +126,7 @@ def test_convolutions_by_winograds_transformation(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("capability", "n_pictures", "usable"),
-    [("AVX512", 10**9, True), ("NEON", 10**9, True), ("AVX2", 10, True), ("AVX2", 10**9, False)],
+    [("DEFAULT", 10**9, True), ("NEON", 10**9, True), ("AVX2", 10, True), ("AVX2", 10**9, False)],
 )
 def test_where_convolutions_stay_as_they_are(
     monkeypatch: pytest.MonkeyPatch, capability: str, n_pictures: int, usable: bool

@@ -88,12 +88,12 @@ def fuse_convolutions(folded: fx.GraphModule) -> bool:
 def replace_convolutions(folded: fx.GraphModule, n_pictures: int) -> bool:
     """Take 3x3 convolutions of a network from `fold` by Winograd's transformation, in place, where that is faster.
 
-    That is on processors with AVX2 and no wider vectors, for batches of `n_pictures` that are worth it; for others
-    everything stays as it was. No measurement decides, so that the same network always has the same outputs. They
+    That is on processors with AVX2 or AVX-512, for batches of `n_pictures` that are worth it; for others everything
+    stays as it was. No measurement decides, so that the same network always has the same outputs. They
     differ from the folded network's as rounding does. Returns whether anything was replaced. Where it raises an error,
     of whatever kind, the graph must not be used.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return False
     suited = {node: spared for node in folded.graph.nodes if (spared := _arithmetic(folded, node))}
     if n_pictures * sum(suited.values()) < _LEAST_ARITHMETIC or not usable():
