@@ -40,6 +40,7 @@ from training.helpers import HEAD, StopAfter, batches, equal, network, train, un
 CLASSES = Head(class_names=tuple("abcde"))
 UNFOLDED = ConvolutionMethods(weight_gradient="unfolded")
 WINOGRAD = ConvolutionMethods("winograd", "winograd", "winograd")
+DIRECT = ConvolutionMethods("direct", "direct", "direct")
 WINOGRAD_KERNELS = ["convolution.default", "input_gradient.default", "weight_gradient.default"]
 HEAVY = {"alexnet", "vgg13", "vgg16", "vgg19", "resnet32", "resnet56"}
 
@@ -369,10 +370,16 @@ def test_the_same_plan_gives_the_same_bits_whoever_is_first() -> None:
         sharded(model, batch, 4).assert_same_bits(first)
 
 
-@pytest.mark.parametrize("methods", [(), (UNFOLDED,)])
-def test_a_training_in_shards_learns_and_resumes_bit_for_bit(methods: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ExecutionPlan("cpu", 1, "float32", shards=3),
+        ExecutionPlan("cpu", 1, "float32", shards=3, convolutions=(UNFOLDED,)),
+        ExecutionPlan("cpu", 2, "float32", shards=1, compiled=True, convolutions=(DIRECT, WINOGRAD)),
+    ],
+)
+def test_a_training_of_captured_steps_learns_and_resumes_bit_for_bit(plan: ExecutionPlan, tmp_path: Path) -> None:
     """Weights, optimizer, statistics and figures; six steps are an epoch."""
-    plan = ExecutionPlan("cpu", 1, "float32", shards=3, convolutions=methods)
     whole, cut = Checkpointer(tmp_path / "whole.safetensors"), Checkpointer(tmp_path / "cut.safetensors")
     unbroken, stopped, resumed = network(), network(), network(seed=1)
     state = train(unbroken, plan=plan, checkpointer=whole)
@@ -566,7 +573,7 @@ def test_kernels_are_chosen_by_their_time(monkeypatch: pytest.MonkeyPatch) -> No
         return [times[run.args[0]] for run in runs]
 
     monkeypatch.setattr(divided, "fastest_seconds", seconds)
-    unfolds, by_sums = UNFOLDED, ConvolutionMethods("direct", "direct", "direct")
+    unfolds, by_sums = UNFOLDED, DIRECT
     by_sums_unfolding = by_sums._replace(weight_gradient="unfolded")
     for by_method, usable, compiled, expected in (
         ({"torch": 3.0, "winograd": 1.0, "direct": 1.5, "unfolded": 2.0}, True, False, (by_sums, WINOGRAD)),

@@ -286,7 +286,8 @@ def _add_weight_gradient(module: Any, shape: DirectShape) -> None:
                 place = part.sum(part.product(number, whole(out_height)), y)
                 gradient = part.at(given["gradient"], part.product(place, whole(of_row)))
                 if not shape.fills:  # vectors read beyond the last number of a row
-                    is_last = part.build.icmp_signed("==", place, last)
+                    n_last = -(-(shape.room - shape.kernels) // of_row)
+                    is_last = part.build.icmp_signed(">", place, part.build.sub(last, whole(n_last)))
                     with part.build.if_then(is_last):
                         part.copy(gradient, buffer, of_row)
                     gradient = part.build.select(is_last, buffer, gradient)

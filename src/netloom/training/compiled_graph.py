@@ -18,8 +18,9 @@ from torch.fx import Graph, Node
 
 from netloom.kernels.calls import PartCall
 from netloom.training.arena import Lifetime, places
-from netloom.training.lowering import Lowered, Operand, base_of, lower, shape_of, strides_of
+from netloom.training.lowering import lower
 from netloom.training.machine_code import Address, Piece, View
+from netloom.training.operands import Lowered, Operand, base_of, shape_of, strides_of
 
 # With fewer lowered operations there is nothing to gain.
 _FEWEST_LOWERED = 3

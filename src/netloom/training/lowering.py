@@ -8,9 +8,7 @@ lowered together: pooling with the ReLU behind it, and their gradients; a convol
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,61 +17,24 @@ from torch.fx import Graph, Node
 from netloom.kernels import direct, parts, winograd
 from netloom.kernels.calls import PartCall
 from netloom.kernels.pictures import turned_round
+from netloom.training.operands import (
+    VIEWS,
+    Lowered,
+    Operand,
+    base_of,
+    is_channels_last,
+    is_dense,
+    is_float,
+    is_pictures,
+    relu_behind,
+    result_of,
+    shape_of,
+    strides_of,
+    writing,
+)
 
 aten = torch.ops.aten
 netloom_ops = torch.ops.netloom
-_VIEWS = (aten.detach.default, aten.t.default, aten.view.default, aten._unsafe_view.default)
-
-
-@dataclass(frozen=True)
-class Operand:
-    """What a part reads or writes.
-
-    Attributes:
-        node: Whose memory it is; None for room that is for one lowered node only.
-        n_numbers: Of such room.
-        name: Tells rooms of one node apart.
-        is_written: By the part.
-        offset: Numbers from the beginning of the memory on.
-    """
-
-    node: Node | None
-    n_numbers: int = 0
-    name: str = ""
-    is_written: bool = False
-    offset: int = 0
-
-
-@dataclass
-class Lowered:
-    """Nodes in machine code.
-
-    Attributes:
-        calls: In their order, each with its operands, None for what is not given.
-        reads: Nodes whose memory they read, bases all.
-        writes: Nodes whose memory they write.
-    """
-
-    calls: list[tuple[PartCall, list[Operand | None]]] = field(default_factory=list)
-    reads: list[Node] = field(default_factory=list)
-    writes: list[Node] = field(default_factory=list)
-
-
-def base_of(node: Node) -> Node:
-    """Whose memory a node is a view of."""
-    while node.target in _VIEWS:
-        node = node.all_input_nodes[0]
-    return node
-
-
-def shape_of(node: Node) -> tuple[int, ...]:
-    """Of its value."""
-    return tuple(int(n) for n in node.meta["val"].shape)
-
-
-def strides_of(node: Node) -> tuple[int, ...]:
-    """Of its value."""
-    return tuple(int(n) for n in node.meta["val"].stride())
 
 
 def lower(graph: Graph, n_threads: int) -> dict[Node, Lowered]:
@@ -113,53 +74,13 @@ class _Lowering:
         """What reads a node's memory; for pictures in channels-last memory a copy, if they lie otherwise."""
         base = base_of(node)
         lowered.reads.append(base)
-        if as_pictures and not _is_channels_last(node):
+        if as_pictures and not is_channels_last(node):
             n, channels, height, width = shape_of(node)
             room = Operand(None, math.prod(shape_of(node)), f"turned_{len(lowered.calls)}")
             call = parts.turn(n, channels, height * width, self.n_threads)
-            lowered.calls.append((call, [Operand(base), _written(room)]))
+            lowered.calls.append((call, [Operand(base), room]))
             return room
         return Operand(base)
-
-
-def _written(operand: Operand) -> Operand:
-    return Operand(operand.node, operand.n_numbers, operand.name, True, operand.offset)
-
-
-def _writing(lowered: Lowered, node: Node) -> Operand:
-    lowered.writes.append(node)
-    return Operand(node, is_written=True)
-
-
-def _is_float(*nodes: object) -> bool:
-    return all(isinstance(n, Node) and n.meta["val"].dtype == torch.float32 for n in nodes)
-
-
-def _is_channels_last(node: Node) -> bool:
-    value = node.meta["val"]
-    return bool(value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last))
-
-
-def _is_dense(node: Node) -> bool:
-    value = node.meta["val"]
-    return bool(value.is_contiguous() or _is_channels_last(node))
-
-
-def _is_pictures(node: Node) -> bool:
-    """Whether it is `[B, C, H, W]` in dense memory of either order."""
-    return _is_float(node) and node.meta["val"].ndim == 4 and _is_dense(node)
-
-
-def _result(node: Node, number: int) -> Node | None:
-    """One of several results, where somebody looks at it."""
-    found = [user for user in node.users if user.target is operator.getitem and user.args[1] == number]
-    return found[0] if len(found) == 1 else None
-
-
-def _relu_behind(node: Node) -> Node | None:
-    """The ReLU that alone looks at a node."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target == aten.relu.default else None
 
 
 def _bias(lowering: _Lowering, lowered: Lowered, bias: Any) -> Operand | None:
@@ -168,9 +89,9 @@ def _bias(lowering: _Lowering, lowered: Lowered, bias: Any) -> Operand | None:
 
 def _convolution(lowering: _Lowering, node: Node) -> Lowered | None:
     pictures, kernel, bias, padding, *_ = node.args
-    if not (_is_pictures(pictures) and _is_channels_last(node)):  # type: ignore[arg-type]
+    if not (is_pictures(pictures) and is_channels_last(node)):  # type: ignore[arg-type]
         return None
-    relu = _relu_behind(node)
+    relu = relu_behind(node)
     shapes = shape_of(pictures), shape_of(kernel), strides_of(kernel), tuple(padding)  # type: ignore[arg-type]
     call = _convolve_call(node.target, *shapes, lowering.n_threads, relu=relu is not None)
     return _convolve(lowering, call, pictures, (kernel, 0), bias, relu or node)
@@ -178,7 +99,7 @@ def _convolution(lowering: _Lowering, node: Node) -> Lowered | None:
 
 def _input_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
     gradient, kernel, padding = node.args
-    if not (_is_pictures(gradient) and _is_channels_last(node)):  # type: ignore[arg-type]
+    if not (is_pictures(gradient) and is_channels_last(node)):  # type: ignore[arg-type]
         return None
     first, strides, around = turned_round(shape_of(kernel), strides_of(kernel), padding)  # type: ignore[arg-type]
     kernels, channels, *size = shape_of(kernel)  # type: ignore[arg-type]
@@ -208,7 +129,7 @@ def _convolve(
     lowered = Lowered()
     of_pictures = lowering.reading(lowered, pictures, as_pictures=True)
     of_kernel = Operand(lowering.reading(lowered, kernel[0]).node, offset=kernel[1])
-    operands = [of_pictures, of_kernel, _bias(lowering, lowered, bias), _writing(lowered, result)]
+    operands = [of_pictures, of_kernel, _bias(lowering, lowered, bias), writing(lowered, result)]
     lowered.calls.append((call, operands))
     lowering.done.add(result)
     return lowered
@@ -216,7 +137,7 @@ def _convolve(
 
 def _weight_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
     pictures, gradient, *_, padding = node.args
-    if not (_is_pictures(pictures) and _is_pictures(gradient) and _is_channels_last(node)):  # type: ignore[arg-type]
+    if not (is_pictures(pictures) and is_pictures(gradient) and is_channels_last(node)):  # type: ignore[arg-type]
         return None
     around = tuple(padding)  # type: ignore[arg-type]
     if node.target == netloom_ops.winograd_weight_gradient.default:
@@ -227,7 +148,7 @@ def _weight_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
         call = direct.weight_gradient_call(shape_of(pictures), shape_of(node), around, lowering.n_threads)  # type: ignore[arg-type]
     lowered = Lowered()
     given = [lowering.reading(lowered, value, as_pictures=True) for value in (pictures, gradient)]  # type: ignore[arg-type]
-    lowered.calls.append((call, [*given, _writing(lowered, node)]))
+    lowered.calls.append((call, [*given, writing(lowered, node)]))
     return lowered
 
 
@@ -240,19 +161,19 @@ def _is_2x2(node: Node, first: int) -> bool:
 
 
 def _pool(lowering: _Lowering, node: Node) -> Lowered | None:
-    pictures, maxima, chosen = node.args[0], _result(node, 0), _result(node, 1)
-    if not (_is_pictures(pictures) and _is_2x2(node, 1) and maxima is not None and _is_channels_last(maxima)):  # type: ignore[arg-type]
+    pictures, maxima, chosen = node.args[0], result_of(node, 0), result_of(node, 1)
+    if not (is_pictures(pictures) and _is_2x2(node, 1) and maxima is not None and is_channels_last(maxima)):  # type: ignore[arg-type]
         return None
     n, channels, height, width = shape_of(pictures)  # type: ignore[arg-type]
     if chosen is None or min(height, width) < 2 or any(not _is_gradient_of(user, chosen) for user in chosen.users):
         return None
-    relu = _relu_behind(maxima)
+    relu = relu_behind(maxima)
     with_relu = relu is not None and all(_relu_gradient_before(user, relu) is not None for user in chosen.users)
     lowered = Lowered()
     given = lowering.reading(lowered, pictures, as_pictures=True)  # type: ignore[arg-type]
     result = relu if with_relu and relu is not None else maxima
     call = parts.pool(n, height, width, channels, lowering.n_threads, relu=with_relu)
-    lowered.calls.append((call, [given, _writing(lowered, result), _writing(lowered, chosen)]))
+    lowered.calls.append((call, [given, writing(lowered, result), writing(lowered, chosen)]))
     lowering.done.add(result)
     if with_relu:
         lowering.with_relu.add(chosen)
@@ -261,7 +182,7 @@ def _pool(lowering: _Lowering, node: Node) -> Lowered | None:
 
 def _is_gradient_of(node: Node, chosen: Node) -> bool:
     is_pool = node.target == aten.max_pool2d_with_indices_backward.default
-    return is_pool and node.args[7] is chosen and _is_2x2(node, 2) and _is_channels_last(node) and _is_float(node)
+    return is_pool and node.args[7] is chosen and _is_2x2(node, 2) and is_channels_last(node) and is_float(node)
 
 
 def _relu_gradient_before(gradient: Node, relu: Node) -> Node | None:
@@ -270,7 +191,7 @@ def _relu_gradient_before(gradient: Node, relu: Node) -> Node | None:
     if not (isinstance(before, Node) and before.target == aten.threshold_backward.default and len(before.users) == 1):
         return None
     result, threshold = before.args[1], before.args[2]
-    return before if base_of(result) is relu and threshold == 0 and _is_pictures(before) else None  # type: ignore[arg-type]
+    return before if base_of(result) is relu and threshold == 0 and is_pictures(before) else None  # type: ignore[arg-type]
 
 
 def _pool_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
@@ -281,14 +202,14 @@ def _pool_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
     given = node.args[0]
     if chosen in lowering.with_relu:
         given = given.args[0]  # type: ignore[union-attr]
-    if not _is_pictures(given):  # type: ignore[arg-type]
+    if not is_pictures(given):  # type: ignore[arg-type]
         return None
     n, channels, height, width = shape_of(node)
     lowered = Lowered()
     gradient = lowering.reading(lowered, given, as_pictures=True)  # type: ignore[arg-type]
     lowered.reads.append(chosen)
     call = parts.pool_gradient(n, height, width, channels, lowering.n_threads)
-    lowered.calls.append((call, [gradient, Operand(chosen), _writing(lowered, node)]))
+    lowered.calls.append((call, [gradient, Operand(chosen), writing(lowered, node)]))
     return lowered
 
 
@@ -319,7 +240,7 @@ def _add(lowering: _Lowering, node: Node) -> Lowered | None:
 def _element_wise(
     lowering: _Lowering, node: Node, make: Callable[[int, int], PartCall], given: Sequence[Any]
 ) -> Lowered | None:
-    if not _is_float(node, *given) or not all(_is_dense(n) for n in (node, *given)):
+    if not is_float(node, *given) or not all(is_dense(n) for n in (node, *given)):
         return None
     if any(shape_of(value) != shape_of(node) for value in given):
         return None
@@ -327,20 +248,20 @@ def _element_wise(
     if len(shape_of(node)) < 2:  # of losses, one for each sample, which torch has to look at anyway
         return None
     alike = all(strides_of(value) == strides_of(node) for value in given)
-    if not alike and not _is_channels_last(node):
+    if not alike and not is_channels_last(node):
         return None
     lowered = Lowered()
     operands: list[Operand | None] = [lowering.reading(lowered, value, as_pictures=not alike) for value in given]
-    lowered.calls.append((make(n, lowering.n_threads), [*operands, _writing(lowered, node)]))
+    lowered.calls.append((make(n, lowering.n_threads), [*operands, writing(lowered, node)]))
     return lowered
 
 
 def _sum(lowering: _Lowering, node: Node) -> Lowered | None:
     value, dimensions, *keeps = node.args
-    if not _is_float(value, node) or node.kwargs:
+    if not is_float(value, node) or node.kwargs:
         return None
     shape = shape_of(value)  # type: ignore[arg-type]
-    if [*dimensions] == [0, 2, 3] and _is_pictures(value) and not any(keeps):  # type: ignore[misc, arg-type]
+    if [*dimensions] == [0, 2, 3] and is_pictures(value) and not any(keeps):  # type: ignore[misc, arg-type]
         rows, channels, pictures = math.prod(shape) // shape[1], shape[1], True
     elif [*dimensions] == [0] and len(shape) == 2 and value.meta["val"].is_contiguous():  # type: ignore[misc, union-attr]
         (rows, channels), pictures = shape, False
@@ -349,14 +270,14 @@ def _sum(lowering: _Lowering, node: Node) -> Lowered | None:
     lowered = Lowered()
     given = lowering.reading(lowered, value, as_pictures=pictures)  # type: ignore[arg-type]
     call = parts.sum_rows(rows, channels, lowering.n_threads)
-    lowered.calls.append((call, [given, _writing(lowered, node)]))
+    lowered.calls.append((call, [given, writing(lowered, node)]))
     return lowered
 
 
 def _norm(lowering: _Lowering, node: Node) -> Lowered | None:
     """Batch normalization whose running statistics, in zeros of its own, become those of the batch."""
     values, weight, bias, mean, variance, trains, momentum, eps = node.args
-    outputs, saved, inverse = (_result(node, number) for number in range(3))
+    outputs, saved, inverse = (result_of(node, number) for number in range(3))
     if not trains or momentum != 1.0 or outputs is None or inverse is None or not _is_normal(values, outputs):
         return None
     if not (_is_own_zeros(mean, node) and _is_own_zeros(variance, node)):
@@ -366,7 +287,7 @@ def _norm(lowering: _Lowering, node: Node) -> Lowered | None:
     lowered = Lowered()
     given = lowering.reading(lowered, values, as_pictures=outputs.meta["val"].ndim == 4)  # type: ignore[arg-type]
     affine = [_bias(lowering, lowered, value) for value in (weight, bias)]
-    results = [_writing(lowered, value) for value in (outputs, mean, inverse, variance)]  # type: ignore[arg-type]
+    results = [writing(lowered, value) for value in (outputs, mean, inverse, variance)]  # type: ignore[arg-type]
     rows, channels = _rows_of(outputs)
     call = parts.batch_norm(rows, channels, float(eps), lowering.n_threads)  # type: ignore[arg-type]
     lowered.calls.append((call, [given, *affine, *results]))
@@ -376,7 +297,7 @@ def _norm(lowering: _Lowering, node: Node) -> Lowered | None:
 def _norm_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
     gradient, values, weight, _, _, saved, inverse, *_ = node.args
     forward = saved.args[0] if isinstance(saved, Node) else None
-    outputs, of_weight, of_bias = (_result(node, number) for number in range(3))
+    outputs, of_weight, of_bias = (result_of(node, number) for number in range(3))
     if forward not in lowering.found or outputs is None or not _is_normal(values, outputs):
         return None
     if not _is_normal(gradient, outputs):
@@ -385,10 +306,10 @@ def _norm_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
     given = [lowering.reading(lowered, value, as_pictures=is_pictures) for value in (gradient, values)]  # type: ignore[arg-type]
     of_channels = [_bias(lowering, lowered, value) for value in (weight, forward.args[3], inverse)]  # type: ignore[union-attr]
     rows, channels = _rows_of(outputs)
-    results = [_writing(lowered, outputs)]
+    results = [writing(lowered, outputs)]
     for name, value in (("of_weight", of_weight), ("of_bias", of_bias)):
         is_wanted = value is not None and value.meta.get("val") is not None
-        results.append(_writing(lowered, value) if is_wanted else _written(Operand(None, channels, name)))  # type: ignore[arg-type]
+        results.append(writing(lowered, value) if is_wanted else Operand(None, channels, name))  # type: ignore[arg-type]
     call = parts.batch_norm_gradient(rows, channels, lowering.n_threads)
     lowered.calls.append((call, [*given, *of_channels, *results]))
     return lowered
@@ -397,9 +318,9 @@ def _norm_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
 def _is_normal(values: Any, outputs: Node) -> bool:
     """Whether values may be normalized: pictures, or a row for each sample."""
     if outputs.meta["val"].ndim == 4:
-        return _is_pictures(values) and _is_channels_last(outputs)
+        return is_pictures(values) and is_channels_last(outputs)
     is_row = values.meta["val"].ndim == 2 and values.meta["val"].is_contiguous()
-    return bool(is_row and _is_float(values, outputs) and outputs.meta["val"].is_contiguous())
+    return bool(is_row and is_float(values, outputs) and outputs.meta["val"].is_contiguous())
 
 
 def _rows_of(outputs: Node) -> tuple[int, int]:
@@ -410,35 +331,35 @@ def _rows_of(outputs: Node) -> tuple[int, int]:
 def _is_own_zeros(node: Any, norm: Node) -> bool:
     """Whether it is zeros that a batch normalization alone looks at, and whoever wants its statistics."""
     made = (aten.new_zeros.default, aten.zeros_like.default)
-    if not (isinstance(node, Node) and node.target in made and _is_float(node)):
+    if not (isinstance(node, Node) and node.target in made and is_float(node)):
         return False
-    return all(user in (norm, *norm.args) or user.op == "output" or user.target in _VIEWS for user in node.users)
+    return all(user in (norm, *norm.args) or user.op == "output" or user.target in VIEWS for user in node.users)
 
 
 def _product(lowering: _Lowering, node: Node) -> Lowered | None:
     bias, (left, right) = (node.args[0], node.args[1:]) if len(node.args) == 3 else (None, node.args)
     given = [value for value in (bias, left, right) if value is not None]
-    if not _is_float(node, *given) or node.kwargs or not node.meta["val"].is_contiguous():
+    if not is_float(node, *given) or node.kwargs or not node.meta["val"].is_contiguous():
         return None
     (m, k), (_, n) = shape_of(left), shape_of(right)  # type: ignore[arg-type]
     if bias is not None and shape_of(bias) != (n,):  # type: ignore[arg-type]
         return None
-    relu = _relu_behind(node)
+    relu = relu_behind(node)
     of_left, of_right, threads = strides_of(left), strides_of(right), lowering.n_threads  # type: ignore[arg-type]
     lowered, result = Lowered(), relu or node
     operands = [lowering.reading(lowered, value) for value in (left, right)]  # type: ignore[arg-type]
     of_bias = _bias(lowering, lowered, bias)
     if of_right[1] == 1 and bias is None:
         call = parts.product(m, n, k, a_strides=of_left, b_row=of_right[0], n_threads=threads, relu=relu is not None)
-        lowered.calls.append((call, [*operands, None, _writing(lowered, result)]))
+        lowered.calls.append((call, [*operands, None, writing(lowered, result)]))
     elif of_right[0] == 1 and of_left == (k, 1):  # rows of weights times columns of inputs, all turned
         inputs, outputs = Operand(None, m * k, "inputs"), Operand(None, m * n, "outputs")
         strides = (of_right[1], 1)
         call = parts.product(n, m, k, a_strides=strides, b_row=m, n_threads=threads, relu=relu is not None)
         lowered.calls += [
-            (parts.turn(1, m, k, threads), [operands[0], _written(inputs)]),
-            (call, [operands[1], inputs, of_bias, _written(outputs)]),
-            (parts.turn(1, n, m, threads), [outputs, _writing(lowered, result)]),
+            (parts.turn(1, m, k, threads), [operands[0], inputs]),
+            (call, [operands[1], inputs, of_bias, outputs]),
+            (parts.turn(1, n, m, threads), [outputs, writing(lowered, result)]),
         ]
     else:
         return None
@@ -448,13 +369,13 @@ def _product(lowering: _Lowering, node: Node) -> Lowered | None:
 
 def _clone(lowering: _Lowering, node: Node) -> Lowered | None:
     (pictures,) = node.args
-    if not _is_pictures(pictures) or not node.meta["val"].is_contiguous():  # type: ignore[arg-type]
+    if not is_pictures(pictures) or not node.meta["val"].is_contiguous():  # type: ignore[arg-type]
         return None
     n, channels, height, width = shape_of(node)
-    columns, rows = (channels, height * width) if _is_channels_last(pictures) else (height * width * channels, 1)  # type: ignore[arg-type]
+    columns, rows = (channels, height * width) if is_channels_last(pictures) else (height * width * channels, 1)  # type: ignore[arg-type]
     lowered = Lowered()
     given = lowering.reading(lowered, pictures)  # type: ignore[arg-type]
-    lowered.calls.append((parts.turn(n, rows, columns, lowering.n_threads), [given, _writing(lowered, node)]))
+    lowered.calls.append((parts.turn(n, rows, columns, lowering.n_threads), [given, writing(lowered, node)]))
     return lowered
 
 
