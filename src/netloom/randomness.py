@@ -13,13 +13,24 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+SPLITMIX_INCREMENT = 0x9E3779B97F4A7C15
+SPLITMIX_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+SPLITMIX_SHIFTS = (30, 27, 31)
+
+_GOLDEN = np.uint64(SPLITMIX_INCREMENT)
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    *before, last = map(np.uint64, SPLITMIX_SHIFTS)
+    for shift, factor in zip(before, SPLITMIX_FACTORS, strict=True):
+        z = (z ^ (z >> shift)) * np.uint64(factor)
+    return z ^ (z >> last)
+
+
+def words(seed: int, n: int) -> npt.NDArray[np.uint64]:
+    """Random bits, uint64 `[n]`: word i depends on the seed and on i alone."""
+    with np.errstate(over="ignore"):
+        return _mix(np.uint64(seed) + _GOLDEN * np.arange(1, n + 1, dtype=np.uint64))
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:

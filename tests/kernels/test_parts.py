@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from netloom.kernels import llvm, parts
 from netloom.kernels.calls import CallSequence, PartCall
+from netloom.randomness import words
 
 aten = torch.ops.aten
 THREADS = 3
@@ -170,3 +173,89 @@ def test_a_sequence_of_calls_is_what_they_do_one_by_one() -> None:
         sequence.put(0, 1, other.data_ptr())
         sequence.run()
         torch.testing.assert_close(sums, (a + other).sum(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "classes"), [(1, 2), (32, 10), (20, 3), (45, 1), (130, 100)])
+@pytest.mark.parametrize("spread", [1.0, 30.0, 1e30])
+def test_cross_entropy_and_its_gradient(n: int, classes: int, spread: float) -> None:
+    logits = (numbers(n, classes) * spread).round(decimals=1)
+    logits[0] = 0.0  # equal ones: the first is the prediction
+    target = torch.randint(classes, (n,), generator=torch.Generator().manual_seed(1))
+    share = torch.tensor(0.5)
+    loss, gradient, correct = torch.empty(()), torch.empty(classes, n), torch.empty(2)
+    gradient, loss, correct = run(
+        lambda t: parts.cross_entropy(n, classes, 3.0, t),
+        *(logits.t().contiguous(), target, share),
+        outputs=[gradient, loss, correct],
+    )
+    exact = logits.double().requires_grad_()
+    expected = 1.5 * torch.nn.functional.cross_entropy(exact, target)
+    expected.backward()
+    assert exact.grad is not None
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient.double().t(), exact.grad, rtol=1e-5, atol=1e-8)
+    assert correct.view(torch.int64).item() == (logits.argmax(1) == target).sum()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_cross_entropy_of_what_is_no_number_is_none(value: float) -> None:
+    logits = numbers(20, 4)
+    logits[7, 2] = value
+    outputs = [torch.empty(4, 20), torch.empty(()), torch.empty(2)]
+    given = (logits.t().contiguous(), torch.zeros(20, dtype=torch.int64), torch.ones(()))
+    gradient, loss, _ = run(lambda t: parts.cross_entropy(20, 4, 1.0, t), *given, outputs=outputs)
+    assert loss.isnan()
+    assert gradient[:, 7].isnan().all()
+    assert gradient.isnan().sum() == 4
+
+
+def test_a_target_that_is_no_class_gives_a_loss_that_is_no_number() -> None:
+    outputs = [torch.empty(4, 5), torch.empty(()), torch.empty(2)]
+    for target in (-100, 4, 2**62):
+        given = (numbers(4, 5), torch.full((5,), target), torch.ones(()))
+        _, loss, correct = run(lambda t: parts.cross_entropy(5, 4, 1.0, t), *given, outputs=outputs)
+        assert loss.isnan()
+        assert correct.view(torch.int64).item() == 0
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 5000])
+@pytest.mark.parametrize("keep", [0.25, 0.9])
+def test_masks_are_those_of_random_words(n: int, keep: float) -> None:
+    level = round(keep * 2**16) - 2**15
+    outputs = [torch.empty(parts.mask_numbers(n))]
+    key = 2**63 - 7
+    (mask,) = run(lambda t: parts.mask(n, key, level, 1.5, t), outputs=outputs)
+    bits = torch.from_numpy(words(key, (n + 3) // 4).view(np.int16)[:n])
+    assert torch.equal(mask[:n], torch.where(bits < level, 1.5, 0.0))
+
+
+def test_wide_normalizations_need_no_more_stack() -> None:
+    rows, channels = 256, 16_384
+    values, of_channels = numbers(rows, channels), [torch.empty(channels)] * 3
+    outputs = [torch.empty_like(values), *of_channels]
+    outputs, *_ = run(lambda t: parts.batch_norm(rows, channels, 1e-5, t), values, None, None, outputs=outputs)
+    assert outputs.double().mean(0).abs().max() < 1e-5
+
+
+def test_rooms_are_of_single_precision_whatever_is_the_default() -> None:
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        call = parts.sum_rows(100, 64, 1)
+        assert call.room().dtype == torch.float32
+        assert CallSequence([(call, [0, 0])], 1)._rooms[0].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_sequence_keeps_its_machine_code() -> None:
+    values, sums = numbers(8, 5), torch.empty(5)
+    sequence = CallSequence([(parts.sum_rows(8, 5, 1), [values.data_ptr(), sums.data_ptr()])], 1)
+    programs = [call.program for call in sequence._calls]
+    parts._values.forget()  # type: ignore[attr-defined]
+    gc.collect()
+    assert gc.get_referrers(programs[0])
+    del programs
+    gc.collect()
+    sequence.run()
+    torch.testing.assert_close(sums, values.sum(0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from netloom.data.batches import Batch
 from netloom.kernels import calls
 from netloom.models import create_model, model_names, model_options
 from netloom.runtime import ConvolutionMethods, ExecutionPlan, executing
-from netloom.training import compiled_graph, planning, shards
+from netloom.training import compiled_graph, machine_code, planning, shards
 from netloom.training.optim import create_optimizer
 from netloom.training.planning import choose_plan
 from netloom.training.shards import ShardedGradients
@@ -87,14 +89,23 @@ def test_a_network_trains_alike_compiled(norm: bool, padding: int, weighted: boo
     compiled(model, batch, label_smoothing=0.1).assert_like(whole(model, batch, label_smoothing=0.1), tolerance=2e-4)
 
 
-def test_all_but_the_loss_is_two_pieces() -> None:
+def test_a_whole_step_is_one_piece() -> None:
     gradients = CompiledGradients(
         network(), [CLASSES], plan=plan_of(2, (DIRECT, WINOGRAD)), seed=1, label_smoothing=0.0
     )
     with contextlib.closing(gradients):
         gradients(a_batch(), 0)
-        forward, backward = gradients.n_calls
-        assert forward + backward >= 30
+        (n_calls,) = gradients.n_calls
+        assert n_calls >= 30
+
+
+def test_other_losses_are_torchs() -> None:
+    gradients = CompiledGradients(
+        network(), [CLASSES], plan=plan_of(2, (DIRECT, WINOGRAD)), seed=1, label_smoothing=0.1
+    )
+    with contextlib.closing(gradients):
+        gradients(a_batch(), 0)
+        assert len(gradients.n_calls) == 2
 
 
 def test_convolutions_of_torch_part_the_pieces() -> None:
@@ -174,6 +185,135 @@ def test_a_model_of_ones_own_trains_alike() -> None:
     compiled(model, a_batch()).assert_like(whole(model, a_batch()), tolerance=2e-4)
 
 
+class Special(nn.Module):
+    """Layers to make something special of, and what is made."""
+
+    def __init__(self, forward: Callable[[Special, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.dense = nn.BatchNorm2d(8), nn.Linear(8, 5)
+        self.weights, self.others = (nn.Parameter(torch.randn(5, 8) * 0.1) for _ in range(2))
+        self.columns, self.one = nn.Parameter(torch.randn(8, 2)), nn.Parameter(torch.tensor(0.5))
+        self._forward = forward
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self._forward(self, image)
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.second(self.first(image).relu()).relu()
+        return found
+
+
+def _convolved(model: Special, image: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    features = F.conv2d(model.first(image).relu(), model.second.weight, bias, padding=1)
+    out: torch.Tensor = model.dense(features.relu().mean((2, 3)))
+    return out
+
+
+def _joined_pools(model: Special, image: torch.Tensor) -> torch.Tensor:
+    pools = [F.max_pool2d(part, 2) for part in (model.first(image).relu(), model.features(image))]
+    out: torch.Tensor = F.linear(torch.cat(pools, 1).mean((2, 3)), torch.cat([model.weights, model.others], 1))
+    return out
+
+
+SPECIAL: dict[str, Callable[[Special, torch.Tensor], torch.Tensor]] = {
+    "column as bias of a convolution": lambda model, image: _convolved(model, image, model.columns[:, 1]),
+    "one number as bias of a convolution": lambda model, image: _convolved(model, image, model.one.expand(8)),
+    "column as bias": lambda model, image: F.linear(
+        model.features(image).mean((2, 3)), model.weights, model.columns[:5, 1]
+    ),
+    "one number as bias": lambda model, image: F.linear(
+        model.features(image).mean((2, 3)), model.weights, model.one.expand(5)
+    ),
+    "columns as scale and shift of a normalization": lambda model, image: model.dense(
+        F.batch_norm(model.first(image), None, None, model.columns[:, 0], model.columns[:, 1], True).relu().mean((2, 3))
+    ),
+    "sum behind a normalization": lambda model, image: model.dense(model.norm(model.first(image)).sum((2, 3))),
+    "sum behind pooling": lambda model, image: model.dense(F.max_pool2d(model.features(image), 2).sum((2, 3))),
+    "sum behind pooling alone": lambda model, image: model.dense(
+        F.max_pool2d(model.second(model.first(image)), 2).sum((2, 3))
+    ),
+    "pools joined": _joined_pools,
+    "sum of weights": lambda model, image: F.linear(model.features(image).mean((2, 3)), model.weights + model.others),
+    "sum of everything": lambda model, image: model.dense(model.features(image).mean((2, 3))) + model.columns.sum(None),
+}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_layers_train_alike(name: str) -> None:
+    model = Special(SPECIAL[name])
+    compiled(model, a_batch()).assert_like(whole(model, a_batch()), tolerance=5e-4)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_each_parameter_has_a_gradient_of_its_own(compiles: bool) -> None:
+    """What clips gradients changes them in place: of two parameters whose sum is used, too."""
+    plans = replace(plan_of(1, (DIRECT, WINOGRAD)), compiled=compiles), ExecutionPlan("cpu", 1, "float32")
+    norms = []
+    for plan in plans:
+        model = Special(SPECIAL["sum of weights"])
+        optimizer = create_optimizer(model, "sgd", learning_rate=0.1)
+        step = TrainingStep(model, [CLASSES], optimizer, plan=plan, seed=1, gradient_clip_norm=0.01)
+        with contextlib.closing(step):
+            step(a_batch(), 0)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients))
+    torch.testing.assert_close(norms[0], norms[1], rtol=1e-4, atol=0.0)
+
+
+def test_an_interruption_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    model = network()
+    gradients = ShardedGradients(model, [CLASSES], plan=plan_of(1), seed=1, label_smoothing=0.0)
+    with contextlib.closing(gradients):
+        gradients(a_batch(), 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(machine_code.Piece, "run", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                gradients(a_batch(), 1)
+        gradients(a_batch(), 1)
+
+
+def test_a_normalization_that_the_loss_does_not_see_is_refused() -> None:
+    def forward(model: Special, image: torch.Tensor) -> torch.Tensor:
+        features = model.features(image)
+        model.norm(features.detach())
+        return model.dense(features.mean((2, 3)))  # type: ignore[no-any-return]
+
+    with pytest.raises(CaptureError, match="does not depend on"):
+        compiled(Special(forward), a_batch())
+
+
+def test_a_batch_that_cannot_be_captured_is_trained_on_by_autograd() -> None:
+    def forward(model: Special, image: torch.Tensor) -> torch.Tensor:
+        if len(image) < 6:
+            assert not torch.isnan(image).any()  # which no graph can hold
+        return model.dense(model.features(image).mean((2, 3)))  # type: ignore[no-any-return]
+
+    model, twin = Special(forward), Special(forward)
+    for each, plan in ((model, plan_of(1)), (twin, ExecutionPlan("cpu", 1, "float32"))):
+        optimizer = create_optimizer(each, "sgd", learning_rate=0.1)
+        with contextlib.closing(TrainingStep(each, [CLASSES], optimizer, plan=plan, seed=1)) as step:
+            for number, n in enumerate((8, 4, 8, 4)):
+                step(a_batch(n), number)
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_that_are_left_have_memory_of_their_own() -> None:
+    model = network()
+    gradients = ShardedGradients(model, [CLASSES], plan=plan_of(1, (DIRECT, WINOGRAD)), seed=1, label_smoothing=0.0)
+    with contextlib.closing(gradients):
+        gradients(a_batch(), 0)
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.untyped_storage().nbytes() == parameter.numel() * 4
+
+
 def test_no_number_stays_none() -> None:
     batch = a_batch()
     batch.inputs["image"][2, 1, 5, 5] = torch.nan
@@ -190,6 +330,10 @@ def test_a_plan_that_cannot_be_compiled_here_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(shards, "usable", lambda: False)
     with pytest.raises(CaptureError, match="llvmlite"):
         compiled(network(), a_batch(), methods=(ConvolutionMethods(),))
+    model = network()
+    step = TrainingStep(model, [CLASSES], create_optimizer(model, "sgd", learning_rate=0.1), plan=plan_of(1), seed=1)
+    with contextlib.closing(step), pytest.raises(CaptureError, match="llvmlite"):
+        step(a_batch(), 0)
 
 
 def steps_of(model: nn.Module) -> TimedSteps:

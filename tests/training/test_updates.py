@@ -16,19 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from netloom.training import muon, updates
 from netloom.training.crew import Crew
 from netloom.training.muon import MuonOptions
-from netloom.training.optim import create_optimizer
 from netloom.training.updates import FasterUpdate
-
-SETTINGS: list[dict[str, Any]] = [
-    {"name": "sgd"},
-    {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-    {"name": "adam", "weight_decay": 0.1},
-    {"name": "adamw", "weight_decay": 0.1},
-    {"name": "nadam"},
-    {"name": "nadam", "weight_decay": 0.1},
-    {"name": "rmsprop"},
-    {"name": "rmsprop", "momentum": 0.9, "weight_decay": 0.1},
-]
+from training.optimizer_steps import SETTINGS, amsgrad, count_own_steps, listener, optimizer_of, set_gradients
 
 
 class Mixed(nn.Module):
@@ -54,19 +43,6 @@ def _worth_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
 def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
     with contextlib.closing(Crew(request.param)) as crew:
         yield crew
-
-
-def set_gradients(model: nn.Module, step: int) -> None:
-    generator = torch.Generator().manual_seed(step)
-    for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
-
-
-def optimizer_of(model: nn.Module, **options: Any) -> torch.optim.Optimizer:
-    factors = {"classifier": 3.0}
-    return create_optimizer(
-        model, learning_rate=0.01, rate_for=lambda name: factors.get(name.split(".")[0], 1.0), **options
-    )
 
 
 def assert_same(mine: torch.optim.Optimizer, theirs: torch.optim.Optimizer) -> None:
@@ -193,16 +169,8 @@ def count_updates(monkeypatch: pytest.MonkeyPatch, optimizer: torch.optim.Optimi
     return calls
 
 
-def amsgrad(optimizer: torch.optim.Optimizer) -> None:
-    optimizer.param_groups[0]["amsgrad"] = True
-
-
 def unfused(optimizer: torch.optim.Optimizer) -> None:
     optimizer.param_groups[0]["fused"] = False
-
-
-def listener(optimizer: torch.optim.Optimizer) -> None:
-    optimizer.register_step_post_hook(lambda *_: None)
 
 
 def scheduler(optimizer: torch.optim.Optimizer) -> None:
@@ -304,19 +272,6 @@ def test_those_who_listen_to_all_optimizers_hear_each_step_once(worth: int, monk
     finally:
         handle.remove()
     assert len(heard) == 3
-
-
-def count_own_steps(monkeypatch: pytest.MonkeyPatch, optimizer: torch.optim.Optimizer) -> list[int]:
-    """A number for each step that an optimizer of this kind takes by itself."""
-    kind = type(optimizer)
-    own, calls = kind.step, []
-
-    def counted(self: torch.optim.Optimizer, closure: Any = None) -> Any:
-        calls.append(id(self))
-        return own(self, closure)
-
-    monkeypatch.setattr(kind, "step", counted)
-    return calls
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)

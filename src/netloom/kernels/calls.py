@@ -47,7 +47,7 @@ class PartCall:
 
     def room(self) -> torch.Tensor:
         """For one call."""
-        return torch.zeros(self.n_scratch) if self.needs_zeros else torch.empty(self.n_scratch)
+        return numbers(self.n_scratch, zeros=self.needs_zeros)
 
 
 class CallSequence:
@@ -59,7 +59,8 @@ class CallSequence:
     """
 
     def __init__(self, calls: Sequence[tuple[PartCall, Sequence[int]]], n_threads: int) -> None:
-        shared = torch.empty(max((call.n_scratch for call, _ in calls if not call.needs_zeros), default=0))
+        self._calls = [call for call, _ in calls]  # so that their machine code is kept
+        shared = numbers(max((call.n_scratch for call in self._calls if not call.needs_zeros), default=0))
         self._rooms = [shared]
         self._blocks: list[ctypes.Array[ctypes.c_int64]] = []
         self._n_threads = n_threads
@@ -69,8 +70,8 @@ class CallSequence:
             if call.needs_zeros:
                 own = call.room()
                 self._rooms.append(own)
-            numbers = (*addresses, *([own.data_ptr()] if call.n_scratch else []), *call.integers)
-            block = (ctypes.c_int64 * len(numbers))(*numbers)
+            given = (*addresses, *([own.data_ptr()] if call.n_scratch else []), *call.integers)
+            block = (ctypes.c_int64 * len(given))(*given)
             self._blocks.append(block)
             table += [call.program.address(call.name), ctypes.addressof(block)]
         self._table = (ctypes.c_int64 * len(table))(*table)
@@ -85,11 +86,16 @@ class CallSequence:
         _runner().run("run_calls", self._numbers)
 
 
+def numbers(n: int, *, zeros: bool = False) -> torch.Tensor:
+    """Memory for so many, float32 whatever torch's default is."""
+    return (torch.zeros if zeros else torch.empty)(n, dtype=torch.float32, device="cpu")
+
+
 def usable() -> bool:
     """Whether machine code can be made on this machine."""
     try:
         _runner()
-    except (ImportError, OSError, RuntimeError):
+    except (ImportError, AttributeError, OSError, RuntimeError):
         return False
     return True
 
@@ -127,8 +133,8 @@ def _runner() -> Program:
 
     def do_call(number: object, _: object) -> None:
         place = part.product(number, whole(2))
-        address, numbers = (build.load(build.gep(table, [part.sum(place, whole(i))])) for i in (0, 1))
-        build.call(build.inttoptr(address, function), [build.inttoptr(numbers, block)])
+        address, block_address = (build.load(build.gep(table, [part.sum(place, whole(i))])) for i in (0, 1))
+        build.call(build.inttoptr(address, function), [build.inttoptr(block_address, block)])
         part.meet()
 
     part.loop(whole(0), given["n"], 1, do_call)

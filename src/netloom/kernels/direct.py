@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from netloom.kernels.calls import PartCall, compiled_once, most_threads
-from netloom.kernels.pictures import dense, empty_kernel, empty_pictures, output_size, turned_round
+from netloom.kernels.pictures import (
+    check,
+    check_gradient,
+    dense,
+    empty_kernel,
+    empty_pictures,
+    output_size,
+    turned_round,
+)
 
 if TYPE_CHECKING:
     from netloom.kernels.direct_code import DirectShape
@@ -39,7 +47,8 @@ def suits(
         and kernel[0] <= _MOST_KERNELS
         and max(kernel[2:]) <= _LARGEST_KERNEL
         and all(zeros < side for zeros, side in zip(padding, kernel[2:], strict=True))
-        and channels * math.prod(s + 2 * k for s, k in zip(size, kernel[2:], strict=True)) <= _MOST_PADDED
+        and max(channels, kernel[0]) * math.prod(s + 2 * k for s, k in zip(size, kernel[2:], strict=True))
+        <= _MOST_PADDED
         and all(size > 0 for size in (*pictures, *output_size(size, kernel[2:], padding), *kernel))
     )
 
@@ -64,7 +73,7 @@ def weight_gradient(
     return operation(pictures, gradient, kernel_size, padding)  # type: ignore[no-any-return]
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def convolve_call(
     pictures: tuple[int, ...],
     kernel: tuple[int, ...],
@@ -89,7 +98,7 @@ def convolve_call(
     return PartCall(_program(shape), "convolve", numbers, shape.convolve_numbers(n_threads))
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def weight_gradient_call(
     pictures: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, int], n_threads: int
 ) -> PartCall:
@@ -123,9 +132,12 @@ def _convolve(
     padding: tuple[int, int],
 ) -> torch.Tensor:
     """The outputs for a kernel of that shape whose first number is at this address."""
+    check(pictures, kernel, bias, padding)
     pictures = dense(pictures)
     outputs = empty_pictures(pictures, kernel[0], output_size(pictures.shape[2:], kernel[2:], padding))
     bias = bias if bias is None else bias.contiguous()
+    if not outputs.numel():
+        return outputs
     call = convolve_call(tuple(pictures.shape), kernel, strides, padding, most_threads())
     call.run(pictures, first_weight, bias, outputs)
     return outputs
@@ -160,8 +172,11 @@ def _input_gradient(gradient: torch.Tensor, kernel: torch.Tensor, padding: Seque
 def _weight_gradient(
     pictures: torch.Tensor, gradient: torch.Tensor, kernel_size: Sequence[int], padding: Sequence[int]
 ) -> torch.Tensor:
+    check_gradient(pictures, gradient, kernel_size, padding)
     pictures, gradient, (top, left) = dense(pictures), dense(gradient), padding
     out = empty_kernel(pictures, gradient, kernel_size)
+    if not gradient.numel():
+        return out.zero_()
     call = weight_gradient_call(tuple(pictures.shape), tuple(out.shape), (top, left), most_threads())
     call.run(pictures, gradient, out)
     return out

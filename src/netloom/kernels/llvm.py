@@ -331,7 +331,8 @@ class Threads:
 
     def run(self, address: int, numbers: ctypes.Array[ctypes.c_int64], n_threads: int) -> None:
         """Run a part on as many threads at once, the calling one among them."""
-        assert self._library is not None
+        if self._library is None:
+            raise RuntimeError("there are no threads that machine code could run on")
         getattr(self._library, _PARALLEL)(ctypes.c_void_p(address), numbers, n_threads, 0)
 
 

@@ -64,9 +64,10 @@ class _Norm:
     def or_else(self, values: str, channel: Any, number: float) -> Any:
         """A vector of channels, or of one number where nothing is given."""
         part, pointer = self.part, self.given[values]
-        place = part.build.alloca(part.zeros().type)
         alike = ir.Constant(part.zeros().type, [number] * part.lanes)
-        part.build.store(alike, place)
+        with part.build.goto_entry_block():  # in a loop every turn would take more of the stack
+            place = part.build.alloca(alike.type)
+            part.build.store(alike, place)
         own = part.build.bitcast(place, pointer.type)
         is_null = part.is_null(pointer)
         return part.load(part.build.select(is_null, own, part.at(pointer, channel)))

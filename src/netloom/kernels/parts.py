@@ -6,12 +6,16 @@ Each function tells the tensors that its part takes, all of float32 in dense mem
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from netloom.kernels.calls import PartCall, compiled_once
 
 if TYPE_CHECKING:
     from netloom.kernels.llvm import Program
+
+# Of a parameter in the table of an `update`.
+MOST_AVERAGES, MOST_COEFFICIENTS = 2, 8
 
 
 def relu(n: int, n_threads: int) -> PartCall:
@@ -57,6 +61,28 @@ def pool_gradient(n: int, height: int, width: int, channels: int, n_threads: int
     return PartCall(_values(_lanes()), "pool_gradient", (n, height, width, channels, n_threads))
 
 
+def mask(n: int, key: int, level: int, scale: float, n_threads: int) -> PartCall:
+    """A mask of at least `n` numbers, see `mask_numbers`: `scale` where sixteen random bits are below `level`, else 0.
+
+    Args:
+        n: Numbers.
+        key: Of the random words, as `netloom.randomness.words` takes it.
+        level: As a signed integer of sixteen bits.
+        scale: Of what is kept.
+        n_threads: Among which the work is divided.
+    """
+    from netloom.kernels.mask_code import MASK_UNIT
+
+    return PartCall(_mask(), "mask", (key, level, _bits(scale), mask_numbers(n) // MASK_UNIT, n_threads))
+
+
+def mask_numbers(n: int) -> int:
+    """How many numbers a mask of `n` has room for."""
+    from netloom.kernels.mask_code import MASK_UNIT
+
+    return -(-n // MASK_UNIT) * MASK_UNIT
+
+
 def product(
     m: int, n: int, k: int, *, a_strides: tuple[int, ...], b_row: int, n_threads: int, relu: bool = False
 ) -> PartCall:
@@ -83,11 +109,9 @@ def batch_norm(rows: int, channels: int, eps: float, n_threads: int) -> PartCall
     from netloom.kernels.norm_code import norm_numbers
     from netloom.kernels.value_code import sum_blocks
 
-    (bits,) = struct.unpack("<i", struct.pack("<f", eps))
     blocks = sum_blocks(rows)
-    return PartCall(
-        _norm(_lanes()), "batch_norm", (rows, channels, blocks, bits, n_threads), norm_numbers(channels, blocks)
-    )
+    integers = (rows, channels, blocks, _bits(eps), n_threads)
+    return PartCall(_norm(_lanes()), "batch_norm", integers, norm_numbers(channels, blocks))
 
 
 def batch_norm_gradient(rows: int, channels: int, n_threads: int) -> PartCall:
@@ -104,10 +128,47 @@ def batch_norm_gradient(rows: int, channels: int, n_threads: int) -> PartCall:
     return PartCall(_norm(_lanes()), "batch_norm_gradient", integers, norm_numbers(channels, blocks))
 
 
+def cross_entropy(n: int, classes: int, scale: float, n_threads: int) -> PartCall:
+    """Softmax and cross-entropy, with its gradient.
+
+    It takes logits `[classes, n]`, targets (int64 `[n]`), a factor (a number), the logits' gradient, the loss, which is
+    the mean over the samples times the factor and `scale`, and how many targets have the largest logit (int64).
+    """
+    integers = (n, classes, _bits(scale), n_threads)
+    return PartCall(_loss(_lanes()), "cross_entropy", integers, 2 * n)
+
+
+def update(formula: str, *, decays: bool, momentum: bool, nesterov: bool) -> Callable[[int, int, int], None]:
+    """What takes the address of a table of parameters, how many there are, and a number of threads; see `update_code`.
+
+    Args:
+        formula: `sgd`, `rmsprop`, `adam`, `adamw` or `nadam`.
+        decays: Whether parameters decay.
+        momentum: Of `sgd` and `rmsprop`, whether there is some.
+        nesterov: Of `sgd`, whether it is Nesterov's.
+    """
+    program = _update(formula, decays, momentum, nesterov, _lanes())
+    return lambda table, n, n_threads: program.run("update", (table, n, n_threads))
+
+
+def _bits(number: float) -> int:
+    """Those of a number of 32 bits."""
+    bits: int
+    (bits,) = struct.unpack("<i", struct.pack("<f", number))
+    return bits
+
+
 def _lanes() -> int:
     from netloom.kernels.llvm import lanes_here  # it needs llvmlite, which may be missing
 
     return lanes_here()
+
+
+@compiled_once
+def _mask() -> Program:
+    from netloom.kernels.mask_code import compile_mask
+
+    return compile_mask()
 
 
 @compiled_once
@@ -122,6 +183,20 @@ def _values(lanes: int) -> Program:
     from netloom.kernels.value_code import compile_values
 
     return compile_values(lanes)
+
+
+@compiled_once
+def _loss(lanes: int) -> Program:
+    from netloom.kernels.loss_code import compile_loss
+
+    return compile_loss(lanes)
+
+
+@compiled_once
+def _update(formula: str, decays: bool, momentum: bool, nesterov: bool, lanes: int) -> Program:
+    from netloom.kernels.update_code import Rule, compile_update
+
+    return compile_update(Rule(formula, decays, momentum, nesterov), lanes)
 
 
 @compiled_once

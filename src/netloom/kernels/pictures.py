@@ -13,6 +13,43 @@ def output_size(size: Sequence[int], kernel_size: Sequence[int], padding: Sequen
     return height, width
 
 
+def check(
+    pictures: torch.Tensor, kernel_shape: Sequence[int], bias: torch.Tensor | None, padding: Sequence[int]
+) -> None:
+    """Refuse what machine code would read or write beyond.
+
+    Args:
+        pictures: `[B, C, H, W]`.
+        kernel_shape: `[K, C, h, w]`.
+        bias: `[K]`, or None.
+        padding: Zeros above and below, left and right.
+
+    Raises:
+        RuntimeError: Types or shapes do not fit.
+    """
+    of_kernel = tuple(kernel_shape)
+    if any(t.dtype != torch.float32 for t in (pictures, bias) if t is not None):
+        raise RuntimeError("machine code of convolutions takes float32 only")
+    if pictures.ndim != 4 or len(of_kernel) != 4 or len(padding) != 2 or pictures.shape[1] != of_kernel[1]:
+        raise RuntimeError(f"pictures {tuple(pictures.shape)} do not fit kernels {of_kernel}")
+    if min(output_size(pictures.shape[2:], of_kernel[2:], padding)) < 1:
+        raise RuntimeError(f"pictures {tuple(pictures.shape)} are smaller than kernels {of_kernel}")
+    if bias is not None and tuple(bias.shape) != of_kernel[:1]:
+        raise RuntimeError(f"a bias {tuple(bias.shape)} does not fit kernels {of_kernel}")
+
+
+def check_gradient(
+    pictures: torch.Tensor, gradient: torch.Tensor, kernel_size: Sequence[int], padding: Sequence[int]
+) -> None:
+    """The same for a kernel's gradient; `gradient` is that of the outputs, `[B, K, H', W']`."""
+    if gradient.ndim != 4 or gradient.dtype != torch.float32:
+        raise RuntimeError("machine code of convolutions takes float32 gradients of four dimensions only")
+    check(pictures, (gradient.shape[1], pictures.shape[1], *kernel_size), None, padding)
+    expected = (len(pictures), gradient.shape[1], *output_size(pictures.shape[2:], kernel_size, padding))
+    if tuple(gradient.shape) != expected:
+        raise RuntimeError(f"a gradient {tuple(gradient.shape)} is none of outputs {expected}")
+
+
 def dense(images: torch.Tensor) -> torch.Tensor:
     """In channels-last memory without gaps."""
     return images.contiguous(memory_format=torch.channels_last)

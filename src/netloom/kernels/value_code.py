@@ -20,7 +20,7 @@ NO_PLACE = 4  # of a pooling's window: its gradient goes nowhere
 _MOST_BLOCKS = 64
 _ROWS_AT_ONCE = 4
 # Numbers that a thread takes of values that it works on one by one, at least.
-_PIECE = 1024
+PIECE = 1024
 
 
 def sum_blocks(rows: int) -> int:
@@ -78,8 +78,8 @@ def _relu_gradient(routine: Routine, gradient: Any, result: Any) -> Any:
 def _add_element_wise(module: Any, name: str, inputs: tuple[str, ...], compute: Callable[..., Any], lanes: int) -> None:
     part = Part(module, name, pointers=(*inputs, "outputs"), integers=("n", "n_threads"))
     given = part.arguments()
-    pieces = part.build.sdiv(part.sum(given["n"], whole(_PIECE - 1)), whole(_PIECE))
-    start, stop = (part.product(i, whole(_PIECE)) for i in part.share(pieces))
+    pieces = part.build.sdiv(part.sum(given["n"], whole(PIECE - 1)), whole(PIECE))
+    start, stop = (part.product(i, whole(PIECE)) for i in part.share(pieces))
     stop = part.build.select(part.build.icmp_signed("<", stop, given["n"]), stop, given["n"])
 
     def do_vector(place: Any) -> None:

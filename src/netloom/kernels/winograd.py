@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from netloom.kernels.calls import PartCall, compiled_once, most_threads
-from netloom.kernels.pictures import dense, empty_kernel, empty_pictures, output_size, turned_round
+from netloom.kernels.pictures import (
+    check,
+    check_gradient,
+    dense,
+    empty_kernel,
+    empty_pictures,
+    output_size,
+    turned_round,
+)
 
 if TYPE_CHECKING:
     from netloom.kernels.llvm import Program
@@ -145,15 +153,19 @@ def _convolve(
     first_weight: int,
     bias: torch.Tensor | None,
     n_kernels: int,
+    n_channels: int,
     padding: tuple[int, int],
     strides: tuple[int, ...],
     *,
     relu: bool = False,
 ) -> torch.Tensor:
     """The outputs `[B, n_kernels, H', W']` for kernels whose first number is at this address."""
+    check(pictures, (n_kernels, n_channels, *_KERNEL_SIZE), bias, padding)
     pictures = dense(pictures)
     outputs = empty_pictures(pictures, n_kernels, output_size(pictures.shape[2:], _KERNEL_SIZE, padding))
     bias = bias if bias is None else bias.contiguous()
+    if not outputs.numel():
+        return outputs
     threads = most_threads()
     call = convolve_call(tuple(pictures.shape), n_kernels, tuple(strides), padding, threads, relu=relu)
     call.run(pictures, first_weight, bias, outputs)
@@ -178,7 +190,9 @@ def _convolution(
     relu: bool = False,
 ) -> torch.Tensor:
     top, left = padding
-    return _convolve(pictures, kernel.data_ptr(), bias, len(kernel), (top, left), kernel.stride(), relu=relu)
+    return _convolve(
+        pictures, kernel.data_ptr(), bias, len(kernel), kernel.shape[1], (top, left), kernel.stride(), relu=relu
+    )
 
 
 @torch.library.impl(_library, "winograd_input_gradient", "CPU")
@@ -186,13 +200,16 @@ def _input_gradient(gradient: torch.Tensor, kernel: torch.Tensor, padding: Seque
     """A convolution with the same kernels turned round, from outputs to inputs."""
     first, strides, around = turned_round(kernel, kernel.stride(), padding)
     address = kernel.data_ptr() + kernel.element_size() * first
-    return _convolve(gradient, address, None, kernel.shape[1], around, strides)
+    return _convolve(gradient, address, None, kernel.shape[1], kernel.shape[0], around, strides)
 
 
 @torch.library.impl(_library, "winograd_weight_gradient", "CPU")
 def _weight_gradient(pictures: torch.Tensor, gradient: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
+    check_gradient(pictures, gradient, _KERNEL_SIZE, padding)
     pictures, gradient, (top, left) = dense(pictures), dense(gradient), padding
     out, threads = empty_kernel(pictures, gradient, _KERNEL_SIZE), most_threads()
+    if not gradient.numel():
+        return out.zero_()
     call = weight_gradient_call(tuple(pictures.shape), gradient.shape[1], out.stride(), (top, left), threads)
     call.run(pictures, gradient, out)
     return out

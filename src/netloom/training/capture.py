@@ -34,9 +34,12 @@ from netloom.training.step_rewrites import (
     Mask,
     RewrittenStep,
     convolution_shapes_of,
+    give_each_its_own,
     leave_products,
     rewrite,
 )
+
+aten = torch.ops.aten
 
 
 @dataclass
@@ -212,8 +215,10 @@ def _trace_gradients(
     masks = [mask.draw(0, len(batch)) for mask in rewritten.masks]
     with torch.enable_grad():
         joint = make_fx(run, tracing_mode="fake")(*values, *others, *flat_batch(batch, heads), torch.ones(()), *masks)
+    give_each_its_own(joint.graph, sum(has_gradient))
     products = leave_products(joint.graph, sum(has_gradient), n_shards)
     joint.graph.eliminate_dead_code()
+    _refuse_lost_statistics(joint.graph, len(rewritten.norms) if n_shards == 1 else 0)
     constants = [getattr(joint, str(node.target)) for node in joint.graph.nodes if node.op == "get_attr"]
     return StepGraph(
         joint.graph,
@@ -224,3 +229,14 @@ def _trace_gradients(
         rewritten.norms,
         constants,
     )
+
+
+def _refuse_lost_statistics(graph: Graph, n_norms: int) -> None:
+    """A whole batch's normalization fills in its statistics, of which torch does not tell: unread, it would be dropped.
+
+    Raises:
+        CaptureError: Fewer than so many are left.
+    """
+    found = [node for node in graph.nodes if node.target == aten.native_batch_norm.default and node.args[5]]
+    if len(found) < n_norms:
+        raise CaptureError("it normalizes what its loss does not depend on")

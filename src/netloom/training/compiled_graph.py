@@ -7,7 +7,6 @@ the step have together, and that the next step takes again.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from netloom.kernels.calls import PartCall
+from netloom.kernels.calls import PartCall, numbers
 from netloom.training.arena import Lifetime, places
 from netloom.training.lowering import lower
 from netloom.training.machine_code import Address, Piece, View
@@ -24,7 +23,6 @@ from netloom.training.operands import Lowered, Operand, base_of, shape_of, strid
 
 # With fewer lowered operations there is nothing to gain.
 _FEWEST_LOWERED = 3
-_BYTES = {torch.float32: 4, torch.int64: 1}  # of int64 there are only a pooling's places, which take a byte
 
 
 @dataclass(frozen=True)
@@ -166,15 +164,17 @@ class _Compilation:
                 reads[base].append(number)
         for number, node in enumerate(self._order):
             unit = self._lowered.get(node, Lowered())
-            for written in unit.writes:
+            for written, n_numbers in unit.writes.items():
+                if written in self._for_torch and 4 * n_numbers < _n_bytes(written):
+                    raise RuntimeError(f"{written} is written in another form than torch reads it")
                 last = len(self._order) if written in self._for_torch else max(reads[written], default=number)
                 keys.append(written)
-                lifetimes.append(Lifetime(_n_numbers(written), number, last))
+                lifetimes.append(Lifetime(n_numbers, number, last))
             for room in {(node, o.name): o.n_numbers for o in _operands(unit) if o.node is None}.items():
                 keys.append(room[0])
                 lifetimes.append(Lifetime(room[1], number, number))
         found, total = places(lifetimes)
-        return dict(zip(keys, found, strict=True)), torch.empty(total)
+        return dict(zip(keys, found, strict=True)), numbers(total)
 
     def _add_piece(self, run: Sequence[Node]) -> None:
         """Call the machine code of these nodes."""
@@ -190,8 +190,8 @@ class _Compilation:
             for node in run
             for call, operands in self._lowered[node].calls
         ]
-        views = [View(shape_of(base), strides_of(base)) for base in inputs]
-        placed = [(self._places[base], View(shape_of(base), strides_of(base))) for base in outputs]
+        views = [_view_of(base) for base in inputs]
+        placed = [(self._places[base], _view_of(base)) for base in outputs]
         piece = Piece(calls, self._memory, views, placed, self._n_threads)
         self._pieces.append(piece)
         target = torch.ops.netloom.run_machine_code.default
@@ -206,6 +206,15 @@ class _Compilation:
         return Address(self._places[key], False, operand.offset)
 
 
+def _n_bytes(node: Node) -> int:
+    value = node.meta["val"]
+    return int(value.numel() * value.element_size())
+
+
+def _view_of(node: Node) -> View:
+    return View(shape_of(node), strides_of(node), node.meta["val"].dtype)
+
+
 def _is_view(node: Node) -> bool:
     return base_of(node) is not node
 
@@ -217,8 +226,3 @@ def _changes_in_place(node: Node) -> bool:
 
 def _operands(unit: Lowered) -> Iterable[Operand]:
     return (operand for _, operands in unit.calls for operand in operands if operand is not None)
-
-
-def _n_numbers(node: Node) -> int:
-    """Of float32, that a value takes."""
-    return -(-math.prod(shape_of(node)) * _BYTES[node.meta["val"].dtype] // 4)

@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from netloom.kernels import direct, parts, winograd
 from netloom.kernels.calls import PartCall
 from netloom.kernels.pictures import turned_round
+from netloom.training.loss_lowering import lower_cross_entropy
 from netloom.training.operands import (
     VIEWS,
     Lowered,
@@ -26,6 +27,7 @@ from netloom.training.operands import (
     is_dense,
     is_float,
     is_pictures,
+    is_vector,
     relu_behind,
     result_of,
     shape_of,
@@ -70,17 +72,18 @@ class _Lowering:
         self.done: set[Node] = set()
         self.with_relu: set[Node] = set()
 
-    def reading(self, lowered: Lowered, node: Node, *, as_pictures: bool = False) -> Operand:
-        """What reads a node's memory; for pictures in channels-last memory a copy, if they lie otherwise."""
+    def reading(self, lowered: Lowered, node: Node, *, as_pictures: bool = False, as_planes: bool = False) -> Operand:
+        """What reads a node's memory: for pictures in channels-last memory, or plane by plane, a copy if need be."""
         base = base_of(node)
         lowered.reads.append(base)
-        if as_pictures and not is_channels_last(node):
-            n, channels, height, width = shape_of(node)
-            room = Operand(None, math.prod(shape_of(node)), f"turned_{len(lowered.calls)}")
-            call = parts.turn(n, channels, height * width, self.n_threads)
-            lowered.calls.append((call, [Operand(base), room]))
-            return room
-        return Operand(base)
+        is_planes = bool(node.meta["val"].is_contiguous())
+        if not (as_pictures and not is_channels_last(node)) and not (as_planes and not is_planes):
+            return Operand(base)
+        n, channels, height, width = shape_of(node)
+        room = Operand(None, math.prod(shape_of(node)), f"turned_{len(lowered.calls)}")
+        rows, columns = (channels, height * width) if as_pictures else (height * width, channels)
+        lowered.calls.append((parts.turn(n, rows, columns, self.n_threads), [Operand(base), room]))
+        return room
 
 
 def _bias(lowering: _Lowering, lowered: Lowered, bias: Any) -> Operand | None:
@@ -89,7 +92,7 @@ def _bias(lowering: _Lowering, lowered: Lowered, bias: Any) -> Operand | None:
 
 def _convolution(lowering: _Lowering, node: Node) -> Lowered | None:
     pictures, kernel, bias, padding, *_ = node.args
-    if not (is_pictures(pictures) and is_channels_last(node)):  # type: ignore[arg-type]
+    if not (is_pictures(pictures) and is_channels_last(node) and is_vector(bias, shape_of(node)[1])):  # type: ignore[arg-type]
         return None
     relu = relu_behind(node)
     shapes = shape_of(pictures), shape_of(kernel), strides_of(kernel), tuple(padding)  # type: ignore[arg-type]
@@ -173,7 +176,7 @@ def _pool(lowering: _Lowering, node: Node) -> Lowered | None:
     given = lowering.reading(lowered, pictures, as_pictures=True)  # type: ignore[arg-type]
     result = relu if with_relu and relu is not None else maxima
     call = parts.pool(n, height, width, channels, lowering.n_threads, relu=with_relu)
-    lowered.calls.append((call, [given, writing(lowered, result), writing(lowered, chosen)]))
+    lowered.calls.append((call, [given, writing(lowered, result), writing(lowered, chosen, bytes_of_number=1)]))
     lowering.done.add(result)
     if with_relu:
         lowering.with_relu.add(chosen)
@@ -182,7 +185,9 @@ def _pool(lowering: _Lowering, node: Node) -> Lowered | None:
 
 def _is_gradient_of(node: Node, chosen: Node) -> bool:
     is_pool = node.target == aten.max_pool2d_with_indices_backward.default
-    return is_pool and node.args[7] is chosen and _is_2x2(node, 2) and is_channels_last(node) and is_float(node)
+    if not (is_pool and node.args[7] is chosen and is_pictures(node.args[0])):  # type: ignore[arg-type]
+        return False
+    return _is_2x2(node, 2) and is_channels_last(node) and is_float(node)
 
 
 def _relu_gradient_before(gradient: Node, relu: Node) -> Node | None:
@@ -190,8 +195,9 @@ def _relu_gradient_before(gradient: Node, relu: Node) -> Node | None:
     before = gradient.args[0]
     if not (isinstance(before, Node) and before.target == aten.threshold_backward.default and len(before.users) == 1):
         return None
-    result, threshold = before.args[1], before.args[2]
-    return before if base_of(result) is relu and threshold == 0 and is_pictures(before) else None  # type: ignore[arg-type]
+    given, result, threshold = before.args
+    are_pictures = is_pictures(before) and is_pictures(given)  # type: ignore[arg-type]
+    return before if base_of(result) is relu and threshold == 0 and are_pictures else None  # type: ignore[arg-type]
 
 
 def _pool_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
@@ -202,8 +208,6 @@ def _pool_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
     given = node.args[0]
     if chosen in lowering.with_relu:
         given = given.args[0]  # type: ignore[union-attr]
-    if not is_pictures(given):  # type: ignore[arg-type]
-        return None
     n, channels, height, width = shape_of(node)
     lowered = Lowered()
     gradient = lowering.reading(lowered, given, as_pictures=True)  # type: ignore[arg-type]
@@ -248,17 +252,19 @@ def _element_wise(
     if len(shape_of(node)) < 2:  # of losses, one for each sample, which torch has to look at anyway
         return None
     alike = all(strides_of(value) == strides_of(node) for value in given)
-    if not alike and not is_channels_last(node):
+    is_last = is_channels_last(node)
+    if not alike and not is_last and len(shape_of(node)) != 4:
         return None
+    layout = {} if alike else {"as_pictures": is_last, "as_planes": not is_last}
     lowered = Lowered()
-    operands: list[Operand | None] = [lowering.reading(lowered, value, as_pictures=not alike) for value in given]
+    operands: list[Operand | None] = [lowering.reading(lowered, value, **layout) for value in given]
     lowered.calls.append((make(n, lowering.n_threads), [*operands, writing(lowered, node)]))
     return lowered
 
 
 def _sum(lowering: _Lowering, node: Node) -> Lowered | None:
     value, dimensions, *keeps = node.args
-    if not is_float(value, node) or node.kwargs:
+    if dimensions is None or not is_float(value, node) or node.kwargs:
         return None
     shape = shape_of(value)  # type: ignore[arg-type]
     if [*dimensions] == [0, 2, 3] and is_pictures(value) and not any(keeps):  # type: ignore[misc, arg-type]
@@ -282,7 +288,9 @@ def _norm(lowering: _Lowering, node: Node) -> Lowered | None:
         return None
     if not (_is_own_zeros(mean, node) and _is_own_zeros(variance, node)):
         return None
-    if saved is not None and any(user.target != aten.native_batch_norm_backward.default for user in saved.users):
+    if not all(is_vector(value, shape_of(outputs)[1]) for value in (weight, bias)):
+        return None
+    if saved is not None and not all(map(_is_norm_gradient, saved.users)):
         return None
     lowered = Lowered()
     given = lowering.reading(lowered, values, as_pictures=outputs.meta["val"].ndim == 4)  # type: ignore[arg-type]
@@ -297,11 +305,10 @@ def _norm(lowering: _Lowering, node: Node) -> Lowered | None:
 def _norm_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
     gradient, values, weight, _, _, saved, inverse, *_ = node.args
     forward = saved.args[0] if isinstance(saved, Node) else None
+    if forward not in lowering.found or not _is_norm_gradient(node):
+        return None
     outputs, of_weight, of_bias = (result_of(node, number) for number in range(3))
-    if forward not in lowering.found or outputs is None or not _is_normal(values, outputs):
-        return None
-    if not _is_normal(gradient, outputs):
-        return None
+    assert outputs is not None
     lowered, is_pictures = Lowered(), outputs.meta["val"].ndim == 4
     given = [lowering.reading(lowered, value, as_pictures=is_pictures) for value in (gradient, values)]  # type: ignore[arg-type]
     of_channels = [_bias(lowering, lowered, value) for value in (weight, forward.args[3], inverse)]  # type: ignore[union-attr]
@@ -313,6 +320,15 @@ def _norm_gradient(lowering: _Lowering, node: Node) -> Lowered | None:
     call = parts.batch_norm_gradient(rows, channels, lowering.n_threads)
     lowered.calls.append((call, [*given, *of_channels, *results]))
     return lowered
+
+
+def _is_norm_gradient(node: Node) -> bool:
+    """Whether it is a gradient that can be lowered, if what it is the gradient of is."""
+    outputs = result_of(node, 0)
+    if node.target != aten.native_batch_norm_backward.default or outputs is None:
+        return False
+    gradient, values, weight = node.args[:3]
+    return all(_is_normal(v, outputs) for v in (gradient, values)) and is_vector(weight, shape_of(outputs)[1])
 
 
 def _is_normal(values: Any, outputs: Node) -> bool:
@@ -342,7 +358,7 @@ def _product(lowering: _Lowering, node: Node) -> Lowered | None:
     if not is_float(node, *given) or node.kwargs or not node.meta["val"].is_contiguous():
         return None
     (m, k), (_, n) = shape_of(left), shape_of(right)  # type: ignore[arg-type]
-    if bias is not None and shape_of(bias) != (n,):  # type: ignore[arg-type]
+    if not is_vector(bias, n):
         return None
     relu = relu_behind(node)
     of_left, of_right, threads = strides_of(left), strides_of(right), lowering.n_threads  # type: ignore[arg-type]
@@ -365,6 +381,10 @@ def _product(lowering: _Lowering, node: Node) -> Lowered | None:
         return None
     lowering.done.add(result)
     return lowered
+
+
+def _cross_entropy(lowering: _Lowering, node: Node) -> Lowered | None:
+    return lower_cross_entropy(node, lowering.n_threads)
 
 
 def _clone(lowering: _Lowering, node: Node) -> Lowered | None:
@@ -396,6 +416,7 @@ _LOWERINGS: dict[object, Callable[[_Lowering, Node], Lowered | None]] = {
     aten.mm.default: _product,
     aten.addmm.default: _product,
     aten.clone.default: _clone,
+    aten._log_softmax_backward_data.default: _cross_entropy,
     aten.native_batch_norm.default: _norm,
     aten.native_batch_norm_backward.default: _norm_gradient,
 }

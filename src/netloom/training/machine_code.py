@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,10 +34,14 @@ class View:
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
 
     def of(self, memory: torch.Tensor, place: int) -> torch.Tensor:
         """It, at this place of a memory of float32 numbers."""
-        return memory.as_strided(self.shape, self.strides, place)
+        if self.dtype == memory.dtype:
+            return memory.as_strided(self.shape, self.strides, place)
+        numbers = memory[: memory.numel() // 2 * 2].view(self.dtype)
+        return numbers.as_strided(self.shape, self.strides, place * memory.element_size() // numbers.element_size())
 
     def laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, so laid out."""
@@ -103,6 +108,8 @@ class Piece:
 _numbers = itertools.count()
 _pieces: weakref.WeakValueDictionary[int, Piece] = weakref.WeakValueDictionary()
 
+_kept = threading.local()
+
 _library = torch.library.Library("netloom", "FRAGMENT")  # type: ignore[no-untyped-call]
 # That it writes into a memory of which its outputs are views keeps TorchScript from leaving out or reordering calls.
 _SIGNATURE = "run_machine_code(int number, Tensor(a!) memory, Tensor[] inputs) -> Tensor(a)[]"
@@ -111,4 +118,15 @@ _library.define(_SIGNATURE)  # type: ignore[no-untyped-call]
 
 @torch.library.impl(_library, "run_machine_code", "CPU")
 def _run(number: int, memory: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    return _pieces[number].run(inputs)
+    try:
+        return _pieces[number].run(inputs)
+    except BaseException as error:
+        _kept.error = error
+        raise
+
+
+def original_of(error: BaseException) -> BaseException:
+    """What was raised in machine code's operation on this thread: TorchScript makes a `RuntimeError` of everything."""
+    original = getattr(_kept, "error", None)
+    _kept.error = None
+    return error if original is None else original

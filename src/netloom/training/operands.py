@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from torch.fx import Node
 from netloom.kernels.calls import PartCall
 
 aten = torch.ops.aten
+_FLOAT_BYTES = 4
 # What looks at another one's memory, and has none of its own.
 VIEWS = (aten.detach.default, aten.t.default, aten.view.default, aten._unsafe_view.default)
 
@@ -39,12 +41,12 @@ class Lowered:
     Attributes:
         calls: In their order, each with its operands, None for what is not given.
         reads: Nodes whose memory they read, bases all.
-        writes: Nodes whose memory they write.
+        writes: Nodes whose memory they write, and how many numbers of float32 that takes.
     """
 
     calls: list[tuple[PartCall, list[Operand | None]]] = field(default_factory=list)
     reads: list[Node] = field(default_factory=list)
-    writes: list[Node] = field(default_factory=list)
+    writes: dict[Node, int] = field(default_factory=dict)
 
 
 def base_of(node: Node) -> Node:
@@ -64,9 +66,10 @@ def strides_of(node: Node) -> tuple[int, ...]:
     return tuple(int(n) for n in node.meta["val"].stride())
 
 
-def writing(lowered: Lowered, node: Node) -> Operand:
-    """What writes a node's memory."""
-    lowered.writes.append(node)
+def writing(lowered: Lowered, node: Node, *, bytes_of_number: int | None = None) -> Operand:
+    """What writes a node's memory, with numbers of as many bytes as its type has, or of these."""
+    size = node.meta["val"].element_size() if bytes_of_number is None else bytes_of_number
+    lowered.writes[node] = -(-math.prod(shape_of(node)) * size // _FLOAT_BYTES)
     return Operand(node)
 
 
@@ -90,6 +93,15 @@ def is_dense(node: Node) -> bool:
 def is_pictures(node: Node) -> bool:
     """Whether it is `[B, C, H, W]` in dense memory of either order."""
     return is_float(node) and node.meta["val"].ndim == 4 and is_dense(node)
+
+
+def is_vector(node: object, n: int) -> bool:
+    """Whether it is a vector of `n` numbers beside each other, or nothing."""
+    if node is None:
+        return True
+    if not isinstance(node, Node) or not is_float(node):
+        return False
+    return shape_of(node) == (n,) and bool(node.meta["val"].is_contiguous())
 
 
 def result_of(node: Node, number: int) -> Node | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from netloom.data.batches import Batch
-from netloom.kernels.calls import usable
+from netloom.kernels.calls import most_threads, usable
 from netloom.models.heads import Head
 from netloom.randomness import derive_seed
 from netloom.runtime import ExecutionPlan
@@ -26,15 +27,16 @@ from netloom.training.capture import StepGraph, capture, convolution_shapes, fla
 from netloom.training.compiled_graph import CompiledGraph, compile_graph
 from netloom.training.convolution import ConvolutionShape
 from netloom.training.crew import FLAT, Crew, flat_views, pieces_of
-from netloom.training.machine_code import Piece
+from netloom.training.machine_code import Piece, original_of
 from netloom.training.script import Segment, compile_segments
-from netloom.training.step_rewrites import CaptureError
+from netloom.training.step_rewrites import CaptureError, MissingCompilerError
 
 # Gradients of so many numbers are added by all threads, where there is so much of them in all that it is worth waking
 # these, which takes some tenths of a millisecond.
 _LARGE_SUM = 2**16
 _WORTH_SHARING = 2**20
 _NUMBERS_AT_ONCE = 2**16
+_WHOLE = torch.ones(())
 # Of a shard: torch's batch normalization refuses to be traced with one vector, whose spread it could not tell.
 _FEWEST_SAMPLES = 2
 
@@ -80,11 +82,14 @@ class ShardedGradients:
         for parameter in self._frozen:  # no step will look at it, but optimizers would
             parameter.grad = None
         self._buffers = list(self.model.buffers())
-        self._compiled: dict[tuple[object, ...], _Compiled] = {}
+        self._compiled: dict[tuple[object, ...], _Compiled | CaptureError] = {}
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and leave gradients in memory of their own."""
         self.crew.close()
+        for parameter in self._trained if self.plan.compiled else ():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
 
     @torch.no_grad()
     def __call__(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,29 +146,40 @@ class ShardedGradients:
         values = flat_batch(shard, self.heads)
         key = (n_shards, shard.weights is None, *((tuple(v.shape), v.dtype) for v in values))
         if key not in self._compiled:
-            graph = capture(
-                self.model,
-                shard,
-                self.heads,
-                plan=self.plan,
-                label_smoothing=self.label_smoothing,
-                n_shards=n_shards,
-            )
             try:
-                code = CompiledGraph(graph.graph, [], [])
-                if self.plan.compiled and n_shards == 1:
-                    code = self._machine_code(graph)
-                constants = [*graph.constants, *code.memory]
-                self._compiled[key] = _Compiled(graph, *compile_segments(code.graph), constants, code.pieces)
-            except Exception as error:  # of any kind: what a graph may hold has no end
-                raise CaptureError.by(error, "it has no script") from error
-        return self._compiled[key]
+                self._compiled[key] = self._compile_anew(shard, n_shards)
+            except CaptureError as error:
+                self._compiled[key] = error
+        compiled = self._compiled[key]
+        if isinstance(compiled, CaptureError):
+            raise compiled
+        return compiled
+
+    def _compile_anew(self, shard: Batch, n_shards: int) -> _Compiled:
+        graph = capture(
+            self.model,
+            shard,
+            self.heads,
+            plan=self.plan,
+            label_smoothing=self.label_smoothing,
+            n_shards=n_shards,
+        )
+        try:
+            code = CompiledGraph(graph.graph, [], [])
+            if self.plan.compiled and n_shards == 1:
+                code = self._machine_code(graph)
+            constants = [*graph.constants, *code.memory]
+            return _Compiled(graph, *compile_segments(code.graph), constants, code.pieces)
+        except CaptureError:
+            raise
+        except Exception as error:  # of any kind: what a graph may hold has no end
+            raise CaptureError.by(error, "it has no script") from error
 
     def _machine_code(self, graph: StepGraph) -> CompiledGraph:
         """The step with machine code in place of what has some."""
         if not usable():
-            raise CaptureError("the plan takes machine code, which llvmlite cannot make here")
-        return compile_graph(graph.graph, torch.get_num_threads())
+            raise MissingCompilerError("the plan takes machine code, which llvmlite cannot make here")
+        return compile_graph(graph.graph, min(torch.get_num_threads(), most_threads()))
 
     def _masks(self, graph: StepGraph, step: int, sizes: Sequence[int]) -> list[list[torch.Tensor]]:
         """Masks by shard: those of the whole batch, divided, so that they do not depend on how it is."""
@@ -192,13 +208,20 @@ class ShardedGradients:
             parameter.grad = _laid_out_as(parameter, gradient)
         for place in graph.counters:
             self._buffers[place] += 1
-        statistics = iter(results[0][len(is_product) : behind_statistics])
-        for mean, variance, momentum in graph.norms:
-            for place in (mean, variance):
-                value = next(statistics)
-                if place >= 0:
-                    self._buffers[place].lerp_(value.to(self._buffers[place].dtype), momentum)
+        self._follow(graph, results[0][len(is_product) : behind_statistics])
         return loss, correct
+
+    def _follow(self, graph: StepGraph, statistics: Sequence[torch.Tensor]) -> None:
+        """Let running statistics follow those of the batch, mean and variance of each normalization."""
+        by_momentum = defaultdict[float, list[tuple[torch.Tensor, torch.Tensor]]](list)
+        pairs_of_norms = zip(statistics[::2], statistics[1::2], strict=True)
+        for (of_mean, of_variance, momentum), (mean, variance) in zip(graph.norms, pairs_of_norms, strict=True):
+            for place, value in ((of_mean, mean), (of_variance, variance)):
+                if place >= 0:
+                    buffer = self._buffers[place]
+                    by_momentum[momentum].append((buffer, value.to(buffer.dtype)))
+        for momentum, pairs in by_momentum.items():
+            torch._foreach_lerp_([buffer for buffer, _ in pairs], [value for _, value in pairs], momentum)
 
     def _add_and_multiply(
         self,
@@ -272,6 +295,8 @@ def _split(batch: Batch, sizes: list[int]) -> list[Batch]:
 
 def _shares(batch: Batch, shards: Sequence[Batch]) -> list[torch.Tensor]:
     """What part of the batch's mean loss each shard's mean is: its part of the samples, or of their weight."""
+    if batch.weights is None and len(shards) == 1:
+        return [_WHOLE]
     if batch.weights is None:
         return [torch.tensor(len(shard) / len(batch)) for shard in shards]
     total = batch.weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
@@ -302,7 +327,10 @@ def _take_through(
     meeting: _Meeting, segments: list[Segment], values: dict[str, torch.Tensor], wanted: list[str], number: int
 ) -> list[torch.Tensor]:
     for segment in segments:
-        outputs = segment.run(*[values[name] for name in segment.inputs])
+        try:
+            outputs = segment.run(*[values[name] for name in segment.inputs])
+        except RuntimeError as error:  # an interruption, too, where it came while machine code ran
+            raise original_of(error) from None
         values.update(zip(segment.outputs, outputs, strict=True))
         if segment.gathered:
             values[segment.gathered] = meeting.exchange(number, outputs[-1])

@@ -11,6 +11,7 @@ from torch import nn
 from netloom.data.augment import mix_batch
 from netloom.data.batches import Batch
 from netloom.errors import TrainingError
+from netloom.kernels.calls import most_threads, usable
 from netloom.models.heads import Head
 from netloom.models.kept_state import fingerprint, has_hooks
 from netloom.runtime import ExecutionPlan
@@ -18,6 +19,7 @@ from netloom.training.cuda_graphs import GraphedGradients
 from netloom.training.gradients import Gradients, WholeBatchGradients
 from netloom.training.regularize import MaxNorm, WeightPenalty
 from netloom.training.shards import ShardedGradients
+from netloom.training.step_rewrites import CaptureError, MissingCompilerError
 from netloom.training.updates import FasterUpdate
 
 
@@ -83,8 +85,10 @@ class TrainingStep:
         options = {"plan": plan, "seed": seed, "label_smoothing": label_smoothing}
         self._planned: Gradients = compute(model, heads, **options)  # type: ignore[arg-type]
         crew = self._planned.crew if isinstance(self._planned, ShardedGradients) else None
-        self._update = FasterUpdate(optimizer, crew) if plan.torch_device.type == "cpu" else None
-        self._with_hooks: Gradients = WholeBatchGradients(model, heads, **options)  # type: ignore[arg-type]
+        threads = min(plan.threads, most_threads()) if plan.compiled and usable() else 0
+        is_on_cpu = plan.torch_device.type == "cpu"
+        self._update = FasterUpdate(optimizer, crew, compiled_threads=threads) if is_on_cpu else None
+        self._by_autograd: Gradients = WholeBatchGradients(model, heads, **options)  # type: ignore[arg-type]
         self._model = model
         self.penalty, self.gradient_clip_norm, self.max_norm = penalty, gradient_clip_norm, max_norm
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
@@ -109,7 +113,7 @@ class TrainingStep:
         if (found := fingerprint(self._model)) != self._known:  # a callback froze a layer or drops less, say
             self._known = found
             self.renew()
-        self._gradients = self._with_hooks if has_hooks(self._model) else self._planned
+        self._gradients = self._by_autograd if has_hooks(self._model) else self._planned
         kind = torch.float32 if self._device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=kind, device=self._device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self._device)
@@ -123,7 +127,12 @@ class TrainingStep:
         if self.mixup_alpha or self.cutmix_alpha:
             alphas = {"mixup_alpha": self.mixup_alpha, "cutmix_alpha": self.cutmix_alpha}
             batch = mixed(batch, self.heads, seed=self.seed, step=step, **alphas)
-        loss, correct = self._gradients(batch, step)
+        try:
+            loss, correct = self._gradients(batch, step)
+        except MissingCompilerError:  # whoever resumes elsewhere would get other bits
+            raise
+        except CaptureError:  # of a batch of another size than that of which the plan was made
+            loss, correct = self._by_autograd(batch, step)
         if self.penalty is not None:
             self.penalty.add_gradient()
         if self.gradient_clip_norm is not None:

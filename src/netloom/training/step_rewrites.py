@@ -13,7 +13,9 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from netloom.errors import TrainingError
-from netloom.kernels.calls import usable
+from netloom.kernels import parts
+from netloom.kernels.calls import most_threads, numbers, usable
+from netloom.randomness import words
 from netloom.runtime import ConvolutionMethods
 from netloom.training.batch_norm import sharded_batch_norm
 from netloom.training.convolution import ConvolutionShape, convolution_by
@@ -36,6 +38,10 @@ class CaptureError(TrainingError):
         """Of an error of any kind, by its first line; `what` says what failed."""
         lines = str(error).strip().splitlines()
         return cls(f"{what}: {lines[0] if lines else repr(error)}")
+
+
+class MissingCompilerError(CaptureError):
+    """The plan takes machine code, which cannot be made here."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,16 @@ class Mask:
         """
         shape = (n_samples, *self.shape)
         n = math.prod(shape)
-        words = np.random.SFC64(seed).random_raw((n + 3) // 4)
-        bits = torch.from_numpy(words.view(np.int16)[:n])
         level = round(self.keep * 2**16) - 2**15
-        kept = bits < level if level < 2**15 else torch.ones_like(bits)  # 2**15 itself is no int16
-        mask = torch.mul(kept, torch.tensor(self.scale, dtype=self.dtype))
+        if level == 2**15:  # which is no integer of sixteen bits
+            mask = torch.full((n,), self.scale, dtype=self.dtype)
+        elif self.dtype == torch.float32 and usable():
+            mask = numbers(parts.mask_numbers(n))
+            parts.mask(n, seed, level, self.scale, min(torch.get_num_threads(), most_threads())).run(mask)
+            mask = mask[:n]
+        else:
+            bits = torch.from_numpy(words(seed, (n + 3) // 4).view(np.int16)[:n])
+            mask = torch.mul(bits < level, torch.tensor(self.scale, dtype=self.dtype))
         if len(shape) == 4:  # in the memory format of what it is multiplied with
             return mask.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
         return mask.view(shape)
@@ -109,7 +120,9 @@ def rewrite(
         shape = _shape_of(convolution)
         if of_it != ConvolutionMethods() and shape is not None and shape.takes(of_it):
             if {"winograd", "direct"} & set(of_it) and not usable():
-                raise CaptureError("the plan takes convolutions by machine code, which llvmlite cannot make here")
+                raise MissingCompilerError(
+                    "the plan takes convolutions by machine code, which llvmlite cannot make here"
+                )
             convolution.target, convolution.args = convolution_by, (*convolution.args[:5], list(of_it))
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -254,6 +267,33 @@ def _check_state_is_read_only(graph: Graph, buffers: set[Node]) -> None:
         for argument, value in zip(schema.arguments, node.args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write and value in placeholders:
                 raise CaptureError(CHANGES_STATE if value in buffers else "it changes its input")
+
+
+def give_each_its_own(graph: Graph, n_gradients: int) -> None:
+    """Copy gradients that lie in the memory of another one, or of an input: what follows changes them in place."""
+    outputs = graph.output_node()
+    values: list[Node] = list(outputs.args[0])  # type: ignore[arg-type]
+    taken = {node for node in graph.nodes if node.op in ("placeholder", "get_attr")}
+    for number in range(2, 2 + n_gradients):
+        memory = _memory_of(values[number])
+        if memory in taken:
+            with graph.inserting_before(outputs):
+                copied = graph.call_function(aten.clone.default, (values[number],))
+            copied.meta["val"] = values[number].meta["val"]
+            values[number] = copied
+        taken.add(memory)
+    outputs.args = ([*values],)
+
+
+def _memory_of(node: Node) -> Node:
+    """Whose memory a node's value lies in."""
+    while node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        aliases = schema is not None and schema.returns and schema.returns[0].alias_info is not None
+        if not aliases or not node.all_input_nodes:
+            break
+        node = node.all_input_nodes[0]
+    return node
 
 
 def leave_products(graph: Graph, n_gradients: int, n_shards: int) -> list[bool]:

@@ -5,7 +5,7 @@ update of a network with large dense layers would have three processors of four 
 every large parameter. What torch has no fused kernel for (RMSprop, NAdam) goes there over numbers that stay in the
 processor's cache, in TorchScript, whose interpreter runs without Python's lock. Small networks, where Python takes more
 time than the numbers, are updated by one operation after the other on all parameters at once, or by the fused kernel
-without what torch's optimizers do around it.
+without what torch's optimizers do around it. In compiled steps machine code of ours does it (`compiled_update.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,18 @@ from typing import Any
 
 import torch
 
+from netloom.training.compiled_update import CompiledUpdate
 from netloom.training.crew import FLAT, Crew, flat_views, pieces_of
 from netloom.training.muon import Muon
+from netloom.training.optimizer_state import (
+    ADAM_AVERAGES,
+    Group,
+    State,
+    averages_of,
+    nadam_momentum,
+    nadam_rates,
+    state_of,
+)
 
 # Of so many numbers a parameter is large.
 _LARGE = 2**15
@@ -78,9 +88,7 @@ def nadam(parameters: List[Tensor], gradients: List[Tensor], means: List[Tensor]
 """
 
 
-_Group = dict[str, Any]
-_State = dict[str, torch.Tensor]
-_Together = Callable[[list[torch.Tensor], list[torch.Tensor], list[_State], _Group], None]
+_Together = Callable[[list[torch.Tensor], list[torch.Tensor], list[State], Group], None]
 
 
 @functools.cache
@@ -95,7 +103,7 @@ class _Piece:
     parameter: torch.Tensor
     gradient: torch.Tensor
     averages: dict[str, torch.Tensor]
-    state: _State
+    state: State
 
     def cut(self, n_pieces: int) -> list[_Piece]:
         return [
@@ -104,27 +112,19 @@ class _Piece:
         ]
 
 
-def _count_step(state: _State, group: _Group) -> None:
+def _count_step(state: State, group: Group) -> None:
     if "step" in state:
         state["step"] += 1
     if "mu_product" in state:
-        state["mu_product"] *= _nadam_momentum(group, state["step"].item())
+        state["mu_product"] *= nadam_momentum(group, state["step"].item())
 
 
-def _nadam_momentum(group: _Group, step: float) -> float:
-    return float(group["betas"][0] * (1.0 - 0.5 * (0.96 ** (step * group["momentum_decay"]))))
-
-
-def _nadam_rates(state: _State, group: _Group) -> tuple[float, float, float]:
-    """By what squares are divided, and with what gradients and means are added."""
-    rate, (_, beta2) = group["lr"], group["betas"]
-    step, product = state["step"].item(), state["mu_product"].item()
-    now, then = _nadam_momentum(group, step), _nadam_momentum(group, step + 1)
-    return 1 - beta2**step, -rate * (1.0 - now) / (1.0 - product), -rate * then / (1.0 - product * then)
+def _nadam_rates(state: State, group: Group) -> tuple[float, float, float]:
+    return nadam_rates(state["step"].item(), state["mu_product"].item(), group)
 
 
 def _fused_sgd(
-    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[_State], group: _Group
+    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[State], group: Group
 ) -> None:
     torch._fused_sgd_(
         parameters,
@@ -143,8 +143,8 @@ def _fused_sgd(
 def _fused_adam(
     parameters: list[torch.Tensor],
     gradients: list[torch.Tensor],
-    states: list[_State],
-    group: _Group,
+    states: list[State],
+    group: Group,
     *,
     kernel: Callable[..., None],
 ) -> None:
@@ -165,12 +165,12 @@ def _fused_adam(
     )
 
 
-def _in_pieces(together: _Together, pieces: list[_Piece], group: _Group) -> None:
+def _in_pieces(together: _Together, pieces: list[_Piece], group: Group) -> None:
     states = [{**piece.state, **piece.averages} for piece in pieces]
     together([piece.parameter for piece in pieces], [piece.gradient for piece in pieces], states, group)
 
 
-def _rmsprop(pieces: list[_Piece], group: _Group) -> None:
+def _rmsprop(pieces: list[_Piece], group: Group) -> None:
     _scripts().rmsprop(
         [piece.parameter for piece in pieces],
         [piece.gradient for piece in pieces],
@@ -181,7 +181,7 @@ def _rmsprop(pieces: list[_Piece], group: _Group) -> None:
     )
 
 
-def _nadam(pieces: list[_Piece], group: _Group) -> None:
+def _nadam(pieces: list[_Piece], group: Group) -> None:
     corrections, of_gradients, of_means = zip(*(_nadam_rates(piece.state, group) for piece in pieces), strict=True)
     _scripts().nadam(
         [piece.parameter for piece in pieces],
@@ -197,7 +197,7 @@ def _nadam(pieces: list[_Piece], group: _Group) -> None:
 
 
 def _rmsprop_together(
-    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[_State], group: _Group
+    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[State], group: Group
 ) -> None:
     squares = [state["square_avg"] for state in states]
     if group["weight_decay"]:
@@ -216,9 +216,9 @@ def _rmsprop_together(
 
 
 def _nadam_together(
-    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[_State], group: _Group
+    parameters: list[torch.Tensor], gradients: list[torch.Tensor], states: list[State], group: Group
 ) -> None:
-    means, squares = ([state[name] for state in states] for name in _ADAM)
+    means, squares = ([state[name] for state in states] for name in ADAM_AVERAGES)
     corrections, of_gradients, of_means = zip(*(_nadam_rates(state, group) for state in states), strict=True)
     beta1, beta2 = group["betas"]
     if group["weight_decay"]:
@@ -233,40 +233,32 @@ def _nadam_together(
     torch._foreach_addcdiv_(parameters, means, roots, of_means)
 
 
-_STEP = {"step": 0.0}
-_ADAM = ("exp_avg", "exp_avg_sq")
-
-
 @dataclass(frozen=True)
 class _Kind:
-    """What torch's optimizer keeps for a parameter, and how parameters of one group, whose steps are counted, change.
+    """How parameters of one group, whose steps are counted, change.
 
     Attributes:
         together: Of whole parameters, in operations on all of them at once.
         update: Of flat pieces.
-        averages: Names of what is kept for each number, at first zero.
-        counts: Names of what is kept for the parameter, with their first values.
         is_fused: Whether torch has one kernel for all of it, which needs no room for what lies between.
     """
 
     together: _Together
-    update: Callable[[list[_Piece], _Group], None]
-    averages: tuple[str, ...]
-    counts: dict[str, float]
+    update: Callable[[list[_Piece], Group], None]
     is_fused: bool = False
 
 
-def _fused(together: _Together, averages: tuple[str, ...], counts: dict[str, float]) -> _Kind:
+def _fused(together: _Together) -> _Kind:
     """Where torch has a kernel for all that is to be done to a number."""
-    return _Kind(together, functools.partial(_in_pieces, together), averages, counts, is_fused=True)
+    return _Kind(together, functools.partial(_in_pieces, together), is_fused=True)
 
 
 _KINDS: dict[type[torch.optim.Optimizer], _Kind] = {
-    torch.optim.SGD: _fused(_fused_sgd, ("momentum_buffer",), {}),
-    torch.optim.Adam: _fused(functools.partial(_fused_adam, kernel=torch._fused_adam_), _ADAM, _STEP),
-    torch.optim.AdamW: _fused(functools.partial(_fused_adam, kernel=torch._fused_adamw_), _ADAM, _STEP),
-    torch.optim.NAdam: _Kind(_nadam_together, _nadam, _ADAM, {**_STEP, "mu_product": 1.0}),
-    torch.optim.RMSprop: _Kind(_rmsprop_together, _rmsprop, ("square_avg", "momentum_buffer"), _STEP),
+    torch.optim.SGD: _fused(_fused_sgd),
+    torch.optim.Adam: _fused(functools.partial(_fused_adam, kernel=torch._fused_adam_)),
+    torch.optim.AdamW: _fused(functools.partial(_fused_adam, kernel=torch._fused_adamw_)),
+    torch.optim.NAdam: _Kind(_nadam_together, _nadam),
+    torch.optim.RMSprop: _Kind(_rmsprop_together, _rmsprop),
 }
 
 
@@ -279,10 +271,12 @@ class FasterUpdate:
     Args:
         optimizer: Over parameters on the CPU.
         crew: Threads that divide what is large; None where torch's own do.
+        compiled_threads: Of updates in machine code of ours, which are taken where they can be; 0 for none of these.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, crew: Crew | None) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, crew: Crew | None, *, compiled_threads: int = 0) -> None:
         self._optimizer = optimizer
+        self._compiled = CompiledUpdate(optimizer, compiled_threads) if compiled_threads else None
         self._crew = crew if crew is not None and crew.n_threads > 1 else None
 
     @torch.no_grad()
@@ -295,6 +289,8 @@ class FasterUpdate:
         kind = _KINDS.get(type(optimizer))
         if kind is None or not self._is_plain():
             optimizer.step()
+            return
+        if self._compiled is not None and self._compiled():
             return
         n_large = sum(n for group in optimizer.param_groups for p in group["params"] if (n := p.numel()) >= _LARGE)
         if n_large >= _WORTH_SHARING and self._crew is not None:
@@ -324,25 +320,25 @@ class FasterUpdate:
             if parameters:
                 taken.append((parameters, group))
         for parameters, group in taken:
-            states = [self._state(parameter, kind, group) for parameter in parameters]
+            states = [state_of(self._optimizer, parameter, group) for parameter in parameters]
             for state in states:
                 _count_step(state, group)
             kind.together(parameters, [p.grad for p in parameters], states, group)
 
     def _divide(self, kind: _Kind, crew: Crew) -> None:
         n_pieces = crew.n_threads
-        parts: list[list[tuple[list[_Piece], _Group]]] = [[] for _ in range(n_pieces)]
+        parts: list[list[tuple[list[_Piece], Group]]] = [[] for _ in range(n_pieces)]
         gradients = []
         for group in self._optimizer.param_groups:
             cut = []
             for parameter in group["params"]:
-                if parameter.numel() >= _LARGE and (whole := self._whole(parameter, kind, group)) is not None:
+                if parameter.numel() >= _LARGE and (whole := self._whole(parameter, group)) is not None:
                     gradients.append((parameter, parameter.grad))
                     cut.append(whole.cut(n_pieces))
             for part, pieces in zip(parts, zip(*cut, strict=True), strict=False):
                 part.append((list(pieces), group))
 
-        def update(part: list[tuple[list[_Piece], _Group]], *, first: bool) -> None:
+        def update(part: list[tuple[list[_Piece], Group]], *, first: bool) -> None:
             if first:
                 self._optimizer.step()
             for pieces, group in part:
@@ -356,32 +352,18 @@ class FasterUpdate:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
 
-    def _whole(self, parameter: torch.Tensor, kind: _Kind, group: _Group) -> _Piece | None:
+    def _whole(self, parameter: torch.Tensor, group: Group) -> _Piece | None:
         """All of the parameter, its state moved on to the present step; None if it is to be left to the optimizer."""
         if parameter.grad is None or parameter.dtype != torch.float32:
             return None
-        state = self._state(parameter, kind, group)
-        averages = _averages(kind, group)
+        state = state_of(self._optimizer, parameter, group)
+        averages = averages_of(self._optimizer, group)
         flat = flat_views([parameter, parameter.grad, *(state[name] for name in averages)])
         if flat is None:
             return None
         _count_step(state, group)
         mine, gradient, *kept = flat
         return _Piece(mine, gradient, dict(zip(averages, kept, strict=True)), state)
-
-    def _state(self, parameter: torch.Tensor, kind: _Kind, group: _Group) -> _State:
-        state: _State = self._optimizer.state[parameter]
-        for name in _averages(kind, group):
-            if state.get(name) is None:
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        for name, value in kind.counts.items():
-            if name not in state:
-                state[name] = torch.tensor(value)
-        return state
-
-
-def _averages(kind: _Kind, group: _Group) -> list[str]:
-    return [name for name in kind.averages if name != "momentum_buffer" or group["momentum"]]
 
 
 def _places_of_hooks(optimizer: torch.optim.Optimizer) -> list[tuple[object, str]]:
